@@ -1,0 +1,148 @@
+"""The configuration of a training run: every key, once, with its meaning, range and default.
+
+A config file is YAML with the sections below; ``base: other.yaml`` names a file (relative to it) that it only
+changes. The command line beats the file, the file its base, the base the defaults here. Environment variables
+count for nothing. How keys are read and refused is in `strict_args`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ffcv_prune import strict_args
+from ffcv_prune.errors import UserError
+from ffcv_prune.strict_args import REQUIRED, Setting, key
+
+USAGE = "usage: python train_imagenet.py --config FILE [--section.key=value ...]"
+POLICIES = ("none", "random", "uncertainty", "ema", "epsilon_greedy", "ucb")
+PHASE_MODES = ("random", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """the run and its folder"""
+
+    name: str = key("", "folder name of the run; empty: the config file's name")
+    out: str = key("runs", "folder that holds the run folders")
+    seed: int = key(0, "seed of weights, order, augmentation and selection", within="[0, 4294967295]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """the compiled data set and how its images are cut"""
+
+    train: str = key(REQUIRED, "path of the training .beton")
+    test: str = key(REQUIRED, "path of the test .beton")
+    augment: str = key("none", "training augmentation", choices=("none", "pad_crop_flip", "random_resized_crop"))
+    size: int = key(0, "side of the images fed to the model; 0: as stored", within="[0, inf)")
+    test_ratio: float = key(1.0, "centre crop over image side, scoring and test", within="(0, 1]")
+    num_workers: int = key(-1, "loader threads; -1: all cores available", within="[-1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """the network"""
+
+    name: str = key(REQUIRED, "name of the model, for example resnet18_cifar")
+    classes: int = key(0, "number of classes; 0: from the data set's manifest", within="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """optimiser, schedule and device"""
+
+    epochs: int = key(REQUIRED, "passes over the data, or over what is kept of it", within="[1, inf)")
+    batch_size: int = key(128, "images per step", within="[1, inf)")
+    lr: float = key(0.1, "peak learning rate", within="(0, inf)")
+    momentum: float = key(0.9, "momentum of SGD", within="[0, 1)")
+    nesterov: bool = key(True, "Nesterov momentum")
+    weight_decay: float = key(5e-4, "weight decay", within="[0, inf)")
+    label_smoothing: float = key(0.0, "label smoothing of the training loss", within="[0, 1)")
+    lr_schedule: str = key("step", "shape of the learning rate", choices=("step", "cosine"))
+    lr_milestones: tuple[float, ...] = key(
+        (0.3, 0.6, 0.8), "where a step schedule drops, as fractions of the run, rising", within="(0, 1)"
+    )
+    lr_factor: float = key(0.2, "factor of each drop", within="(0, 1]")
+    warmup_epochs: float = key(0.0, "epochs in which the learning rate rises linearly", within="[0, inf)")
+    device: str = key("auto", "auto: the GPU if there is one", pattern=r"auto|cpu|cuda(:\d+)?")
+    amp: str = key("auto", "mixed precision; auto: as the hardware has it", choices=("auto", "bf16", "fp16", "off"))
+    eval_every: int = key(1, "epochs between tests; the last epoch is always tested", within="[1, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """which samples are trained on"""
+
+    policy: str = key("none", "who selects; none: all data, no checkpoints", choices=POLICIES)
+    keep: float = key(1.0, "fraction of the data kept (pruning rate = 1 - keep)", within="(0, 1]")
+    period: int = key(10, "epochs between checkpoints (the paper's T_p)", within="[1, inf)")
+    alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
+    c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
+    epsilon: float = key(0.1, "epsilon_greedy: share of the selection drawn at random", within="[0, 1]")
+    random_share: float = key(0.0, "guard: share of any policy's selection drawn at random", within="[0, 1]")
+    warmup: int = key(0, "epochs before the first scored selection", within="[0, inf)")
+    warmup_mode: str = key("random", "what the warm-up trains on", choices=PHASE_MODES)
+    final: int = key(0, "epochs after the last scored selection", within="[0, inf)")
+    final_mode: str = key("random", "what the final phase trains on", choices=PHASE_MODES)
+    score_batch_size: int = key(0, "images per scoring batch; 0: twice train.batch_size", within="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All keys of a run, typed and immutable: ``config.train.lr``."""
+
+    run: Run
+    data: Data
+    model: Model
+    train: Train
+    prune: Prune
+
+    def __post_init__(self) -> None:
+        """Check what one key's range cannot tell: UserError."""
+        train, prune = self.train, self.prune
+        if "/" in self.run.name or self.run.name.startswith("."):
+            raise UserError(f"run.name={self.run.name}: not a plain folder name; run.out says where it goes")
+        if self.data.num_workers == 0:
+            raise UserError("data.num_workers=0: the loader needs threads; use -1 for all cores")
+        if list(train.lr_milestones) != sorted(set(train.lr_milestones)):
+            raise UserError(f"train.lr_milestones={train.lr_milestones}: must rise from one to the next")
+        if train.nesterov and train.momentum == 0:
+            raise UserError("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
+        if train.warmup_epochs >= train.epochs:
+            raise UserError(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
+        if prune.warmup + prune.final > train.epochs:
+            raise UserError(
+                f"prune.warmup + prune.final = {prune.warmup + prune.final} epochs is more than "
+                f"train.epochs={train.epochs}; lower one of them"
+            )
+        if prune.policy == "none" and prune.keep < 1:
+            raise UserError(
+                f"prune.keep={prune.keep} without a policy; set prune.policy (such as random) or prune.keep=1"
+            )
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as a config file that `load` reads back as the same."""
+        return strict_args.to_yaml(self)
+
+
+def load(argv: Sequence[str]) -> Config:
+    """Read ``--config FILE [--section.key=value …]``.
+
+    ``--help`` prints all keys and exits with 0. Everything that is wrong is a `UserError`: an unknown key (it
+    names the nearest), a value of the wrong type or out of range, a missing or unreadable file.
+    """
+    options, overrides = strict_args.parse_command_line(argv, options=("config",))
+    if "help" in options:
+        print(USAGE, strict_args.help_text(Config), sep="\n")
+        raise SystemExit(0)
+    if "config" not in options:
+        raise UserError(f"no config file; {USAGE}")
+    path = Path(options["config"])
+    settings = strict_args.read_settings(path)
+    settings |= {name: Setting(text, "command line") for name, text in overrides.items()}
+    config = strict_args.resolve(Config, settings, options=("config", "base"))
+    if config.run.name:
+        return config
+    return replace(config, run=replace(config.run, name=path.stem))

@@ -1,0 +1,37 @@
+"""Errors that a user can cause and mend: one line, exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """Something the user can mend. Its message is one line: it names the thing and the remedy."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean "x"?`` for the known word nearest to `word`, else the list of known words."""
+    known = sorted(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main` and turn what it raises into an exit code.
+
+    `UserError` prints ``error: …`` on standard error and exits with 2; Ctrl-C exits with 130.
+    Anything else is a defect of ours and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,55 @@
+"""The machine and the versions a result was made with, and the precision its hardware is good at."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy")  # by distribution: ffcv.__version__ is wrong
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with tiles, ARM
+
+
+def describe() -> dict[str, Any]:
+    """Return CPU, cores this process may use, memory in GB, GPUs and versions. No host name, no paths."""
+    return {
+        "cpu": _cpu_field("model name") or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def default_amp_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the type for autocast that `device` computes in hardware, or None for full precision.
+
+    bfloat16 on CUDA from compute capability 8.0 and on CPUs that have instructions for it (emulated, it is
+    slower than float32); float16 on older CUDA.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu" and BF16_INSTRUCTIONS & _cpu_flags():
+        return torch.bfloat16
+    return None
+
+
+def _cpu_flags() -> set[str]:
+    return set((_cpu_field("flags") or _cpu_field("Features")).split())  # x86 or ARM
+
+
+def _cpu_field(name: str) -> str:
+    """Return the first value of a /proc/cpuinfo field; empty where there is none."""
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text().splitlines():
+            field, _, value = line.partition(":")
+            if field.strip() == name:
+                return value.strip()
+    return ""

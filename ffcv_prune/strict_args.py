@@ -1,0 +1,287 @@
+"""fastargs made strict: what configurations and recipes are read with.
+
+A configuration is declared once, as a frozen dataclass of sections whose fields are made by `key`. From
+that one declaration come the fastargs sections and parameters, the typed result, the defaults and the help.
+
+Files and the command line go through one parser: scalars of a YAML file are kept as text, so that the type of
+the key decides what ``off``, ``5e-4`` or ``1`` means, not YAML 1.1 (which reads a boolean, a string and an
+integer).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+import fastargs
+import yaml
+from fastargs.exceptions import MissingValueError
+from fastargs.validation import Checker
+
+from ffcv_prune.errors import UserError, nearest
+
+Text = str | list[str]
+T = TypeVar("T")
+
+REQUIRED: Any = dataclasses.MISSING
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class Setting(NamedTuple):
+    """The text given for one key, and where it was given (a file, or "command line")."""
+
+    text: Text
+    source: str
+
+
+def key(
+    default: T,
+    description: str,
+    *,
+    within: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    pattern: str | None = None,
+) -> T:
+    """Declare one key of a section. The field's annotation is its type: one of those in `PARSERS`.
+
+    `within` is an interval such as ``"(0, 1]"`` for a number, or for each number of a list. `choices` lists
+    the words, or `pattern` is the regular expression, that a text must match. `REQUIRED`: no default.
+    """
+    metadata = {"description": description, "within": within, "choices": choices, "pattern": pattern}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _boolean(text: str) -> bool:
+    return BOOLEANS[text.lower()]
+
+
+def _numbers(text: Text) -> tuple[float, ...]:
+    items = text if isinstance(text, list) else [item for item in text.split(",") if item.strip()]
+    return tuple(_number(item) for item in items)
+
+
+PARSERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    int: (int, "an integer"),
+    float: (_number, "a number"),
+    bool: (_boolean, "true or false"),
+    str: (str, "a text"),
+    tuple[float, ...]: (_numbers, "a list of numbers such as 0.3,0.6"),
+}
+
+
+def _inside(value: float, interval: str) -> bool:
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    return above and (value < high if interval[-1] == ")" else value <= high)
+
+
+class KeyChecker(Checker):
+    """fastargs checker of one key: text to value, or ValueError, TypeError or KeyError."""
+
+    def __init__(self, kind: Any, metadata: Mapping[str, Any]) -> None:
+        self.parse, self.noun = PARSERS[kind]
+        self.takes_list = kind == tuple[float, ...]
+        self.within: str | None = metadata["within"]
+        self.choices: tuple[str, ...] | None = metadata["choices"]
+        self.pattern: str | None = metadata["pattern"]
+
+    def check(self, text: Text) -> Any:
+        if isinstance(text, list) and not self.takes_list:
+            raise TypeError("a list where one value is expected")
+        value = self.parse(text)
+        if self.within is not None:
+            numbers = value if self.takes_list else (value,)
+            if not all(_inside(number, self.within) for number in numbers):
+                raise ValueError(f"outside {self.within}")
+        if self.choices is not None and value not in self.choices:
+            raise ValueError("not one of the choices")
+        if self.pattern is not None and not re.fullmatch(self.pattern, value):
+            raise ValueError(f"does not match {self.pattern}")
+        return value
+
+    def help(self) -> str:
+        if self.choices is not None:
+            return f"one of {', '.join(self.choices)}"
+        if self.pattern is not None:
+            return f"a text matching {self.pattern}"
+        return self.noun if self.within is None else f"{self.noun} in {self.within}"
+
+    def complaint(self, text: Text) -> str:
+        """Say what is wrong with a text that `check` refused."""
+        if self.choices is not None and isinstance(text, str):
+            return f"unknown{nearest(text, self.choices)}"
+        return f"expected {self.help()}"
+
+
+class _TextLoader(yaml.BaseLoader):
+    """Safe YAML (plain mappings, lists and text; tags are not obeyed) that refuses duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            name = self.construct_scalar(key_node)  # raises for a list or a mapping as a key
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f'duplicate key "{name}"', problem_mark=key_node.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; every scalar comes back as text. UserError names file and line of a fault."""
+    try:
+        content = yaml.load(Path(path).read_bytes(), Loader=_TextLoader)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "not UTF-8 text"
+        raise UserError(f"{place}: {problem}; correct the YAML") from error
+    if content in (None, ""):
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected lines of the form `key: value`")
+    return content
+
+
+def flatten(content: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Setting]:
+    """Turn nested mappings into dotted keys: ``train: {lr: 0.1}`` becomes ``train.lr``."""
+    flat: dict[str, Setting] = {}
+    for name, value in content.items():
+        nested = (
+            flatten(value, source, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": Setting(value, source)}
+        )
+        for dotted in nested.keys() & flat.keys():
+            raise UserError(f'{source}: duplicate key "{dotted}"; keep one of the two')
+        flat |= nested
+    return flat
+
+
+def read_settings(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, Setting]:
+    """Read a file and, under it, the `base:` file that it names (relative to itself, and so on down)."""
+    path = Path(path)
+    if path.resolve() in _chain:
+        raise UserError(f"{path}: its chain of base files comes back to itself; remove one `base:` line")
+    content = read_yaml(path)
+    base = content.pop("base", None)
+    if base is None:
+        return flatten(content, str(path))
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise UserError(f"{path}: base file {base} does not exist; give a path relative to {path.parent}/")
+    return read_settings(path.parent / base, (*_chain, path.resolve())) | flatten(content, str(path))
+
+
+def parse_command_line(argv: Sequence[str], options: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Split ``--name=value`` and ``--name value`` arguments (no abbreviations, no environment).
+
+    Returns:
+        What was given for the names in `options`, and everything else: overrides, whose names `resolve`
+        judges. ``-h`` and ``--help`` are the option "help". Of a repeated name the last counts.
+    """
+    given: dict[str, str] = {}
+    overrides: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument in ("-h", "--help"):
+            given["help"] = ""
+            continue
+        if not argument.startswith("--") or argument == "--":
+            raise UserError(f'unexpected argument "{argument}"; write --key=value')
+        name, equals, value = argument[2:].partition("=")
+        if not equals:
+            value = next(arguments, "--")
+            if value.startswith("--"):
+                raise UserError(f"--{name} needs a value; write --{name}=VALUE")
+        (given if name in options else overrides)[name] = value
+    return given, overrides
+
+
+def _to_text(value: Any) -> Text:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def declare(config_class: type) -> fastargs.Config:
+    """Make the fastargs sections and parameters of a dataclass of sections."""
+    declared = fastargs.Config()  # never fastargs' global one: two declarations must not mix
+    for section, section_class in get_type_hints(config_class).items():
+        kinds = get_type_hints(section_class)
+        params = {
+            field.name: fastargs.Param(
+                KeyChecker(kinds[field.name], field.metadata),
+                field.metadata["description"],
+                default=None if field.default is REQUIRED else _to_text(field.default),
+                required=field.default is REQUIRED,
+            )
+            for field in dataclasses.fields(section_class)
+        }
+        fastargs.Section(section, section_class.__doc__, config_descriptor=declared).params(**params)
+    return declared
+
+
+def resolve(config_class: type[T], settings: Mapping[str, Setting], options: Collection[str] = ()) -> T:
+    """Build `config_class` from dotted keys; UserError for unknown, missing and unacceptable ones.
+
+    `options` are names of the command line that are no keys, so that a misspelt one finds its nearest.
+    """
+    declared = declare(config_class)
+    known = {".".join(path): param for path, param in declared.entries.items()}
+    sections = get_type_hints(config_class)
+    # a section whose keys are all commented out is an empty text to YAML
+    settings = {name: s for name, s in settings.items() if not (name in sections and s.text == "")}
+    for name, setting in settings.items():
+        if name not in known:
+            others = {*known, *options} - {name}
+            raise UserError(f'unknown key "{name}" ({setting.source}){nearest(name, others)}')
+    declared.collect({name: setting.text for name, setting in settings.items()})
+    for path, error in declared.validate(mode="errordict").items():
+        name = ".".join(path)
+        param = known[name]
+        if isinstance(error, MissingValueError):
+            raise UserError(f"{name} is required ({param.desc}); set it in the file or with --{name}=…")
+        text, source = settings[name]
+        shown = ",".join(map(str, text)) if isinstance(text, list) else text
+        raise UserError(f"{name}={shown} ({source}): {param.checker.complaint(text)}")
+    values: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for section, name in declared.entries:
+        values[section][name] = declared[(section, name)]
+    return config_class(**{section: sections[section](**given) for section, given in values.items()})
+
+
+def to_yaml(config: Any) -> str:
+    """Write a resolved configuration as YAML that reads back as the same one."""
+    content = {
+        section: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        for section, values in dataclasses.asdict(config).items()
+    }
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def help_text(config_class: type) -> str:
+    """List all keys with what they mean, what they take and their defaults."""
+    declared = declare(config_class)
+    lines = []
+    for namespace, paths in declared.sections_to_entries.items():
+        lines.append(f"\n{'.'.join(namespace)}: {declared.sections[namespace].desc}")
+        for path in paths:
+            param = declared.entries[path]
+            shown = ",".join(param.default) if isinstance(param.default, list) else param.default
+            default = "required" if param.required else f"default {shown or '(empty)'}"
+            lines.append(f"  --{'.'.join(path):26} {param.desc}; {param.checker.help()}; {default}")
+    return "\n".join(lines)

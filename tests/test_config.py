@@ -1,0 +1,279 @@
+"""Configurations: who wins, what comes back, and what is refused with which line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffcv_prune.config import POLICIES, Config, Prune, load
+from ffcv_prune.errors import UserError
+from ffcv_prune.pruning import policies
+from ffcv_prune.strict_args import parse_command_line, read_yaml
+
+CONFIGS = Path(__file__).parents[1] / "rn_configs"
+MINIMAL = """\
+data: {train: train.beton, test: test.beton}
+model: {name: basic_cnn}
+train: {epochs: 20}
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    return write(tmp_path / "minimal.yaml", MINIMAL)
+
+
+def load_with(path: Path, *overrides: str) -> Config:
+    return load(["--config", str(path), *overrides])
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_with(path, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_are_the_papers(minimal: Path) -> None:
+    config = load_with(minimal)
+    assert config.run.name == "minimal"
+    assert (config.train.lr, config.train.momentum, config.train.nesterov) == (0.1, 0.9, True)
+    assert (config.train.weight_decay, config.train.batch_size) == (5e-4, 128)
+    assert config.train.lr_milestones == (0.3, 0.6, 0.8)
+    assert (config.prune.policy, config.prune.keep, config.prune.period, config.prune.alpha) == (
+        "none",
+        1.0,
+        10,
+        0.8,
+    )
+
+
+def test_command_line_beats_file_beats_base_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "shared" / "root.yaml", MINIMAL + "prune: {alpha: 0.1, c: 0.1, epsilon: 0.1}\n")
+    write(tmp_path / "base.yaml", "base: shared/root.yaml\nprune: {alpha: 0.2, c: 0.2}\n")
+    path = write(tmp_path / "configs" / "top.yaml", "base: ../base.yaml\nprune: {alpha: 0.3}\n")
+    monkeypatch.setenv("prune.period", "3")  # fastargs would let the environment win
+    monkeypatch.setenv("prune.alpha", "0.9")
+    config = load_with(path, "--prune.random_share=0.4")
+    assert config.prune == Prune(alpha=0.3, c=0.2, epsilon=0.1, random_share=0.4)
+    assert load_with(path, "--prune.alpha", "0.4").prune.alpha == 0.4
+    assert load_with(path, "--prune.alpha=0.4", "--prune.alpha=0.5").prune.alpha == 0.5
+
+
+def test_base_chain_that_comes_back_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "base: b.yaml\n")
+    path = write(tmp_path / "b.yaml", "base: a.yaml\n")
+    assert "comes back to itself" in refusal(path)
+
+
+def test_missing_base_names_both_files(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path / "a.yaml", "base: nowhere.yaml\n"))
+    assert "a.yaml" in message
+    assert "nowhere.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("argument", "section", "value"),
+    [
+        ("train.lr=5e-4", "train", 5e-4),  # YAML 1.1 reads a text
+        ("train.amp=off", "train", "off"),  # YAML 1.1 reads false
+        ("train.nesterov=False", "train", False),  # fastargs reads true
+        ("train.nesterov=no", "train", False),
+        ("train.nesterov=1", "train", True),
+        ("train.lr_milestones=0.5,0.75", "train", (0.5, 0.75)),
+        ("train.lr_milestones=", "train", ()),
+        ("run.name=007", "run", "007"),
+        ("data.num_workers=-1", "data", -1),
+        ("prune.keep=1", "prune", 1.0),
+    ],
+)
+def test_a_value_reads_the_same_in_a_file_and_on_the_command_line(
+    minimal: Path, argument: str, section: str, value: object
+) -> None:
+    name, _, text = argument.partition("=")
+    key = name.partition(".")[2]
+    on_command_line = load_with(minimal, f"--{argument}")
+    separate = load_with(minimal, f"--{name}", text)
+    file = write(minimal.parent / "file.yaml", f"base: minimal.yaml\n{section}:\n  {key}: {text}\n")
+    in_file = load_with(file)
+    for config in (on_command_line, separate, in_file):
+        read = getattr(getattr(config, section), key)
+        assert read == value
+        assert type(read) is type(value)
+
+
+def test_lists_may_be_yaml_lists(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", MINIMAL.replace("epochs: 20", "epochs: 20, lr_milestones: [0.2, 0.4]"))
+    assert load_with(path).train.lr_milestones == (0.2, 0.4)
+
+
+def test_a_section_may_be_empty(tmp_path: Path) -> None:
+    assert load_with(write(tmp_path / "a.yaml", MINIMAL + "prune:\n#  keep: 0.3\n")).prune == Prune()
+
+
+@pytest.mark.parametrize(
+    ("argument", "fragments"),
+    [
+        ("train.lrr=0.1", ['"train.lrr"', 'did you mean "train.lr"?']),
+        ("prune.poliyc=ucb", ['did you mean "prune.policy"?']),
+        ("confg=a.yaml", ['did you mean "config"?']),
+        ("base=minimal.yaml", ['unknown key "base"']),
+        ("train=3", ['unknown key "train"']),
+        ("train.lr=fast", ["train.lr=fast", "expected a number in (0, inf)"]),
+        ("train.lr=nan", ["expected a number"]),
+        ("train.lr=", ["expected a number"]),
+        ("train.epochs=2.5", ["train.epochs=2.5", "expected an integer in [1, inf)"]),
+        ("train.epochs=0", ["expected an integer in [1, inf)"]),
+        ("train.nesterov=on", ["train.nesterov=on", "expected true or false"]),
+        ("train.lr_milestones=0.3,x", ["train.lr_milestones=0.3,x", "list of numbers"]),
+        ("train.lr_milestones=0.3,1.5", ["in (0, 1)"]),
+        ("train.lr_milestones=0.6,0.3", ["must rise"]),
+        ("train.lr_schedule=stepp", ['did you mean "step"?']),
+        ("train.device=gpu", ["train.device=gpu", "cuda"]),
+        ("train.momentum=0", ["train.nesterov=false"]),
+        ("train.warmup_epochs=20", ["train.warmup_epochs", "train.epochs=20"]),
+        ("prune.policy=ucbb", ["prune.policy=ucbb", 'did you mean "ucb"?']),
+        ("prune.keep=0", ["prune.keep=0", "expected a number in (0, 1]"]),
+        ("prune.keep=1.01", ["expected a number in (0, 1]"]),
+        ("prune.keep=0.3", ["prune.policy"]),
+        ("prune.period=0", ["prune.period=0", "expected an integer in [1, inf)"]),
+        ("prune.warmup=21", ["prune.warmup + prune.final = 21", "train.epochs=20"]),
+        ("data.num_workers=0", ["data.num_workers=0"]),
+        ("run.name=../elsewhere", ["run.name=../elsewhere", "run.out"]),
+    ],
+)
+def test_bad_values_are_refused_with_key_value_and_expectation(
+    minimal: Path, argument: str, fragments: list[str]
+) -> None:
+    message = refusal(minimal, f"--{argument}")
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_a_bad_value_in_a_base_file_names_that_file(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", MINIMAL + "prune: {keep: [0.3]}\n")
+    message = refusal(write(tmp_path / "a.yaml", "base: base.yaml\n"))
+    assert "prune.keep=0.3" in message
+    assert "base.yaml" in message
+
+
+@pytest.mark.parametrize("key", ["data.train", "data.test", "model.name", "train.epochs"])
+def test_required_keys(tmp_path: Path, key: str) -> None:
+    section, _, name = key.partition(".")
+    content = read_yaml(write(tmp_path / "all.yaml", MINIMAL))
+    del content[section][name]
+    message = refusal(write(tmp_path / "a.yaml", str(content)))
+    assert f"{key} is required" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        ("train:\n  lr: [0.1\n", ["a.yaml:3"]),
+        ("train:\n  lr: 1\n  lr: 2\n", ["a.yaml:3", 'duplicate key "lr"']),
+        ("train:\n  lr: 1\ntrain.lr: 2\n", ["a.yaml", 'duplicate key "train.lr"']),
+        ("? [a, b]\n: 1\n", ["a.yaml:1"]),
+        ("- a\n", ["a.yaml", "key: value"]),
+        ("a: 1\n---\nb: 2\n", ["a.yaml:2"]),
+    ],
+)
+def test_yaml_faults_name_file_and_line(tmp_path: Path, text: str, fragments: list[str]) -> None:
+    message = refusal(write(tmp_path / "a.yaml", text))
+    for fragment in fragments:
+        assert fragment in message
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "nowhere.yaml")
+    binary = tmp_path / "weights.pt"
+    binary.write_bytes(b"\xff\xfe\x00\x80\x04")
+    assert "weights.pt" in refusal(binary)
+
+
+def test_yaml_builds_no_python_objects(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", 'name: !!python/object/apply:os.system ["exit 1"]\n')
+    assert read_yaml(path) == {"name": ["exit 1"]}
+
+
+@pytest.mark.parametrize("argv", [[], ["train.yaml"], ["--config"], ["--config", "--train.lr=1"], ["--"]])
+def test_malformed_command_lines(argv: list[str]) -> None:
+    with pytest.raises(UserError):
+        load(argv)
+
+
+def test_help_lists_every_key_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for section in dataclasses.fields(Config):
+        assert f"\n{section.name}: " in text
+    assert "--train.lr_milestones" in text
+    assert "default 0.3,0.6,0.8" in text
+
+
+def test_config_is_immutable(minimal: Path) -> None:
+    config = load_with(minimal)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.lr = 1.0  # type: ignore[misc]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.text(st.characters(exclude_categories=["C"], exclude_characters="/"), max_size=12).filter(
+        lambda s: not s.startswith(".")
+    ),
+    lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    milestones=st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), unique=True).map(sorted),
+    nesterov=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_written_configuration_reads_back_identically(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    lr: float,
+    milestones: list[float],
+    nesterov: bool,
+    seed: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("config")
+    config = load_with(
+        write(folder / "a.yaml", MINIMAL),
+        f"--run.name={name}",
+        f"--run.seed={seed}",
+        f"--train.lr={lr!r}",
+        f"--train.lr_milestones={','.join(map(repr, milestones))}",
+        f"--train.nesterov={nesterov}",
+    )
+    assert config.train.lr_milestones == tuple(milestones)
+    assert load_with(write(folder / "config.yaml", config.to_yaml())) == config
+
+
+def test_command_line_of_other_commands() -> None:
+    options, overrides = parse_command_line(
+        ["--dataset", "cifar10", "--data-dir=d", "--image.quality=90", "-h"], options=("dataset", "data-dir")
+    )
+    assert options == {"dataset": "cifar10", "data-dir": "d", "help": ""}
+    assert overrides == {"image.quality": "90"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_load_and_open_with_their_command(path: Path) -> None:
+    assert load_with(path).run.name == path.stem
+    first_line = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first_line == f"# python train_imagenet.py --config rn_configs/{path.name}"
+
+
+def test_every_policy_of_a_config_exists() -> None:
+    assert {*POLICIES} - {"none"} <= policies.POLICIES.keys()

@@ -1,0 +1,277 @@
+"""`run` on machines it does not have: a copy of it, a PATH of stubs that write down how they were called.
+
+FFCV, pip and apt are not run here; the commands that `run` would have them do are compared.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import stat
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ["bash", "cat", "dirname", "env", "flock", "head", "mkdir", "rm", "sed", "sha256sum", "touch"]
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+# The interpreter: every check it is asked holds; `-m venv` copies it, `-m pip` installs nothing.
+PYTHON = """
+case "$*" in
+*ensurepip*) [ ! -e "$STATE/no-ensurepip" ] ;;
+*version_info*) [ ! -e "$STATE/old-python" ] ;;
+--version) echo "Python 3.11.2" ;;
+"-m venv "*) mkdir -p "$3/bin" && cat "$0" >"$3/bin/python" && chmod +x "$3/bin/python" ;;
+"-m pip "*) [ ! -e "$STATE/pip-dies" ] || kill -9 "$PPID" ;;
+esac
+"""
+# What apt installs is there afterwards.
+APT_GET = """
+case "$*" in
+*install*) for word; do rm -f "$STATE/no-$word"; done ;;
+esac
+"""
+# Every package is in this release, or all but the data set.
+APT_CACHE = """
+case "$*" in
+*dataset-fashion-mnist*) [ -e "$STATE/no-dataset" ] || echo found ;;
+*) echo found ;;
+esac
+"""
+
+
+class Machine:
+    """A machine with everything installed, until a file in `state` says otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.state = folder / "project", folder / "bin", folder / "state"
+        for path in (self.root, self.bin, self.state):
+            path.mkdir()
+        for name in ("run", "setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.root)
+        for tool in [*TOOLS, "chmod"]:
+            (self.bin / tool).symlink_to(shutil.which(tool) or tool)
+        self.stub("python3", PYTHON)
+        self.stub("apt-get", APT_GET)
+        self.stub("apt-cache", 'case "$*" in *dataset*) [ -e "$STATE/no-dataset" ] || echo it ;; *) echo it ;; esac')
+        self.stub("dpkg", "")
+        self.stub("id", 'if [ -e "$STATE/user" ]; then echo 1000; else echo 0; fi')
+        self.stub("g++", "")
+        self.stub(
+            "pkg-config",
+            'case "$2" in opencv4) [ ! -e "$STATE/no-libopencv-dev" ] ;; '
+            '*) [ ! -e "$STATE/no-libturbojpeg0-dev" ] ;; esac',
+        )
+
+    def stub(self, name: str, body: str) -> None:
+        path = self.bin / name
+        path.write_text(f'#!/bin/bash\necho "${{0##*/}} $*" >>"$STATE/calls"\n{body}\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def set(self, *conditions: str) -> None:
+        for condition in conditions:
+            (self.state / condition).touch()
+
+    def run(self, *arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+        (self.state / "calls").unlink(missing_ok=True)
+        return subprocess.run(
+            [(root or self.root) / "run", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PATH": str(self.bin), "STATE": str(self.state)}
+
+    def calls(self, command: str) -> list[str]:
+        path = self.state / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if line.startswith(f"{command} ")]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+needs_certificates = pytest.mark.skipif(not CERTIFICATES.exists(), reason="`run` would find ca-certificates missing")
+
+
+@needs_certificates
+def test_complete_machine_is_not_touched_and_a_repeat_installs_nothing(machine: Machine) -> None:
+    first = machine.run("python", "-c", "print()")
+    assert first.returncode == 0, first.stderr
+    assert machine.calls("apt-get") == []
+    assert len([call for call in machine.calls("python") if "-m pip" in call]) == 1
+    assert first.stderr.splitlines() == [
+        "run: system packages: present",
+        "run: making .venv with Python 3.11.2",
+        "run: installing python packages into .venv (pip; several minutes and gigabytes the first time)",
+    ]
+    second = machine.run("python", "-c", "print()")
+    assert second.returncode == 0
+    assert machine.calls("python")[-1] == "python -c print()"
+    assert not [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]
+    assert second.stderr.splitlines()[-1] == "run: python packages: up to date in .venv"
+
+
+@needs_certificates
+def test_root_installs_what_is_missing_and_nothing_else(machine: Machine) -> None:
+    machine.set("no-libopencv-dev")
+    done = machine.run("true")
+    assert "run: installing libopencv-dev (apt)" in done.stderr
+    update, install = machine.calls("apt-get")
+    assert update.endswith(" update")
+    assert install.endswith(" install -y --no-install-recommends libopencv-dev")
+
+
+@needs_certificates
+def test_sudo_installs_for_a_user(machine: Machine) -> None:
+    machine.set("user", "no-libturbojpeg0-dev")
+    machine.stub("sudo", '[ "$1" = -n ] || exec "$@"')
+    assert machine.run("python").returncode == 0
+    assert [call.split()[1] for call in machine.calls("sudo")] == ["-n", "env", "dpkg", "env"]
+    assert machine.calls("apt-get")[-1].endswith("libturbojpeg0-dev")
+
+
+@needs_certificates
+@pytest.mark.parametrize("sudo", [None, "exit 1"])
+def test_without_root_the_exact_line_is_printed_and_nothing_done(machine: Machine, sudo: str | None) -> None:
+    machine.set("user", "no-libopencv-dev", "no-libturbojpeg0-dev", "no-ensurepip")
+    (machine.bin / "g++").unlink()
+    if sudo:
+        machine.stub("sudo", sudo)
+    done = machine.run("test")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "run: system packages are missing. As root, run: apt-get update && apt-get install -y "
+        "build-essential python3-venv libopencv-dev libturbojpeg0-dev"
+    ]
+    assert machine.calls("apt-get") == []
+    assert not (machine.root / ".venv").exists()
+
+
+@needs_certificates
+def test_what_apt_cannot_mend_is_said(machine: Machine) -> None:
+    machine.set("no-ensurepip")  # stays: this interpreter is not Debian's
+    done = machine.run("python")
+    assert done.returncode == 2
+    assert "still lacks python3-venv; name another with PYTHON=" in done.stderr
+
+
+@needs_certificates
+def test_an_old_python_is_refused(machine: Machine) -> None:
+    machine.set("old-python")
+    done = machine.run("python")
+    assert done.returncode == 2
+    assert "Python 3.11.2 is too old" in done.stderr
+    assert not (machine.root / ".venv").exists()
+
+
+@needs_certificates
+def test_an_interrupted_installation_starts_anew(machine: Machine) -> None:
+    machine.set("pip-dies")
+    assert machine.run("python").returncode != 0
+    (machine.state / "pip-dies").unlink()
+    done = machine.run("python")
+    assert done.returncode == 0
+    assert "run: removing .venv: it is incomplete, or was made elsewhere" in done.stderr
+    assert [call for call in machine.calls("python3") if "-m venv" in call]
+
+
+@needs_certificates
+def test_changed_dependencies_are_installed_into_the_same_environment(machine: Machine) -> None:
+    machine.run("python")
+    with (machine.root / "setup.py").open("a") as file:
+        file.write("# changed\n")
+    assert machine.run("python").returncode == 0
+    calls = [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]
+    assert len(calls) == 1
+    assert "-m pip install" in calls[0]
+
+
+@needs_certificates
+def test_a_copied_project_makes_its_own_environment(machine: Machine, tmp_path: Path) -> None:
+    machine.run("python")
+    copy = shutil.copytree(machine.root, tmp_path / "copy")
+    done = machine.run("python", root=copy)
+    assert "made elsewhere" in done.stderr
+    assert (copy / ".venv" / "installed").read_text().splitlines()[0] == str(copy)
+
+
+@needs_certificates
+def test_two_at_once_install_one_after_the_other(machine: Machine) -> None:
+    with (machine.root / ".venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(
+            [machine.root / "run", "python"], env=machine.environment, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "run: waiting for another ./run to finish installing\n"
+        assert not (machine.root / ".venv").exists()
+    _, rest = waiting.communicate(timeout=30)
+    assert waiting.returncode == 0, rest
+
+
+@needs_certificates
+def test_demo_goes_on_without_the_debian_package(machine: Machine) -> None:
+    run = machine.root / "run"
+    run.write_text(run.read_text().replace("/usr/share/datasets/fashion-mnist", str(machine.root / "nowhere")))
+    machine.set("no-dataset")
+    done = machine.run("demo", "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert "dataset-fashion-mnist: skipped (not in this release" in done.stderr
+    assert machine.calls("apt-get") == []
+    assert machine.calls("python")[-1] == "python benchmarks/demo.py --epochs=1"
+    (machine.state / "no-dataset").unlink()
+    machine.run("demo")
+    assert machine.calls("apt-get")[-1].endswith("dataset-fashion-mnist")
+
+
+@needs_certificates
+def test_test_runs_every_check(machine: Machine) -> None:
+    assert machine.run("test", "-k", "selectors").returncode == 0
+    assert machine.calls("python")[-4:] == [
+        "python -m ruff check .",
+        "python -m ruff format --check .",
+        "python -m mypy ffcv_prune write_datasets.py train_imagenet.py",
+        "python -m pytest -k selectors",
+    ]
+
+
+def test_usage(machine: Machine) -> None:
+    helped, bare = machine.run("--help"), machine.run()
+    assert (helped.returncode, bare.returncode) == (0, 2)
+    assert helped.stdout == bare.stderr
+    assert "./run demo" in helped.stdout
+
+
+def test_setup_explains_what_ffcv_needs(tmp_path: Path) -> None:
+    site = Path(setuptools.__file__).parents[1]
+    venv.create(tmp_path / "venv")  # one without FFCV, which would satisfy setup.py
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    for path in [*site.glob("setuptools*"), *site.glob("_distutils_hack*"), *site.glob("pkg_resources*")]:
+        (libraries / path.name).symlink_to(path)
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "ffcv_prune", project / "ffcv_prune")
+    shutil.copy(ROOT / "setup.py", project)
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "python", "setup.py", "-q", "dist_info"],
+        cwd=project,
+        env={"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(libraries), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    error, line = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: FFCV is compiled on this machine, which lacks a C++ compiler")
+    assert line.split("install -y ")[1].split()[-3:] == ["pkg-config", "libopencv-dev", "libturbojpeg0-dev"]
+    assert "Traceback" not in done.stderr
