@@ -1,0 +1,241 @@
+"""The check of a ``.beton`` file before native code sees it.
+
+FFCV trusts every number in the file: a wrong pointer is a read outside the mapping, a wrong size a copy past
+the end of a buffer. `check_beton` reads header, field table, metadata and allocation table with numpy and
+refuses what FFCV could not have written. It reads the tables whole (48 bytes a sample), of the data a bit.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from ffcv.fields import BytesField, IntField, NDArrayField, RGBImageField
+from ffcv.fields.base import Field
+from ffcv.fields.rgb_image import IMAGE_MODES
+from ffcv.types import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    TYPE_ID_HANDLER,
+    FieldDescType,
+    HeaderType,
+    get_metadata_type,
+)
+from ffcv.utils import align_to_page, decode_null_terminated_string, is_power_of_2
+from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE
+
+from ffcv_prune.errors import UserError
+
+RAW, JPG = int(IMAGE_MODES["raw"]), int(IMAGE_MODES["jpg"])
+
+# FFCV writes baseline JPEG, where a flat 16 x 16 block of 768 bytes takes at least 1.5 bytes (512 : 1). Above
+# that, height or width is damaged, and would make the loader allocate gigabytes.
+MAX_JPEG_RATIO = 1000
+
+# JPEG start markers are looked up one read each: enough to find any hole in the file that is larger than a
+# ten-thousandth of it, and bounded on a cold disk.
+MAX_JPEG_PROBES = 10_000
+
+
+@dataclass(frozen=True)
+class BetonInfo:
+    """What a sound ``.beton`` holds. Arrays are indexed by dataset position; n is the number of samples.
+
+    `fields` maps each field's name to FFCV's type id. The image arrays describe the first image field;
+    `label_field` and `labels`, the first integer field, are None where the file has none.
+    """
+
+    path: Path
+    num_samples: int
+    page_size: int
+    bytes: int
+    fields: dict[str, int]
+    image_field: str
+    image_heights: np.ndarray  # uint16[n]
+    image_widths: np.ndarray  # uint16[n]
+    image_modes: np.ndarray  # uint8[n], RAW or JPG
+    label_field: str | None
+    labels: np.ndarray | None  # int64[n]
+
+
+class _DamagedError(Exception):
+    """What is wrong with the file, without its name."""
+
+
+def check_beton(path: str | os.PathLike[str]) -> BetonInfo:
+    """Read the tables of a ``.beton`` and check everything that native code would trust.
+
+    Raises UserError, one line, for a missing, truncated, foreign or damaged file. Damage inside an image's
+    pixels is not seen.
+    """
+    path = Path(path)
+    try:
+        # Opening a pipe would block until somebody writes to it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path} is not a file; name a .beton written by write_datasets.py")
+        with path.open("rb") as file:
+            return _read(path, file, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; write it with write_datasets.py") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except _DamagedError as error:
+        raise UserError(f"{path} {error}; write it again with write_datasets.py") from error
+
+
+def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonInfo:
+    if file_bytes < HeaderType.itemsize:
+        raise _DamagedError(f"is not a .beton: it has {file_bytes} bytes")
+    header = _records(file, HeaderType, 1, 0)[0]
+    if header["version"] != CURRENT_VERSION:
+        raise _DamagedError(f"is not a .beton of FFCV's format {CURRENT_VERSION} (it says {header['version']})")
+    # Python's integers: sums and products below cannot wrap around.
+    n, page_size = int(header["num_samples"]), int(header["page_size"])
+    num_fields, table_start = int(header["num_fields"]), int(header["alloc_table_ptr"])
+    if n < 1:
+        raise _DamagedError("holds no samples")
+    if not (is_power_of_2(page_size) and MIN_PAGE_SIZE <= page_size < MAX_PAGE_SIZE):
+        raise _DamagedError(f"is damaged: page size {page_size}")
+
+    metadata_start = HeaderType.itemsize + num_fields * FieldDescType.itemsize
+    if metadata_start > file_bytes:
+        raise _DamagedError(f"is truncated or damaged: no room for {num_fields} field descriptions")
+    descriptors = _records(file, FieldDescType, num_fields, HeaderType.itemsize)
+    handlers = _handlers(descriptors)
+    image_field = next(_names_of(handlers, RGBImageField), None)
+    label_field = next(_names_of(handlers, IntField), None)
+    if image_field is None:
+        raise _DamagedError(f"has no image field (fields: {', '.join(map(repr, handlers)) or 'none'})")
+
+    metadata_type = get_metadata_type(list(handlers.values()))
+    data_start = align_to_page(metadata_start + n * metadata_type.itemsize, page_size)
+    if not data_start < table_start < file_bytes:
+        raise _DamagedError(
+            f"is truncated or damaged: {n} samples, allocation table at byte {table_start} of {file_bytes}"
+        )
+    if (table_start - data_start) % page_size or (file_bytes - table_start) % ALLOC_TABLE_TYPE.itemsize:
+        raise _DamagedError("is truncated or damaged: pages or allocation table are not whole")
+
+    metadata = _records(file, metadata_type, n, metadata_start)
+    columns = {name: metadata[key] for name, key in zip(handlers, metadata_type.names or (), strict=True)}
+    num_allocations = (file_bytes - table_start) // ALLOC_TABLE_TYPE.itemsize
+    table = _records(file, ALLOC_TABLE_TYPE, num_allocations, table_start)
+    allocations = _Allocations(table, n, page_size, data_start, table_start)
+    for name, handler in handlers.items():
+        if isinstance(handler, RGBImageField):
+            _check_images(file, name, columns[name], allocations)
+        elif isinstance(handler, BytesField):
+            allocations.check(name, columns[name]["ptr"], columns[name]["size"])
+        elif isinstance(handler, NDArrayField):
+            allocations.check(name, columns[name], handler.element_size)
+
+    images = columns[image_field]
+    return BetonInfo(
+        path=path,
+        num_samples=n,
+        page_size=page_size,
+        bytes=file_bytes,
+        fields={name: int(row["type_id"]) for name, row in zip(handlers, descriptors, strict=True)},
+        image_field=image_field,
+        image_heights=np.ascontiguousarray(images["height"]),
+        image_widths=np.ascontiguousarray(images["width"]),
+        image_modes=np.ascontiguousarray(images["mode"]),
+        label_field=label_field,
+        labels=None if label_field is None else np.ascontiguousarray(columns[label_field]),
+    )
+
+
+def _records(file: BinaryIO, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
+    file.seek(offset)
+    records = np.fromfile(file, dtype=dtype, count=count)
+    if len(records) != count:  # the file shrank after its size was taken
+        raise _DamagedError("changed while it was read")
+    return records
+
+
+def _handlers(descriptors: np.ndarray) -> dict[str, Field]:
+    """Return FFCV's field objects by name, in the file's order."""
+    handlers: dict[str, Field] = {}
+    for row in descriptors:
+        try:
+            name = decode_null_terminated_string(row["name"])
+        except UnicodeDecodeError:
+            raise _DamagedError("is damaged: a field's name is not ASCII") from None
+        handler_type = TYPE_ID_HANDLER.get(int(row["type_id"]))
+        if handler_type is None:
+            raise _DamagedError(f"has field {name!r} of type {row['type_id']}, which is none of FFCV's own")
+        if not name or name in handlers:
+            raise _DamagedError(f"is damaged: field name {name!r} is empty or used twice")
+        try:
+            handlers[name] = handler_type.from_binary(row["arguments"])
+        except Exception as error:  # FFCV parses shape and dtype of arrays without checks: anything may come
+            raise _DamagedError(f"is damaged: the description of field {name!r} cannot be read") from error
+    return handlers
+
+
+def _names_of(handlers: dict[str, Field], kind: type[Field]) -> Iterator[str]:
+    return (name for name, handler in handlers.items() if isinstance(handler, kind))
+
+
+class _Allocations:
+    """The allocation table, sorted by address as FFCV's memory managers sort it, and sound by itself."""
+
+    def __init__(self, table: np.ndarray, n: int, page_size: int, data_start: int, data_end: int) -> None:
+        table = table[np.argsort(table["ptr"], kind="stable")]
+        self.samples = table["sample_id"]
+        self.ptrs = np.ascontiguousarray(table["ptr"])
+        self.sizes = np.ascontiguousarray(table["size"])
+        page = np.uint64(page_size)
+        sound = (self.samples < n) & (self.ptrs >= data_start) & (self.ptrs < data_end)
+        # The first two terms bound the sum of the third, which therefore cannot wrap around.
+        sound &= (self.sizes <= page) & (self.ptrs % page + self.sizes <= page)
+        if not sound.all():
+            wrong = int(np.argmin(sound))
+            raise _DamagedError(
+                f"is damaged: {np.count_nonzero(~sound)} of {len(sound)} allocations fit no page, such as "
+                f"{self.sizes[wrong]} bytes at {self.ptrs[wrong]} for sample {self.samples[wrong]}"
+            )
+
+    def check(self, field: str, ptrs: np.ndarray, sizes: np.ndarray | np.integer | None = None) -> np.ndarray:
+        """Require exactly one allocation at each pointer, owned by that sample; return the sizes, uint64[n].
+
+        FFCV finds a size by binary search for the address and does not look whether it was there.
+        """
+        first = np.searchsorted(self.ptrs, ptrs)
+        sound = np.searchsorted(self.ptrs, ptrs, side="right") - first == 1
+        first[~sound] = 0
+        sound &= self.samples[first] == np.arange(len(ptrs))
+        if sizes is not None:
+            sound &= self.sizes[first] == sizes
+        if not sound.all():
+            raise _DamagedError(
+                f"is damaged: field {field!r} of sample {np.argmin(sound)} points to no data of its own "
+                f"({np.count_nonzero(~sound)} of {len(sound)} samples are wrong)"
+            )
+        return self.sizes[first]
+
+
+def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: _Allocations) -> None:
+    sizes = allocations.check(field, images["data_ptr"])
+    modes = images["mode"]
+    pixels = 3 * images["height"].astype(np.uint64) * images["width"].astype(np.uint64)
+    is_raw, is_jpg = modes == RAW, modes == JPG
+    sound = (is_raw & (sizes == pixels)) | (is_jpg & (pixels <= sizes * np.uint64(MAX_JPEG_RATIO)))
+    sound &= pixels > 0
+    if not sound.all():
+        wrong = int(np.argmin(sound))
+        raise _DamagedError(
+            f"is damaged: field {field!r} of sample {wrong} has {images['width'][wrong]} x "
+            f"{images['height'][wrong]} pixels, mode {modes[wrong]}, in {sizes[wrong]} bytes "
+            f"({np.count_nonzero(~sound)} of {len(sound)} samples are wrong)"
+        )
+    jpg = np.flatnonzero(is_jpg)
+    for sample in jpg[np.linspace(0, len(jpg) - 1, min(len(jpg), MAX_JPEG_PROBES), dtype=np.int64)]:
+        # The decoder's return code is never looked at: a batch would silently hold stale pixels.
+        if os.pread(file.fileno(), 2, int(images["data_ptr"][sample])) != b"\xff\xd8":
+            raise _DamagedError(f"is damaged: field {field!r} of sample {sample} is no JPEG image")

@@ -1,0 +1,214 @@
+"""One split through FFCV's writer: how images are encoded, and who watches the processes that do it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import wait
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import cv2
+import numpy as np
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.rgb_image import resizer
+from ffcv.memory_allocator import MemoryAllocator
+from ffcv.writer import MIN_PAGE_SIZE, DatasetWriter
+from tqdm import tqdm
+
+from ffcv_prune.data.recipe import Image
+from ffcv_prune.data.sources import Split
+from ffcv_prune.errors import UserError
+
+CHUNK = 100  # samples handed to a worker at a time, as in FFCV
+MAX_SIDE = 2**16 - 1  # the file stores height and width in 16 bits
+
+
+def page_size(max_resolution: int) -> int:
+    """Return FFCV's default page size in bytes, or the smallest one that holds any image unpacked."""
+    size = 4 * MIN_PAGE_SIZE
+    while size < 3 * max_resolution**2:
+        size *= 2
+    return size
+
+
+def encode_split(
+    split: Split, path: Path, image: Image, seed: int, num_workers: int, title: str
+) -> tuple[list[float], list[float]]:
+    """Write the samples to `path`; return mean and standard deviation per channel, in units of 0..1.
+
+    `seed` draws the images that become JPEG; `title` names the progress bar. The result does not depend on
+    `num_workers` (-1: one per core available). Raises UserError for an image that cannot be read and for a
+    worker that was killed, OSError for a full disk. The caller removes what was written until then.
+    """
+    n = len(split.labels)
+    samples = _Samples(split, image, seed)
+    if num_workers == -1:
+        num_workers = len(os.sched_getaffinity(0))
+    encoder = _ImageEncoder(image.jpeg_quality)
+    writer = _BetonWriter(path, encoder, samples.page_size, min(num_workers, -(-n // CHUNK)), title)
+    writer.from_indexed_dataset(samples, chunksize=CHUNK)
+    return mean_and_std(writer.histogram)
+
+
+def mean_and_std(histogram: np.ndarray) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation, in units of 0..1, of each row of counts by value, int64[3, 256]."""
+    means, stds = [], []
+    for row in histogram.tolist():  # Python's integers: exact at any number of pixels
+        count = sum(row)
+        first = sum(value * times for value, times in enumerate(row))
+        second = sum(value * value * times for value, times in enumerate(row))
+        means.append(first / count / 255)
+        stds.append(((count * second - first * first) / count**2) ** 0.5 / 255)
+    return means, stds
+
+
+class _Samples:
+    """What FFCV's writer indexes: ``((pixels uint8[h, w, 3], whether to compress), label)``."""
+
+    def __init__(self, split: Split, image: Image, seed: int) -> None:
+        self.split = split
+        self.max_resolution = image.max_resolution or None
+        self.page_size = page_size(image.max_resolution)
+        # FFCV's own mode "proportion" draws from an unseeded generator in each worker.
+        share = {"raw": 0.0, "jpg": 1.0, "proportion": image.compress_probability}[image.mode]
+        n = len(split.labels)
+        self.compress = np.zeros(n, dtype=bool)
+        self.compress[np.random.default_rng(seed).permutation(n)[: round(share * n)]] = True
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def __getitem__(self, i: int) -> tuple[tuple[np.ndarray, bool], int]:
+        try:
+            pixels = resizer(np.array(self.split.load(i).convert("RGB")), self.max_resolution)
+        except Exception as error:  # whatever Pillow and OpenCV raise on a damaged or odd file
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise UserError(
+                f"cannot read {self.split.describe(i)} as an image ({reason}); replace or remove it"
+            ) from error
+        if max(pixels.shape) > MAX_SIDE or pixels.nbytes > self.page_size:
+            raise UserError(
+                f"{self.split.describe(i)} is too large ({pixels.shape[1]} x {pixels.shape[0]} pixels); "
+                "shrink images with --image.max_resolution=N"
+            )
+        return (pixels, bool(self.compress[i])), int(self.split.labels[i])
+
+
+class _ImageEncoder:
+    """Takes the part of RGBImageField.encode in the workers: stores as told, and counts the pixel values.
+
+    Pixels are counted as they are before JPEG compression.
+    """
+
+    def __init__(self, jpeg_quality: int) -> None:
+        self.raw = RGBImageField(write_mode="raw")
+        self.jpg = RGBImageField(write_mode="jpg", jpeg_quality=jpeg_quality)
+        self.histogram = np.zeros((3, 256), dtype=np.int64)
+
+    def encode(self, destination: np.ndarray, sample: tuple[np.ndarray, bool], malloc: Callable[[int], Any]) -> None:
+        pixels, compress = sample
+        (self.jpg if compress else self.raw).encode(destination, pixels, malloc)
+        for channel in range(3):
+            counts = cv2.calcHist([pixels], [channel], None, [256], [0, 256])
+            self.histogram[channel] += counts.ravel().astype(np.int64)
+
+
+class _BetonWriter(DatasetWriter):
+    """FFCV's DatasetWriter with a supervisor: the original hangs for ever when a worker fails or dies.
+
+    The file is FFCV's own, from header to allocation table. `histogram`: counts by value, int64[3, 256].
+    """
+
+    def __init__(self, path: Path, encoder: _ImageEncoder, page_size: int, num_workers: int, title: str) -> None:
+        super().__init__(str(path), {"image": RGBImageField(), "label": IntField()}, page_size, num_workers)
+        self.encoder = encoder
+        self.title = title
+        self.histogram = encoder.histogram
+
+    def _write_common(
+        self, num_samples: int, queue_content: Iterable[Any], work_fn: Callable[..., None], extra: tuple[Any]
+    ) -> None:
+        self.num_samples = num_samples
+        self.prepare()
+        fork = multiprocessing.get_context("fork")  # hands on the data set instead of pickling it
+        todo, results = fork.Queue(), fork.Queue()
+        done = fork.Value("Q", 0)
+        histogram = fork.Array("q", self.histogram.size)
+        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        fields = {"image": self.encoder, "label": self.fields["label"]}
+        args = (todo, self.metadata_sm, self.metadata_type, fields, allocator, done, results, *extra)
+        workers = [
+            fork.Process(target=_work, args=(work_fn, args, self.encoder.histogram, histogram, results))
+            for _ in range(self.num_workers)
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            for item in (*queue_content, *[None] * self.num_workers):
+                todo.put(item)
+            self.finalize(self._collect(workers, results, done))
+            for worker in workers:
+                worker.join()
+            self.histogram = np.array(histogram[:], dtype=np.int64).reshape(3, 256)
+        finally:
+            todo.cancel_join_thread()
+            for worker in workers:
+                if worker.is_alive():
+                    worker.terminate()
+                    worker.join()
+            self.metadata_sm.close()
+            self.metadata_sm.unlink()
+
+    def _collect(self, workers: list[Any], results: Any, done: Any) -> list[tuple[int, int, int]]:
+        """Show progress until every worker has handed in its allocations; raise what a worker raised."""
+        allocations: list[tuple[int, int, int]] = []
+        missing = len(workers)
+        with tqdm(total=self.num_samples, desc=self.title, unit="img") as progress:
+            while missing:
+                try:
+                    result = results.get(timeout=0.1)
+                except Empty:
+                    result = None
+                # Without its lock, which a killed worker may hold.
+                progress.update(done.get_obj().value - progress.n)
+                if isinstance(result, Exception):
+                    raise result
+                if result is not None:
+                    allocations += result
+                    missing -= 1
+                for worker in workers:
+                    if worker.exitcode:
+                        raise UserError(
+                            f"a process writing {self.title} was ended (exit code {worker.exitcode}); "
+                            "if memory or /dev/shm was short, use fewer --workers"
+                        )
+        return allocations
+
+
+def _work(work_fn: Callable[..., None], args: tuple[Any, ...], mine: np.ndarray, total: Any, results: Any) -> None:
+    """Run FFCV's worker; hand its failure to the supervisor; end when the supervisor is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor answers it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(0)
+    try:
+        work_fn(*args)
+        with total.get_lock():
+            sums = np.frombuffer(total.get_obj(), dtype=np.int64)
+            sums += mine.ravel()
+    except (UserError, OSError) as error:
+        results.put(error)
+    except Exception:
+        results.put(RuntimeError(f"a writer process failed\n{traceback.format_exc()}"))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,124 @@
+"""A recipe says how a data set becomes ``.beton`` files: one YAML file each, every key declared here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ffcv_prune import strict_args
+from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.strict_args import Setting, key
+
+RECIPES = Path(__file__).resolve().parents[2] / "write_datasets"
+
+# Names of options of write_datasets.py, so that a misspelt one finds its nearest among options and keys.
+OPTIONS = ("dataset", "data-dir", "out-dir", "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """the data set"""
+
+    name: str = key("", "name of the folder written; empty: the recipe's file name")
+    seed: int = key(0, "seed of what is drawn: sub-samples, images to compress", within="[0, 4294967295]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """where the images come from: the first of these that is there"""
+
+    folder: str = key("", "image folders DATA_DIR/<this>/SPLIT/CLASS/*, or DATA_DIR/SPLIT/CLASS/*")
+    torchvision: str = key(
+        "none",
+        "torchvision data set in DATA_DIR, downloaded where nothing else is there",
+        choices=("none", "CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST"),
+    )
+    idx_files: str = key("", "folder with the .gz files of an MNIST-like torchvision data set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """the files written, each with the source's splits that go into it, in this order"""
+
+    train: str = key("train", "splits of the source that make train.beton; their folders name the classes")
+    val: str = key("", "splits that make val.beton; empty: not written")
+    test: str = key("", "splits that make test.beton; empty: not written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """how images are stored"""
+
+    mode: str = key("raw", "pixels, JPEG, or a share of them JPEG", choices=("raw", "jpg", "proportion"))
+    max_resolution: int = key(0, "longer side, to which larger images are shrunk; 0: as they are", within="[0, 16384]")
+    compress_probability: float = key(0.5, "proportion: share of images stored as JPEG", within="[0, 1]")
+    jpeg_quality: int = key(90, "quality of the JPEG images", within="[1, 100]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """which training images are taken, drawn at random within each class; the default is all of them"""
+
+    rates: tuple[float, ...] = key((), "share taken of each class, in the order of the classes", within="(0, 1]")
+    per_class: int = key(0, "images taken of every class; 0: all", within="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All keys of a recipe, typed and immutable: ``recipe.image.mode``."""
+
+    dataset: Dataset
+    source: Source
+    splits: Splits
+    image: Image
+    subset: Subset
+
+    def __post_init__(self) -> None:
+        """Check what one key's range cannot tell: UserError."""
+        name = self.dataset.name
+        if "/" in name or name.startswith("."):
+            raise UserError(f"dataset.name={name}: not a plain folder name; --out-dir says where it goes")
+        if not self.source.folder and self.source.torchvision == "none":
+            raise UserError("the recipe names no source; set source.folder or source.torchvision")
+        if Path(self.source.folder).is_absolute():
+            raise UserError(f"source.folder={self.source.folder}: is relative; --data-dir says where it lies")
+        if self.source.idx_files and not self.source.torchvision.endswith("MNIST"):
+            raise UserError("source.idx_files needs source.torchvision=FashionMNIST, KMNIST or MNIST")
+        if not self.splits.train.split():
+            raise UserError("splits.train is empty; name the source's split that is trained on")
+        if self.subset.rates and self.subset.per_class:
+            raise UserError("subset.rates and subset.per_class exclude each other; remove one")
+
+    def split_sources(self) -> dict[str, list[str]]:
+        """Return, for each file to write, the names of the source's splits that go into it."""
+        named = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
+        return {split: text.split() for split, text in named.items() if text.split()}
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe by its name, or by the path of a ``.yaml`` file, and change single keys of it.
+
+    Args:
+        name_or_path: a name of `recipe_names`, or a path that ends in ``.yaml``.
+        overrides: dotted key → text, as given on the command line: ``{"image.mode": "raw"}``.
+
+    Raises UserError for an unknown recipe or key (it names the nearest) and for unacceptable values.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".yaml":
+        if name_or_path not in recipe_names():
+            remedy = nearest(name_or_path, recipe_names())
+            raise UserError(f'unknown recipe "{name_or_path}"{remedy} (or give the path of a .yaml file)')
+        path = RECIPES / f"{name_or_path}.yaml"
+    settings = strict_args.read_settings(path)
+    settings |= {name: Setting(text, "command line") for name, text in (overrides or {}).items()}
+    recipe = strict_args.resolve(Recipe, settings, options=OPTIONS)
+    if recipe.dataset.name:
+        return recipe
+    return replace(recipe, dataset=replace(recipe.dataset, name=path.stem))

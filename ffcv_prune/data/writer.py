@@ -1,0 +1,127 @@
+"""Writes the ``.beton`` files of a recipe, each whole or not at all. Nothing else writes ``.beton``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.data.encode import encode_split
+from ffcv_prune.data.manifest import Manifest
+from ffcv_prune.data.recipe import Recipe
+from ffcv_prune.data.sources import open_source, subsample
+from ffcv_prune.errors import UserError
+
+RECORDED_VERSIONS = ("ffcv", "torchvision", "numpy", "pillow", "opencv-python")
+
+
+def write_dataset(recipe: Recipe, data_dir: Path, out_dir: Path, num_workers: int = -1) -> list[Path]:
+    """Write ``out_dir/NAME/SPLIT.beton`` and its manifest ``SPLIT.json`` for every split of the recipe.
+
+    Args:
+        num_workers: processes that read and encode images; -1: one per core available.
+
+    Returns the paths of the ``.beton`` files. A file appears under its name when it is whole and checked;
+    whatever was there before stays until then. Raises UserError for what a user can mend.
+    """
+    if num_workers == 0 or num_workers < -1:
+        raise UserError(f"{num_workers} workers; give at least 1, or -1 for one per core")
+    source = open_source(recipe, data_dir)
+    available = {split: samples.labels for split, samples in source.splits.items()}
+    splits = dict(source.splits)
+    ids = subsample(splits["train"].labels, source.classes, recipe.subset, recipe.dataset.seed)
+    splits["train"] = splits["train"].take(ids)
+    for name, split in splits.items():
+        if not len(split.labels):
+            raise UserError(f"split {name} of {recipe.dataset.name} has no images in {data_dir}; add some")
+
+    def per_class(labels: np.ndarray) -> list[int]:
+        return np.bincount(labels, minlength=len(source.classes)).tolist()
+
+    written = []
+    for name, split in splits.items():
+        path = out_dir / recipe.dataset.name / f"{name}.beton"
+        start = time.perf_counter()
+        with _temporary(path) as temporary:
+            title = f"{recipe.dataset.name} {name}"
+            mean, std = encode_split(split, temporary, recipe.image, recipe.dataset.seed, num_workers, title)
+            manifest = Manifest(
+                dataset=recipe.dataset.name,
+                split=name,
+                classes=source.classes,
+                counts=per_class(split.labels),
+                available=per_class(available[name]),
+                samples=len(split.labels),
+                bytes=check_beton(temporary).bytes,
+                mean=mean,
+                std=std,
+                source=source.description,
+                seed=recipe.dataset.seed,
+                recipe=asdict(recipe),
+                versions=_versions(),
+            )
+            _sync(temporary)
+            manifest.save(path)
+            os.replace(temporary, path)
+        rate = manifest.samples / (time.perf_counter() - start)
+        print(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
+        written.append(path)
+    return written
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, and leave nothing under it; OSError becomes UserError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out-dir"
+        ) from error
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what killed writers of `path` and its manifest have left, and nothing of one that lives."""
+    for left in path.parent.glob(f".{path.stem}.*.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in RECORDED_VERSIONS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # such as OpenCV under another of its names
+            versions[package] = "unknown"
+    return versions

@@ -1,0 +1,307 @@
+"""The writer: what it stores, and what becomes of it when images, workers, disk or the writer itself fail."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ffcv.reader import Reader
+from PIL import Image
+from torchvision.datasets.folder import pil_loader
+
+from ffcv_prune.data import sources
+from ffcv_prune.data.beton import JPG, RAW, check_beton
+from ffcv_prune.data.encode import mean_and_std, page_size
+from ffcv_prune.data.manifest import Manifest, manifest_path
+from ffcv_prune.data.recipe import load_recipe
+from ffcv_prune.data.writer import write_dataset
+from ffcv_prune.errors import UserError
+from tests.data_helpers import write_images, write_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = {"cat": 120, "dog": 60, "owl": 40}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Folder of small images of different widths, with the recipe small.yaml that takes them."""
+    write_images(tmp_path / "train", COUNTS)
+    write_images(tmp_path / "test", {"dog": 3})
+    write_recipe(tmp_path)
+    return tmp_path
+
+
+def write(source: Path, workers: int = 2, **overrides: str) -> Path:
+    """Write the data set and return the path of train.beton."""
+    named = {name.replace("__", "."): value for name, value in overrides.items()}
+    recipe = load_recipe(str(source / "small.yaml"), named)
+    return write_dataset(recipe, source, source / "out", workers)[0]
+
+
+def stored(path: Path) -> list[np.ndarray]:
+    """Return the stored bytes of each image."""
+    reader = Reader(str(path))
+    data = np.fromfile(path, np.uint8)
+    sizes = dict(reader.alloc_table[["ptr", "size"]].tolist())
+    return [data[ptr : ptr + sizes[ptr]] for ptr in reader.metadata["f0"]["data_ptr"].tolist()]
+
+
+def expect_failure(action: Callable[[], object], source: Path, expected: str) -> None:
+    """Require a UserError of one line that leaves no temporary file, no process and no shared memory."""
+    before, began = shared_memory(), time.monotonic()
+    with pytest.raises(UserError, match=expected) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 30
+    assert not temporaries(source)
+    assert not children(os.getpid())
+    assert shared_memory() <= before
+
+
+def temporaries(source: Path) -> list[Path]:
+    return list((source / "out").rglob("*.tmp"))
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def children(pid: int) -> list[int]:
+    """Return the writer processes of `pid`: its forks, not Python's tracker of shared memory."""
+    pids = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid for pid in pids if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_raw_images_are_stored_as_they_are(source: Path) -> None:
+    path = write(source)
+    info, manifest = check_beton(path), Manifest.load(path)
+    files = sorted((source / "train").rglob("*.png"))
+    assert info.labels is not None
+    assert info.labels.tolist() == [0] * 120 + [1] * 60 + [2] * 40
+    images = [np.array(Image.open(file)) for file in files]
+    for image, content in zip(images, stored(path), strict=True):
+        np.testing.assert_array_equal(image.reshape(-1), content)
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
+    np.testing.assert_allclose(manifest.mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(manifest.std, pixels.std(axis=0), rtol=1e-12)
+    assert manifest.classes == list(COUNTS)
+    assert manifest.counts == manifest.available == list(COUNTS.values())
+    assert (manifest.samples, manifest.bytes) == (220, path.stat().st_size)
+    assert manifest.recipe["image"]["mode"] == "raw"
+    assert Manifest.load(path.with_name("test.beton")).counts == [0, 3, 0]
+
+
+def test_subset_is_recorded_and_leaves_the_test_split_alone(source: Path) -> None:
+    path = write(source, subset__per_class="30", dataset__seed="5")
+    manifest = Manifest.load(path)
+    assert (manifest.counts, manifest.available, manifest.seed) == ([30] * 3, list(COUNTS.values()), 5)
+    assert manifest.recipe["subset"]["per_class"] == 30
+    assert Manifest.load(path.with_name("test.beton")).samples == 3
+
+
+def test_compressed_images_do_not_depend_on_the_workers(source: Path) -> None:
+    proportion = {"image__mode": "proportion", "image__compress_probability": "0.3"}
+    path = write(source, workers=1, **proportion)
+    one, manifest = stored(path), Manifest.load(path)
+    modes = check_beton(path).image_modes
+    assert (np.count_nonzero(modes == JPG), np.count_nonzero(modes == RAW)) == (66, 154)
+    write(source, workers=3, **proportion)
+    np.testing.assert_array_equal(modes, check_beton(path).image_modes)
+    assert all(np.array_equal(a, b) for a, b in zip(one, stored(path), strict=True))
+    assert Manifest.load(path).mean == manifest.mean
+    write(source, dataset__seed="1", **proportion)
+    assert (modes != check_beton(path).image_modes).any()
+
+
+def test_large_images_are_shrunk_or_refused(source: Path) -> None:
+    Image.new("RGB", (2000, 1500), "red").save(source / "train/cat/large.png")
+    expect_failure(lambda: write(source), source, r"large\.png is too large .* --image\.max_resolution")
+    info = check_beton(write(source, image__max_resolution="10"))
+    assert (info.image_widths[120], info.image_heights[120]) == (10, 7)
+    assert info.image_widths.max() == 10
+    assert [page_size(side) // 2**20 for side in (0, 400, 1672, 1673, 16384)] == [8, 8, 8, 16, 1024]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA"])
+def test_other_image_modes_become_rgb(source: Path, mode: str) -> None:
+    file = source / "train/cat/0000.png"
+    odd = Image.open(file).convert(mode)
+    odd.save(file)
+    np.testing.assert_array_equal(stored(write(source))[0], np.array(odd.convert("RGB")).reshape(-1))
+
+
+def test_cmyk_becomes_rgb(source: Path) -> None:
+    file = source / "train/cat/0000.jpg"
+    Image.open(source / "train/cat/0000.png").convert("CMYK").save(file)
+    np.testing.assert_array_equal(stored(write(source))[0], np.array(pil_loader(file)).reshape(-1))
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_damaged_image_is_named_and_the_old_file_stays(source: Path, content: bytes | None) -> None:
+    path = write(source)
+    before = path.stat()
+    damaged = source / "train/dog/0007.png"
+    damaged.write_bytes(damaged.read_bytes()[:100] if content is None else content)
+    expect_failure(lambda: write(source), source, r"train/dog/0007\.png as an image .* replace or remove")
+    assert path.stat() == before
+    assert Manifest.load(path).samples == 220
+
+
+def test_killed_worker(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(file: str) -> Image.Image:
+        if file.endswith("dog/0007.png"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pil_loader(file)
+
+    monkeypatch.setattr(sources, "pil_loader", load)
+    expect_failure(lambda: write(source), source, "exit code -9")
+
+
+def test_interrupted_writer(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(file: str) -> Image.Image:
+        if file.endswith("dog/0007.png"):
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(60)
+        return pil_loader(file)
+
+    monkeypatch.setattr(sources, "pil_loader", load)
+    with pytest.raises(KeyboardInterrupt):
+        write(source)
+    assert not temporaries(source)
+    assert not children(os.getpid())
+
+
+@pytest.mark.requires_root
+def test_full_disk(source: Path) -> None:
+    out = source / "out"
+    out.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(out)], check=True)
+    try:
+        expect_failure(lambda: write(source), source, r"No space left on device; free some space")
+        assert not list(out.rglob("*.beton"))
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+
+
+def test_no_folder_to_write_to(source: Path) -> None:
+    (source / "out").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write .* choose another --out-dir"):
+        write(source)
+
+
+def test_sigkill_leaves_nothing_under_the_final_name(source: Path) -> None:
+    """The workers end with their parent, shared memory goes, and the next run removes the temporary file."""
+    slow = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from ffcv_prune.data import sources\n"
+        "from ffcv_prune.data.recipe import load_recipe\n"
+        "from ffcv_prune.data.writer import write_dataset\n"
+        "fast = sources.pil_loader\n"
+        "sources.pil_loader = lambda file: (time.sleep(0.5), fast(file))[1]\n"
+        "source = Path(sys.argv[1])\n"
+        "write_dataset(load_recipe(str(source / 'small.yaml')), source, source / 'out', 2)\n"
+    )
+    before = shared_memory()
+    writer = subprocess.Popen([sys.executable, "-c", slow, source], cwd=ROOT, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while len(workers := children(writer.pid)) < 2 or not temporaries(source):
+            assert writer.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        writer.kill()
+        writer.communicate()
+    deadline = time.monotonic() + 20
+    while any(map(is_running, workers)) or not shared_memory() <= before:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not list(source.rglob("*.beton"))
+    assert temporaries(source)
+    alive = source / f"out/small/.train.beton.{os.getppid()}.tmp"
+    alive.touch()
+    write(source)
+    assert temporaries(source) == [alive]
+
+
+def test_manifest_of_another_file(source: Path) -> None:
+    path = write(source)
+    text = manifest_path(path).read_text()
+    for damaged, expected in [
+        ("", "cannot read"),
+        ("[1]", "not a manifest"),
+        (text.replace('"samples": 220', '"samples": 221'), "contradicts itself"),
+        (text.replace('"cat"', "3"), "contradicts itself"),
+    ]:
+        manifest_path(path).write_text(damaged)
+        with pytest.raises(UserError, match=expected):
+            Manifest.load(path)
+    manifest_path(path).write_text(text)
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match=r"another train\.beton"):
+        Manifest.load(path)
+    manifest_path(path).unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        Manifest.load(path)
+
+
+def test_mean_and_std_are_exact_at_any_count() -> None:
+    histogram = np.zeros((3, 256), np.int64)
+    histogram[:, 0], histogram[:, 255] = 2**61, 2**61
+    assert mean_and_std(histogram) == ([0.5] * 3, [0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--dataset", "small.yaml", "--workers=0"], "0 workers"),
+        (["--dataset=small.yaml", "--workers=two"], "expected an integer"),
+        (["--dataset=small.yaml", "--image.mod=raw"], 'did you mean "image.mode"'),
+        (["--dataset=imagnet"], 'did you mean "imagenet"'),
+        ([], "no data set"),
+    ],
+)
+def test_command_refuses(
+    source: Path,
+    arguments: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(source)
+    monkeypatch.setattr(sys, "argv", ["write_datasets.py", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "write_datasets.py"), run_name="__main__")
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert expected in error
+    assert not (source / "betons").exists()
+
+
+def test_command(source: Path) -> None:
+    command = [sys.executable, str(ROOT / "write_datasets.py")]
+    options = ["--dataset", "small.yaml", "--data-dir", ".", "--workers", "1", "--image.max_resolution=8"]
+    done = subprocess.run([*command, *options], cwd=source, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "betons/small/train.beton: 220 images" in done.stdout
+    assert check_beton(source / "betons/small/test.beton").num_samples == 3
+    assert check_beton(source / "betons/small/train.beton").image_widths.max() == 8
