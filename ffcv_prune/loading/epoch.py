@@ -1,0 +1,205 @@
+"""One pass over the data: a thread that fills a ring of buffers, and the iterator that hands them out."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import torch
+from ffcv.loader.epoch_iterator import select_buffer
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ffcv_prune.loading.loader import PrunedLoader
+
+POLL_SECONDS = 0.5  # how soon a stopped or dead thread is noticed
+
+
+class LoaderError(RuntimeError):
+    """The loader's thread failed; its exception is the cause."""
+
+
+class Ring:
+    """The buffers of a loader, `batches_ahead + 2` slots, kept from epoch to epoch.
+
+    A slot is: one batch with the consumer, `batches_ahead` in the queue, one being written. On CUDA a slot
+    has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an event
+    `consumed` (the device buffer may be overwritten).
+    """
+
+    def __init__(self, loader: PrunedLoader) -> None:
+        self.slots = loader.batches_ahead + 2
+        memory = loader.graph.allocate_memory(loader.batch_size, self.slots)
+        self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
+        self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
+        self.keys = [memory["operation"][node][op.key_buffer] for node, op in loader.keyed_operations()]
+        cuda = loader.cuda_device
+        self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
+        self.copied = [torch.cuda.Event() if cuda else None for _ in range(self.slots)]
+        self.consumed: list[torch.cuda.Event | None] = [None] * self.slots
+
+    def begin(self, seed: int, epoch: int, cuda: torch.device | None) -> None:
+        """Prepare for a new epoch; the thread of the previous one has ended."""
+        for key in self.keys:
+            key[...] = seed, epoch
+        if cuda:  # the device may still be reading the last batches of the previous epoch
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(cuda))
+            self.consumed = [event] * self.slots
+
+
+class _Producer(threading.Thread):
+    """Decodes the batches of one epoch into the ring. Its exceptions go to the consumer, never to the void."""
+
+    def __init__(self, loader: PrunedLoader, batches: list[NDArray[np.int64]]) -> None:
+        super().__init__(daemon=True, name="ffcv_prune-loader")
+        self.loader = loader
+        self.ring = loader.ring
+        self.batches = batches
+        self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(loader.batches_ahead)
+        self.stop_requested = threading.Event()
+        # The stream that the consumer works on; __next__ keeps it up to date.
+        self.consumer_stream = torch.cuda.current_stream(loader.cuda_device) if loader.cuda_device else None
+
+    def run(self) -> None:
+        last: BaseException | None = None
+        try:
+            numba.set_num_threads(self.loader.num_workers)  # holds for this thread only
+            if self.loader.cuda_device:
+                torch.cuda.set_device(self.loader.cuda_device)  # a new thread starts on device 0
+            for b, ids in enumerate(self.batches):
+                slot = b % self.ring.slots
+                if not self._put((slot, self._decode(ids, slot))):
+                    return
+                if self.consumer_stream is not None:
+                    # Batch b found room, so the consumer has taken batch b - batches_ahead, and all work on
+                    # the one before it is submitted: that one's slot is the next to be written.
+                    event = torch.cuda.Event()
+                    event.record(self.consumer_stream)
+                    self.ring.consumed[(slot + 1) % self.ring.slots] = event
+        except BaseException as error:  # handed to the consumer, which raises it
+            last = error
+        self._put(last)
+
+    def _decode(self, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
+        stream, copied, consumed = self.ring.streams[slot], self.ring.copied[slot], self.ring.consumed[slot]
+        if copied is not None:
+            copied.synchronize()  # the pinned buffer's last copy ended several batches ago: no wait in practice
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            if stream is not None and consumed is not None:
+                stream.wait_event(consumed)
+            stages, outputs = self.loader.code
+            values: dict[str, Any] = {
+                "batch_indices": ids,
+                "storage_state": self.loader.memory_manager.context.state,
+                "metadata": self.loader.reader.metadata,
+            }
+            values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.ring.buffers.items()}
+            for stage, nodes in stages:
+                values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
+            if copied is not None:
+                copied.record(stream)
+        return tuple(values[f"result_{node}"] for node in outputs)
+
+    def _put(self, item: tuple[int, Any] | BaseException | None) -> bool:
+        while not self.stop_requested.is_set():
+            try:
+                self.output.put(item, timeout=POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def shut_down(self) -> None:
+        """Stop the thread and wait for its end. May be called more than once."""
+        self.stop_requested.set()
+        while self.is_alive():
+            try:  # room for a put that waits
+                self.output.get_nowait()
+            except queue.Empty:
+                self.join(timeout=0.01)
+
+
+class Epoch:
+    """Iterator over the batches of one epoch.
+
+    Attributes:
+        epoch: number of the epoch.
+        order: int64[m], the ids in the order they are served.
+        served: batches handed out so far, those skipped at the start included.
+
+    Batches are views into a ring of buffers: clone what outlives the step. Dropping the iterator, or calling
+    `close`, ends its thread.
+    """
+
+    def __init__(self, loader: PrunedLoader, epoch: int, order: NDArray[np.int64], first_batch: int) -> None:
+        self.epoch = epoch
+        self.order = order
+        self.served = first_batch
+        self._loader = loader
+        size = loader.batch_size
+        batches = [order[i : i + size] for i in range(first_batch * size, len(order), size)]
+        loader.ring.begin(loader.seed, epoch, loader.cuda_device)
+        self._producer = _Producer(loader, batches)
+        self._finished = False
+        # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
+        # the interpreter.
+        self._shut_down = weakref.finalize(self, self._producer.shut_down)
+        self._producer.start()
+
+    def __iter__(self) -> Epoch:
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        if self._finished:
+            raise StopIteration
+        if not self._shut_down.alive:
+            raise LoaderError("this epoch was closed, by close() or by the beginning of a newer one")
+        start = time.perf_counter()
+        item = self._next_item()
+        self._loader.wait_seconds += time.perf_counter() - start
+        if not isinstance(item, tuple):
+            self._finished = True
+            self.close()
+            if item is None:
+                raise StopIteration
+            if isinstance(item, LoaderError):
+                raise item
+            raise LoaderError(
+                f"{self._loader.path}: batch {self.served} of epoch {self.epoch} failed in the loader's thread: "
+                f"{type(item).__name__}: {item}"
+            ) from item
+        slot, outputs = item
+        stream = self._loader.ring.streams[slot]
+        if stream is not None:
+            self._producer.consumer_stream = torch.cuda.current_stream(self._loader.cuda_device)
+            self._producer.consumer_stream.wait_stream(stream)
+        first = self.served * self._loader.batch_size
+        self.served += 1
+        if self._loader.with_ids:
+            outputs = (*outputs, torch.from_numpy(self.order[first : first + self._loader.batch_size]))
+        return outputs
+
+    def _next_item(self) -> tuple[int, Any] | BaseException | None:
+        while True:
+            alive = self._producer.is_alive()  # asked first: what a thread put before it ended is still read
+            try:
+                return self._producer.output.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if not alive:
+                    return LoaderError(f"{self._loader.path}: the loader's thread ended without a word")
+
+    @property
+    def running(self) -> bool:
+        """True until the last batch was asked for, an error was raised, or the epoch was closed."""
+        return self._shut_down.alive and not self._finished
+
+    def close(self) -> None:
+        """End the thread and wait for it. The ring can then be used by another epoch."""
+        self._shut_down()

@@ -1,0 +1,274 @@
+"""An FFCV loader whose samples can be exchanged between epochs. All contact with FFCV's internals is in this folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ffcv.loader.loader as ffcv_loader
+import numba
+import numpy as np
+import torch
+from ffcv.loader import Loader
+from ffcv.memory_managers import OSCacheManager
+from ffcv.memory_managers.os_cache import OSCacheContext
+from ffcv.pipeline.graph import DecoderNode, TransformNode
+from ffcv.pipeline.operation import Operation
+from ffcv.reader import Reader
+from numpy.typing import ArrayLike, NDArray
+
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.augment import KeyedOperation
+from ffcv_prune.loading.epoch import Epoch, Ring
+from ffcv_prune.loading.order import PrunedOrder, validate_ids
+
+
+class PrunedLoader(Loader):
+    """An FFCV `Loader` that serves a selection of its samples, exchanged in place between epochs.
+
+    Args:
+        path: a `.beton` file; it is checked before native code reads it.
+        batch_size: samples a batch, on each rank.
+        pipelines: as FFCV takes them; None for FFCV's default of every field.
+        num_workers: threads that decode; -1 for all cores this process may use.
+        seed: of the order and of the keyed augmentations (`ffcv_prune.loading.augment`).
+        shuffle: a new permutation each epoch, or the order of the file.
+        drop_last: leave out the last batch when it is not whole.
+        distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
+        with_ids: add the int64[B] dataset positions of each batch as last output, on the CPU.
+        batches_ahead: batches decoded in advance.
+
+    Attributes:
+        num_samples: number of samples in the file.
+        seed: may be set between epochs; nothing is compiled anew.
+        labels: int64[num_samples], the file's first integer field; None if it has none.
+        next_epoch: number of the epoch that the next `iter()` starts.
+        wait_seconds: total time the consumer has waited for batches.
+
+    Raises:
+        UserError: a missing or damaged file, more workers than cores, an invalid selection.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        batch_size: int = 512,
+        pipelines: Mapping[str, Sequence[Any] | None] | None = None,
+        num_workers: int = -1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        distributed: bool = False,
+        with_ids: bool = False,
+        batches_ahead: int = 3,
+    ) -> None:
+        info = check_beton(path)
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: it must be at least 1")
+        self.path = Path(path)
+        self.num_samples = info.num_samples
+        self.labels: NDArray[np.int64] | None = info.labels
+        self.with_ids = with_ids
+        self.wait_seconds = 0.0
+        self._file_state = _file_state(self.path)
+        self._first_batch = 0
+        self._epoch: weakref.ref[Epoch] | None = None
+        self._ring: Ring | None = None
+        # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
+        copies = {name: None if ops is None else list(ops) for name, ops in (pipelines or {}).items()}
+        with _ffcv_constructor():
+            super().__init__(
+                str(path),
+                batch_size,
+                num_workers=_usable_workers(num_workers),
+                seed=seed,
+                pipelines=copies,
+                drop_last=drop_last,
+                distributed=False,  # FFCV's own sharding pads the selection; PrunedOrder shards
+                batches_ahead=batches_ahead,
+            )
+        rank, world_size = _rank_and_world_size() if distributed else (0, 1)
+        self.distributed = distributed
+        self.traversal_order = PrunedOrder(self, self.num_samples, shuffle, drop_last, rank, world_size)
+        self.memory_manager.context.__enter__()  # maps the file, once
+        self._check_length(self.traversal_order.num_selected)
+
+    def set_selection(self, ids: ArrayLike | None) -> None:
+        """Serve only these samples from the next epoch on. A running epoch goes on unchanged.
+
+        Args:
+            ids: int64[k] dataset positions in any order, or None for all samples. They are copied.
+
+        Raises:
+            UserError: wrong dtype or shape, out of range, negative or duplicate ids, or so few that
+                `drop_last` would leave no batch. The selection stays as it was.
+        """
+        checked = None if ids is None else validate_ids(ids, self.num_samples)
+        self._check_length(self.num_samples if checked is None else len(checked))
+        self.traversal_order.select(checked)
+
+    @property
+    def selection(self) -> NDArray[np.int64]:
+        """int64[k], sorted: the selected dataset positions."""
+        return self.traversal_order.selection
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Make the next `iter()` start epoch `epoch` at batch `first_batch` (not 0 when resuming)."""
+        self.next_epoch = epoch
+        self._first_batch = first_batch
+
+    def __len__(self) -> int:
+        """Batches of the next epoch."""
+        served = self.traversal_order.num_served
+        whole = served // self.batch_size if self.drop_last else -(-served // self.batch_size)
+        return max(0, whole - self._first_batch)
+
+    def __iter__(self) -> Epoch:
+        if _file_state(self.path) != self._file_state:
+            raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
+        self.close()
+        epoch, first_batch = self.next_epoch, self._first_batch
+        order = self.traversal_order.sample_order(epoch)
+        if self.drop_last:
+            order = order[: len(order) // self.batch_size * self.batch_size]
+        self.set_epoch(epoch + 1)
+        iterator = Epoch(self, epoch, order, first_batch)
+        self._epoch = weakref.ref(iterator)
+        return iterator
+
+    def close(self) -> None:
+        """End the thread of a running epoch, if there is one."""
+        running = self._running_epoch()
+        if running is not None:
+            running.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The selection and the position: (epoch, batch) of a running epoch, or the start of the next one."""
+        running = self._running_epoch()
+        epoch, batch = (self.next_epoch, self._first_batch) if running is None else (running.epoch, running.served)
+        selection = None if self.traversal_order.selects_all else torch.from_numpy(self.selection.copy())
+        return {
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "epoch": epoch,
+            "batch": batch,
+            "selection": selection,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the position and selection of `state`. A state of other data or another seed is refused."""
+        for key, own in (("num_samples", self.num_samples), ("seed", self.seed)):
+            if state[key] != own:
+                raise UserError(f"the loader's state has {key} {state[key]}, but {self.path} is loaded with {own}")
+        selection = state["selection"]
+        self.set_selection(None if selection is None else selection.numpy())
+        self.set_epoch(state["epoch"], state["batch"])
+
+    def filter(self, field_name: str, condition: Any) -> Loader:
+        """Not offered: FFCV's `filter` would build a second loader that ignores the selection."""
+        raise NotImplementedError("PrunedLoader has no filter: pass the positions to set_selection")
+
+    def next_traversal_order(self) -> NDArray[np.int64]:
+        """int64[m]: the ids of the next epoch."""
+        return self.traversal_order.sample_order(self.next_epoch)
+
+    @property
+    def ring(self) -> Ring:
+        """The buffers, allocated at the first epoch."""
+        if self._ring is None:
+            self._ring = Ring(self)
+        return self._ring
+
+    @property
+    def cuda_device(self) -> torch.device | None:
+        """The CUDA device that the pipelines deliver to, None if they stay on the CPU."""
+        for _, operation in self._operations():
+            device = getattr(operation, "device", None)
+            if device is not None and torch.device(device).type == "cuda":
+                device = torch.device(device)
+                return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+        return None
+
+    def keyed_operations(self) -> Iterator[tuple[int, KeyedOperation]]:
+        """The operations that draw random numbers keyed by epoch, with their nodes in FFCV's graph."""
+        return ((node, op) for node, op in self._operations() if isinstance(op, KeyedOperation))
+
+    def _operations(self) -> Iterator[tuple[int, Operation]]:
+        for node in self.graph.nodes:
+            if isinstance(node, DecoderNode):
+                yield node.id, node.decoder
+            elif isinstance(node, TransformNode):
+                yield node.id, node.operation
+
+    def _running_epoch(self) -> Epoch | None:
+        epoch = self._epoch() if self._epoch is not None else None
+        return epoch if epoch is not None and epoch.running else None
+
+    def _check_length(self, samples: int) -> None:
+        ranks = self.traversal_order.world_size
+        if self.drop_last and samples // ranks < self.batch_size:
+            raise UserError(
+                f"{samples} samples{f' over {ranks} ranks' if ranks > 1 else ''} do not fill one batch of "
+                f"{self.batch_size}: use a smaller batch_size, a larger keep, or drop_last=False"
+            )
+
+
+class _LeanOSCache(OSCacheManager):
+    """FFCV's page-cache reader without the dictionaries over all samples, which it never reads.
+
+    At 1.28 million samples they take seconds and half a gigabyte in each loader.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        order = np.argsort(reader.alloc_table["ptr"], kind="stable")
+        self.ptrs = reader.alloc_table["ptr"][order]
+        self.sizes = reader.alloc_table["size"][order]
+        self.context = OSCacheContext(self)
+
+
+_constructor_lock = threading.Lock()
+
+
+@contextmanager
+def _ffcv_constructor() -> Iterator[None]:
+    """Build an FFCV loader with the lean page-cache reader, leaving torch's and numba's thread counts alone."""
+    torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
+    with _constructor_lock:
+        original = ffcv_loader.OSCacheManager
+        ffcv_loader.OSCacheManager = _LeanOSCache
+        try:
+            yield
+        finally:
+            ffcv_loader.OSCacheManager = original
+            torch.set_num_threads(torch_threads)
+            numba.set_num_threads(numba_threads)
+
+
+def _usable_workers(num_workers: int) -> int:
+    cores = min(len(os.sched_getaffinity(0)), numba.get_num_threads())
+    if num_workers > cores:
+        raise UserError(
+            f"num_workers is {num_workers}, but this process may use {cores} cores: pass -1 for all of them"
+        )
+    return num_workers if num_workers > 0 else cores
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if not torch.distributed.is_initialized():
+        raise UserError("distributed=True needs torch.distributed.init_process_group first: start with torchrun")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _file_state(path: Path) -> tuple[int, ...] | None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,119 @@
+"""Which samples an epoch serves, and in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ffcv.traversal_order.base import TraversalOrder
+from numpy.typing import ArrayLike, NDArray
+
+from ffcv_prune.errors import UserError
+
+
+class PrunedOrder(TraversalOrder):
+    """The order of an FFCV loader over a selection that can be exchanged between epochs.
+
+    The order of epoch e is a permutation of *all* n samples, drawn from (seed, e), of which the selected
+    ones remain: samples that two selections share keep their relative order, so that the selection does
+    not disturb the randomness. It depends on nothing else, hence not on workers or ranks.
+
+    With several ranks, rank r of w takes every w-th id of that order, starting with the r-th. What does not
+    divide by w:
+
+    * ``drop_last=True`` (training): the last k mod w ids of the epoch's order are left out;
+    * ``shuffle=True, drop_last=False``: the first ids of the order are served again, at most w - 1 of them,
+      so that all ranks do the same number of steps;
+    * ``shuffle=False, drop_last=False`` (scoring, evaluation): nothing is padded or dropped, each sample is
+      served once, and the ranks' shares differ by at most one sample.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        num_samples: int,
+        shuffle: bool,
+        drop_last: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(loader)
+        self.num_samples = num_samples
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self._ids: NDArray[np.int64] | None = None
+        self._selected: NDArray[np.bool_] | None = None
+
+    @property
+    def selection(self) -> NDArray[np.int64]:
+        """int64[k], sorted: the selected dataset positions."""
+        return np.arange(self.num_samples, dtype=np.int64) if self._ids is None else self._ids
+
+    @property
+    def selects_all(self) -> bool:
+        return self._ids is None
+
+    @property
+    def num_selected(self) -> int:
+        return self.num_samples if self._ids is None else len(self._ids)
+
+    @property
+    def num_served(self) -> int:
+        """Number of ids that this rank's epoch serves (before whole batches are cut)."""
+        share, rest = divmod(self.num_selected, self.world_size)
+        if self.drop_last:
+            return share
+        if self.shuffle:
+            return share + (rest > 0)
+        return share + (self.rank < rest)
+
+    def select(self, ids: NDArray[np.int64] | None) -> None:
+        """Exchange the selection: sorted, valid int64 ids as `validate_ids` returns them, or None for all."""
+        if ids is None:
+            self._ids = self._selected = None
+            return
+        self._ids = ids
+        self._selected = np.zeros(self.num_samples, dtype=np.bool_)
+        self._selected[ids] = True
+
+    def global_order(self, epoch: int) -> NDArray[np.int64]:
+        """int64[k]: the order of all ranks together, before sharding."""
+        if not self.shuffle:
+            return self.selection
+        order = np.random.default_rng([self.loader.seed, epoch]).permutation(self.num_samples)
+        return order if self._selected is None else order[self._selected[order]]
+
+    def sample_order(self, epoch: int) -> NDArray[np.int64]:
+        """int64[num_served]: this rank's ids. C-contiguous and writeable, as FFCV's compiled code needs them."""
+        order = self.global_order(epoch)
+        if self.world_size > 1 and self.shuffle and not self.drop_last:
+            order = np.resize(order, self.num_served * self.world_size)  # repeats it from the start
+        share = order[self.rank :: self.world_size][: self.num_served]
+        return np.array(share, dtype=np.int64, order="C")
+
+
+def validate_ids(ids: ArrayLike, num_samples: int) -> NDArray[np.int64]:
+    """Return `ids` as a new sorted int64[k]; an id out of range would be a segmentation fault in native code.
+
+    Raises:
+        UserError: wrong dtype or shape, empty, out of range, negative or duplicate ids.
+    """
+    array = np.asarray(ids)
+    if array.dtype != np.int64:
+        raise UserError(
+            f"a selection holds int64 dataset positions, not {array.dtype}: convert with ids.astype(np.int64)"
+        )
+    if array.ndim != 1 or len(array) == 0:
+        raise UserError(
+            f"a selection is a non-empty one-dimensional array, not of shape {array.shape}: pass None for all samples"
+        )
+    array = np.sort(array)
+    if array[0] < 0 or array[-1] >= num_samples:
+        bad = array[0] if array[0] < 0 else array[-1]
+        raise UserError(f"id {bad} is outside the data set's positions 0 … {num_samples - 1}")
+    repeated = np.flatnonzero(array[1:] == array[:-1])
+    if len(repeated):
+        raise UserError(f"id {array[repeated[0]]} appears twice in the selection: pass each id once (np.unique)")
+    return array

@@ -1,0 +1,86 @@
+"""FFCV pipelines for training and for scoring.
+
+Images leave them as uint8[B, 3, H, W] in channels_last on the device, labels as int64[B]. Normalising is the
+model's business (`models.normalize`): four times fewer bytes cross to the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, SimpleRGBImageDecoder
+from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
+
+from ffcv_prune.data.beton import BetonInfo
+from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.loading.augment import PadCropFlip, RandomResizedCrop
+
+AUGMENTATIONS = ("none", "pad_crop_flip", "random_resized_crop")
+
+
+def train_pipelines(
+    info: BetonInfo,
+    augment: str,
+    size: int = 0,
+    device: torch.device | str = "cpu",
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> dict[str, list[Any]]:
+    """Pipelines of the fields of a `.beton` for training.
+
+    Args:
+        info: what `check_beton` returned for the file.
+        augment: "none" (centre crop), "pad_crop_flip" (CIFAR) or "random_resized_crop" (ImageNet).
+        size: side of the images in pixels; 0 for the stored one, where all images have the same square size.
+        device: where the batches are delivered.
+        fill: colour of the padding, for "pad_crop_flip".
+    """
+    if augment not in AUGMENTATIONS:
+        raise UserError(f'data.augment is "{augment}"{nearest(augment, AUGMENTATIONS)}')
+    if augment == "random_resized_crop":
+        image = [RandomResizedCrop(size or stored_size(info))]
+    else:
+        image = [_centre_decoder(info, size, ratio=1.0)]
+        if augment == "pad_crop_flip":
+            image.append(PadCropFlip(padding=4, fill=fill))
+    return _complete(info, image, device)
+
+
+def score_pipelines(
+    info: BetonInfo, size: int = 0, device: torch.device | str = "cpu", ratio: float = 1.0
+) -> dict[str, list[Any]]:
+    """Deterministic pipelines, for scoring and evaluation: a centre crop of `ratio` times the shorter side."""
+    return _complete(info, [_centre_decoder(info, size, ratio)], device)
+
+
+def stored_size(info: BetonInfo) -> int:
+    """Side of the stored images in pixels. UserError unless all are squares of one size."""
+    heights, widths = info.image_heights, info.image_widths
+    if heights.min() != heights.max() or (heights != widths).any():
+        raise UserError(f"the images of {info.path} differ in size: set data.size, the side to crop to (ImageNet: 224)")
+    return int(heights[0])
+
+
+def _centre_decoder(info: BetonInfo, size: int, ratio: float) -> Any:
+    if ratio == 1.0 and (size == 0 or _all_are(info, size)):
+        stored_size(info)  # refuses images that differ in size
+        return SimpleRGBImageDecoder()  # a copy, nothing to crop or resize
+    side = size or stored_size(info)
+    return CenterCropRGBImageDecoder((side, side), ratio)
+
+
+def _all_are(info: BetonInfo, size: int) -> bool:
+    heights, widths = info.image_heights, info.image_widths
+    return bool((heights == size).all() and (widths == size).all())
+
+
+def _complete(info: BetonInfo, image: list[Any], device: torch.device | str) -> dict[str, list[Any]]:
+    if info.label_field is None:
+        raise UserError(f"{info.path} has no integer field for the labels: write it again with write_datasets.py")
+    device = torch.device(device)
+    # On the CPU there is nothing to move, and FFCV's ToDevice would copy every batch.
+    to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
+    pipelines: dict[str, Any] = dict.fromkeys(info.fields)
+    pipelines[info.image_field] = [*image, ToTensor(), *to_device, ToTorchImage()]
+    pipelines[info.label_field] = [IntDecoder(), ToTensor(), *to_device, Squeeze(1)]
+    return pipelines

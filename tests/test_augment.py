@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffcv_prune import PrunedLoader
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.augment import PadCropFlip, flip_in_place, random_resized_crop, stream_key, uniform
+from ffcv_prune.loading.pipelines import score_pipelines, stored_size, train_pipelines
+from tests.betons import Beton, write_beton
+
+MASK = (1 << 64) - 1
+
+
+def mix_twin(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def key_twin(seed: int, epoch: int, sample: int) -> int:
+    golden = 0x9E3779B97F4A7C15
+    key = mix_twin((seed + golden) & MASK)
+    key = mix_twin(((key ^ epoch) + golden) & MASK)
+    return mix_twin(((key ^ sample) + golden) & MASK)
+
+
+def uniform_twin(key: int, draw: int) -> float:
+    return float(mix_twin((key + (draw + 1) * 0x9E3779B97F4A7C15) & MASK) >> 11) * 2.0**-53
+
+
+def randint_twin(key: int, draw: int, low: int, high: int) -> int:
+    return low + int(uniform_twin(key, draw) * (high - low))
+
+
+small = st.integers(0, 2**40)
+
+
+@given(small, small, small, st.integers(0, 50))
+def test_streams_equal_their_twin(seed: int, epoch: int, sample: int, draw: int) -> None:
+    key = stream_key(seed, epoch, sample)
+    assert int(key) == key_twin(seed, epoch, sample)
+    assert uniform(key, draw) == uniform_twin(int(key), draw)
+
+
+def test_draws_are_uniform_and_uncorrelated() -> None:
+    draws = np.array([[uniform(stream_key(0, epoch, i), 0) for i in range(5000)] for epoch in range(2)])
+    assert 0 <= draws.min() < draws.max() < 1
+    counts = np.histogram(draws, bins=20, range=(0, 1))[0]
+    assert ((counts - 500) ** 2 / 500).sum() < 50  # chi-squared with 19 degrees of freedom: p < 0.0002 above
+    assert abs(np.corrcoef(draws)[0, 1]) < 0.06
+    assert abs(np.corrcoef(draws[0, 1:], draws[0, :-1])[0, 1]) < 0.06
+
+
+@given(small, st.integers(1, 500), st.integers(1, 500), st.floats(0.01, 1), st.floats(0.2, 1))
+def test_crops_lie_inside_the_image(key: int, height: int, width: int, scale: float, ratio: float) -> None:
+    i, j, h, w = random_resized_crop(np.uint64(key), height, width, (scale, 1.0), (ratio, 1 / ratio))
+    assert h >= 1
+    assert w >= 1
+    assert 0 <= i <= height - h
+    assert 0 <= j <= width - w
+
+
+def test_crops_have_the_distribution_of_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision.transforms")
+    import torch
+
+    torch.manual_seed(0)
+    image = torch.empty(3, 300, 400)
+    theirs = np.array([torchvision.RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
+    ours = np.array(
+        [random_resized_crop(stream_key(0, 0, i), 300, 400, (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(4000)]
+    )
+    np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=4)
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), atol=4)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 8])
+def test_flip_in_place(width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, width, 3)).astype(np.uint8)
+    expected = image[:, ::-1].copy()
+    flip_in_place(image)
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_pad_crop_flip_equals_its_twin(beton: Beton) -> None:
+    fill, seed, epoch = (10, 20, 30), 5, 2
+    pipelines = train_pipelines(check_beton(beton.path), "pad_crop_flip", fill=fill)
+    loader = PrunedLoader(beton.path, 64, pipelines, seed=seed, drop_last=False, with_ids=True)
+    loader.set_epoch(epoch)
+    for images, _, ids in loader:
+        for image, i in zip(images.permute(0, 2, 3, 1).numpy(), ids.tolist(), strict=True):
+            key = key_twin(seed, epoch, i)
+            padded = np.full((24, 24, 3), fill, dtype=np.uint8)
+            padded[4:20, 4:20] = beton.images[i]
+            down, right = randint_twin(key, 0, -4, 5), randint_twin(key, 1, -4, 5)
+            crop = padded[4 + down : 20 + down, 4 + right : 20 + right]
+            expected = crop[:, ::-1] if uniform_twin(key, 2) < 0.5 else crop
+            np.testing.assert_array_equal(image, expected)
+
+
+def test_jpeg_images_decode_near_the_original(jpg_beton: Beton) -> None:
+    info = check_beton(jpg_beton.path)
+    for pipelines in (score_pipelines(info), score_pipelines(info, size=24, ratio=1.0)):
+        loader = PrunedLoader(jpg_beton.path, 50, pipelines, shuffle=False, drop_last=False)
+        images, _ = next(iter(loader))
+        error = images.permute(0, 2, 3, 1).numpy().astype(float) - jpg_beton.images
+        assert abs(error.mean()) < 2  # quality 90 on noise: single pixels move, the mean does not
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path, beton: Beton) -> None:  # type: ignore[no-untyped-def]
+    images = [np.full((8 + i, 12, 3), i, dtype=np.uint8) for i in range(5)]
+    mixed = write_beton(tmp_path / "mixed.beton", n=5)
+    object.__setattr__(mixed, "images", images)
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    DatasetWriter(
+        str(mixed.path), {"image": RGBImageField("raw"), "label": IntField()}, num_workers=1
+    ).from_indexed_dataset(mixed)
+    info = check_beton(mixed.path)
+    with pytest.raises(UserError, match=r"differ in size: set data\.size"):
+        score_pipelines(info)
+    loader = PrunedLoader(mixed.path, 5, score_pipelines(info, size=8), shuffle=False, drop_last=False)
+    assert next(iter(loader))[0].shape == (5, 3, 8, 8)
+    assert stored_size(check_beton(beton.path)) == 16
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(UserError, match="padding"):
+        PadCropFlip(padding=-1)
+
+
+def test_unknown_augmentation(beton: Beton) -> None:
+    with pytest.raises(UserError, match='did you mean "pad_crop_flip"'):
+        train_pipelines(check_beton(beton.path), "pad_crop_flop")

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numba.core.event as numba_event
+import numpy as np
+import pytest
+import torch
+from ffcv.pipeline.operation import Operation
+
+from ffcv_prune import PrunedLoader
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.epoch import LoaderError
+from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
+from tests.betons import Beton
+
+BATCH = 32
+
+
+def make_loader(beton: Beton, **options: Any) -> PrunedLoader:
+    options = {
+        "batch_size": BATCH,
+        "pipelines": score_pipelines(check_beton(beton.path)),
+        "with_ids": True,
+    } | options
+    return PrunedLoader(beton.path, **options)
+
+
+@pytest.fixture(scope="module")
+def kept_loader(beton: Beton) -> PrunedLoader:
+    return make_loader(beton, drop_last=False, seed=3)
+
+
+@pytest.fixture
+def loader(kept_loader: PrunedLoader) -> PrunedLoader:
+    """One loader for the module (FFCV compiles each), reset for each test."""
+    kept_loader.close()
+    kept_loader.drop_last = kept_loader.traversal_order.drop_last = False
+    kept_loader.set_selection(None)
+    kept_loader.set_epoch(0)
+    return kept_loader
+
+
+def serve(loader: PrunedLoader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All images [m, H, W, 3], labels and ids of one epoch."""
+    batches = [(images.clone(), labels.clone(), ids.clone()) for images, labels, ids in loader]
+    images, labels, ids = (torch.cat(part) for part in zip(*batches, strict=True))
+    return images.permute(0, 2, 3, 1).numpy(), labels.numpy(), ids.numpy()
+
+
+class CompilationCounter(numba_event.Listener):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_start(self, event: Any) -> None:
+        self.count += 1
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def compilations() -> Iterator[CompilationCounter]:
+    counter = CompilationCounter()
+    numba_event.register("numba:compile", counter)
+    yield counter
+    numba_event.unregister("numba:compile", counter)
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "ffcv_prune-loader"]
+
+
+def test_every_sample_arrives_as_it_was_written(loader: PrunedLoader, beton: Beton) -> None:
+    images, labels, ids = serve(loader)
+    assert sorted(ids) == list(range(len(beton)))
+    np.testing.assert_array_equal(images, beton.images[ids])
+    np.testing.assert_array_equal(labels, beton.labels[ids])
+    np.testing.assert_array_equal(loader.labels, beton.labels)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_growing_and_shrinking_selections(loader: PrunedLoader, beton: Beton, drop_last: bool) -> None:
+    loader.drop_last = loader.traversal_order.drop_last = drop_last
+    rng = np.random.default_rng(0)
+    for size in (100, 33, 32, 64, 203, 150, 1, 203):
+        if drop_last and size < BATCH:
+            continue
+        selection = None if size == len(beton) else rng.permutation(len(beton))[:size]
+        loader.set_selection(selection)
+        expected = set(range(len(beton)) if selection is None else selection.tolist())
+        assert set(loader.selection.tolist()) == expected
+        batches = size // BATCH if drop_last else -(-size // BATCH)
+        assert len(loader) == batches
+        lengths = [len(ids) for _, _, ids in loader]
+        assert len(lengths) == batches
+        images, labels, ids = serve(loader)
+        assert len(ids) == (batches * BATCH if drop_last else size)
+        assert set(ids.tolist()) <= expected
+        assert len(set(ids.tolist())) == len(ids)
+        np.testing.assert_array_equal(images, beton.images[ids])
+        np.testing.assert_array_equal(labels, beton.labels[ids])
+
+
+def test_a_swap_compiles_nothing(loader: PrunedLoader, compilations: CompilationCounter) -> None:
+    serve(loader)
+    compilations.count = 0
+    for ids in (np.arange(0, 200, 3), np.arange(150)[::-1], None):
+        loader.set_selection(ids)
+        serve(loader)
+    assert compilations.count == 0
+
+
+def test_the_counter_sees_compilations(compilations: CompilationCounter, beton: Beton) -> None:
+    serve(make_loader(beton))
+    assert compilations.count > 0
+
+
+def test_refused_selections_change_nothing(loader: PrunedLoader) -> None:
+    loader.set_selection(np.arange(50))
+    for bad in (
+        np.array([0, 203]),
+        np.array([-1]),
+        np.array([4, 4]),
+        np.array([0.5]),
+        np.array([], dtype=np.int64),
+    ):
+        with pytest.raises(UserError):
+            loader.set_selection(bad)
+    assert loader.selection.tolist() == list(range(50))
+
+
+def test_fewer_samples_than_a_batch_under_drop_last(loader: PrunedLoader, beton: Beton) -> None:
+    loader.drop_last = loader.traversal_order.drop_last = True
+    with pytest.raises(UserError, match="31 samples do not fill one batch of 32"):
+        loader.set_selection(np.arange(31))
+    with pytest.raises(UserError, match="do not fill one batch"):
+        make_loader(beton, batch_size=500, drop_last=True)
+
+
+def test_order_depends_on_seed_and_epoch_alone(loader: PrunedLoader, beton: Beton) -> None:
+    first, second = serve(loader)[2], serve(loader)[2]
+    assert (first != second).any()
+    twin = make_loader(beton, drop_last=False, seed=3, num_workers=1)
+    np.testing.assert_array_equal(serve(twin)[2], first)
+    np.testing.assert_array_equal(serve(twin)[2], second)
+
+
+def test_leaving_an_epoch_early_leaks_nothing(loader: PrunedLoader) -> None:
+    for _ in range(20):
+        for _batch in loader:
+            break
+        del _batch
+    gc.collect()
+    assert not loader_threads()
+    iterator = iter(loader)
+    next(iterator)
+    assert len(serve(loader)[2]) == 203  # a new epoch ends the old one
+    with pytest.raises(LoaderError, match="closed"):
+        next(iterator)
+
+
+def test_an_exhausted_epoch_stays_exhausted(loader: PrunedLoader) -> None:
+    iterator = iter(loader)
+    assert len(list(iterator)) == len(loader)
+    for _ in range(3):
+        with pytest.raises(StopIteration):
+            next(iterator)
+    assert not loader_threads()
+
+
+def test_a_running_epoch_is_not_disturbed_by_a_new_selection(loader: PrunedLoader) -> None:
+    iterator = iter(loader)
+    next(iterator)
+    loader.set_selection(np.arange(10))
+    assert sum(1 for _ in iterator) == 6
+    assert len(loader) == 1
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 7])
+def test_state_dict_resumes_in_the_middle_of_an_epoch(loader: PrunedLoader, taken: int) -> None:
+    loader.set_selection(np.arange(0, 203, 2)[:70])
+    loader.set_selection(None)
+    expected = serve(loader)[2], serve(loader)[2]
+    loader.set_epoch(0)
+    iterator = iter(loader)
+    for _ in range(taken):
+        next(iterator)
+    state = loader.state_dict()
+    iterator.close()
+    loader.set_selection(np.arange(5))
+    loader.set_epoch(40)
+    loader.load_state_dict(state)
+    assert len(loader) == 7 - taken
+    if taken < 7:
+        np.testing.assert_array_equal(serve(loader)[2], expected[0][taken * BATCH :])
+    else:
+        assert list(loader) == []
+    np.testing.assert_array_equal(serve(loader)[2], expected[1])
+
+
+def test_foreign_state_is_refused(loader: PrunedLoader) -> None:
+    state = loader.state_dict()
+    with pytest.raises(UserError, match="num_samples"):
+        loader.load_state_dict(state | {"num_samples": 5})
+    with pytest.raises(UserError, match="seed"):
+        loader.load_state_dict(state | {"seed": 5})
+
+
+def test_thread_counts_are_left_alone(beton: Beton) -> None:
+    before = torch.get_num_threads()
+    serve(make_loader(beton, num_workers=1))
+    assert torch.get_num_threads() == before
+
+
+def test_pipelines_of_the_caller_are_left_alone(beton: Beton) -> None:
+    pipelines = score_pipelines(check_beton(beton.path))
+    lengths = {name: len(ops) for name, ops in pipelines.items()}
+    make_loader(beton, pipelines=pipelines)
+    assert {name: len(ops) for name, ops in pipelines.items()} == lengths
+
+
+def test_without_ids_and_with_default_pipelines(beton: Beton) -> None:
+    loader = PrunedLoader(beton.path, batch_size=100, shuffle=False, drop_last=False)
+    images, labels = next(iter(loader))
+    np.testing.assert_array_equal(images.numpy(), beton.images[:100])
+    np.testing.assert_array_equal(labels.numpy()[:, 0], beton.labels[:100])
+
+
+def test_too_many_workers(beton: Beton) -> None:
+    with pytest.raises(UserError, match="may use"):
+        make_loader(beton, num_workers=os.cpu_count() + 1)  # type: ignore[operator]
+
+
+def test_filter_is_not_offered(loader: PrunedLoader) -> None:
+    with pytest.raises(NotImplementedError, match="set_selection"):
+        loader.filter("label", lambda label: label == 0)
+
+
+def test_a_replaced_or_deleted_file_is_noticed(beton: Beton, tmp_path: Path) -> None:
+    copy = Beton(tmp_path / "copy.beton", beton.images, beton.labels)
+    shutil.copy(beton.path, copy.path)
+    loader = make_loader(copy)
+    next(iter(loader))
+    os.utime(copy.path, (1, 1))
+    with pytest.raises(UserError, match="replaced, changed or deleted"):
+        iter(loader)
+    copy.path.unlink()
+    with pytest.raises(UserError, match="replaced, changed or deleted"):
+        iter(loader)
+
+
+class FailingOperation(Operation):
+    """Runs in the loader's thread, outside compiled code."""
+
+    def __init__(self, fail: Callable[[], None]) -> None:
+        super().__init__()
+        self.fail = fail
+
+    def generate_code(self) -> Callable[..., Any]:
+        def step(inp: Any, _: Any) -> Any:
+            self.fail()
+            return inp
+
+        return step
+
+    def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, None]:
+        return previous_state, None
+
+
+def failing_loader(beton: Beton, fail: Callable[[], None]) -> PrunedLoader:
+    pipelines = score_pipelines(check_beton(beton.path))
+    pipelines["image"].append(FailingOperation(fail))
+    return make_loader(beton, pipelines=pipelines)
+
+
+def test_an_exception_in_the_thread_reaches_the_consumer(beton: Beton) -> None:
+    calls = iter(range(100))
+
+    def fail() -> None:
+        if next(calls) == 3:
+            raise OSError("the disk is gone")
+
+    loader = failing_loader(beton, fail)
+    start = time.perf_counter()
+    with pytest.raises(LoaderError, match=r"batch 3 of epoch 0 .* OSError: the disk is gone") as caught:
+        serve(loader)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert time.perf_counter() - start < 60  # compilation included; a hang would be for ever
+    assert not loader_threads()
+    assert len(serve(loader)[2]) == 192  # the next epoch runs
+
+
+def test_a_thread_that_vanishes_is_noticed(loader: PrunedLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    iterator = iter(loader)
+    next(iterator)
+    # As if the thread had been killed: it ends and neither a batch nor an exception is left behind.
+    iterator._producer.shut_down()
+    with pytest.raises(LoaderError, match="ended without a word"):
+        for _ in range(10):
+            next(iterator)
+
+
+@pytest.mark.parametrize("augment", ["pad_crop_flip", "random_resized_crop"])
+def test_augmentations_are_keyed_by_epoch_and_sample(beton: Beton, augment: str) -> None:
+    info = check_beton(beton.path)
+
+    def augmented(loader: PrunedLoader) -> dict[int, np.ndarray]:
+        images, _, ids = serve(loader)
+        return dict(zip(ids.tolist(), images, strict=True))
+
+    def make(**options: Any) -> PrunedLoader:
+        return make_loader(beton, pipelines=train_pipelines(info, augment), drop_last=False, seed=1, **options)
+
+    loader = make()
+    first = augmented(loader)
+    one_thread = make(num_workers=1, batch_size=50)
+    one_thread.set_selection(np.arange(0, 203, 2))
+    for i, image in augmented(one_thread).items():
+        np.testing.assert_array_equal(image, first[i])
+    second = augmented(loader)
+    assert sum((first[i] != second[i]).any() for i in first) > 180  # a new epoch draws anew
+    loader.seed = 2
+    loader.set_epoch(0)
+    other_seed = augmented(loader)
+    assert sum((first[i] != other_seed[i]).any() for i in first) > 180
