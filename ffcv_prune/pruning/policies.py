@@ -1,0 +1,198 @@
+"""Rules that pick the k samples to train on until the next checkpoint (paper, section 3.2).
+
+A policy is stateless: what it knows of the samples is in the `ScoreTable`, and its randomness comes from the
+generator that it is given. Policies are combined by wrapping: see `WithRandom` here and `guards.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.pruning.scores import ScoreTable
+from ffcv_prune.pruning.selectors import (
+    check_candidates,
+    check_k,
+    difference,
+    random_subset,
+    top_k,
+    ucb_scores,
+)
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+
+class Policy(ABC):
+    """A rule that selects samples. A subclass says how in `choose`.
+
+    Attributes:
+        name: how configs, logs and reports call it.
+        needs_scores: whether the table must be brought up to date, by a scoring pass, before `select`.
+    """
+
+    name: str
+    needs_scores: bool = True
+
+    def select(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None = None) -> Ids:
+        """Return k different samples, int64[k], ascending.
+
+        `among` restricts the choice to these samples, int64[m], ascending and unique; None means all of the
+        table. The result depends on nothing but the arguments. Raises `UserError` unless 1 ≤ k ≤ m, and for
+        candidates that are not as said.
+        """
+        if among is not None:
+            check_candidates(among, table.n)
+        check_k(k, table.n if among is None else among.size)
+        return self.choose(table, k, rng, among)
+
+    @abstractmethod
+    def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
+        """`select` for arguments already checked: what a policy implements, and what its wrappers call."""
+
+
+class Random(Policy):
+    """k samples, each set of k equally likely; no scoring pass at all (paper, section 4.2)."""
+
+    name = "random"
+    needs_scores = False
+
+    def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
+        return random_subset(table.n if among is None else among, k, rng)
+
+
+class Ranking(Policy):
+    """The k samples with the highest score; ties go to the lower id, samples never scored come first."""
+
+    @abstractmethod
+    def scores(self, table: ScoreTable, among: Ids | None) -> Scores:
+        """Return the score of each sample in `among` (all of the table if None), float32."""
+
+    def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
+        chosen = top_k(self.scores(table, among), k)
+        return chosen if among is None else among[chosen]
+
+
+class Uncertainty(Ranking):
+    """Highest latest cross entropy, without memory (paper, Eq. 1): s(x) = −Σ_i y_i · log softmax(f(x))_i."""
+
+    name = "uncertainty"
+
+    def scores(self, table: ScoreTable, among: Ids | None) -> Scores:
+        return table.last if among is None else table.last[among]
+
+
+class EMA(Ranking):
+    """Highest moving mean (paper, Eq. 2): s_ema ← α·s_uncertainty + (1−α)·s_ema, α of the table."""
+
+    name = "ema"
+
+    def scores(self, table: ScoreTable, among: Ids | None) -> Scores:
+        return table.mean if among is None else table.mean[among]
+
+
+class UCB(Ranking):
+    """Highest upper confidence bound (paper, Eq. 3 and 4): s_ucb = s_ema + c·var, with c ≥ 0."""
+
+    name = "ucb"
+
+    def __init__(self, c: float = 1.0) -> None:
+        if not (math.isfinite(c) and c >= 0):
+            raise UserError(f"c = {c} must be a finite number ≥ 0: it weighs the variance in the UCB score")
+        self.c = float(c)
+
+    def scores(self, table: ScoreTable, among: Ids | None) -> Scores:
+        if among is None:
+            return ucb_scores(table.mean, table.var, self.c)
+        return ucb_scores(table.mean[among], table.var[among], self.c)
+
+
+class Static(Ranking):
+    """Highest score of a fixed ranking made before training, such as EL2N, GraNd or forget scores.
+
+    `scores` is numeric [n], stored as float32, without NaN. The selection is the same at every checkpoint and
+    costs no scoring pass; `WithRandom(Static(scores), epsilon)` is the "static + ε-greedy" of appendix B.
+    """
+
+    name = "static"
+    needs_scores = False
+
+    def __init__(self, scores: ArrayLike) -> None:
+        self._scores = np.asarray(scores, dtype=np.float32)
+        if self._scores.ndim != 1:
+            raise UserError(f"static scores must be one number a sample, not of shape {self._scores.shape}")
+        if np.isnan(self._scores).any():
+            raise UserError("static scores hold NaN: every sample needs a score")
+
+    def scores(self, table: ScoreTable, among: Ids | None) -> Scores:
+        if self._scores.size != table.n:
+            raise UserError(f"{self._scores.size} static scores for {table.n} samples: other data")
+        return self._scores if among is None else self._scores[among]
+
+
+class WithRandom(Policy):
+    """k − round(share·k) samples by `policy`, the others uniformly from what it left (paper, section 3.2.2).
+
+    With the moving mean as policy this is ε-greedy; as a guard it keeps part of every selection unbiased.
+    `share` is in [0, 1].
+    """
+
+    def __init__(self, policy: Policy, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise UserError(f"the random share {share} of a selection is outside [0, 1]")
+        self.policy = policy
+        self.share = float(share)
+        self.name = f"{policy.name}+random({share:g})"
+        self.needs_scores = policy.needs_scores and share < 1
+
+    def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
+        explored = round(self.share * k)
+        if explored == 0:
+            return self.policy.choose(table, k, rng, among)
+        if explored == k:
+            return Random().choose(table, k, rng, among)
+        by_policy = self.policy.choose(table, k - explored, rng, among)
+        rest = difference(np.arange(table.n) if among is None else among, by_policy)
+        return np.sort(np.concatenate([by_policy, random_subset(rest, explored, rng)]))
+
+
+class EpsilonGreedy(WithRandom):
+    """(1−ε)·k samples of highest s_ema (paper, Eq. 2), ε·k uniformly from the rest (paper, section 3.2.2)."""
+
+    def __init__(self, epsilon: float = 0.1) -> None:
+        super().__init__(EMA(), epsilon)
+        self.name = "epsilon_greedy"
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "random": Random,
+    "uncertainty": Uncertainty,
+    "ema": EMA,
+    "epsilon_greedy": EpsilonGreedy,
+    "ucb": UCB,
+    "static": Static,
+}
+
+
+def build(name: str, **params: Any) -> Policy:
+    """Return the policy called `name`, made with exactly these parameters, e.g. ``build("ucb", c=1.0)``.
+
+    Raises `UserError` for an unknown name, an unknown or missing parameter, or a value out of range.
+    """
+    if name not in POLICIES:
+        raise UserError(f'unknown policy "{name}"{nearest(name, POLICIES)}')
+    known = inspect.signature(POLICIES[name]).parameters
+    for param in params:
+        if param not in known:
+            hint = nearest(param, known) if known else ": it takes none"
+            raise UserError(f'policy "{name}" has no parameter "{param}"{hint}')
+    for param, spec in known.items():
+        if spec.default is spec.empty and param not in params:
+            raise UserError(f'policy "{name}" needs the parameter "{param}"')
+    return POLICIES[name](**params)

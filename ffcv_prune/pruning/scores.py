@@ -1,0 +1,121 @@
+"""The statistics of every sample's loss over the checkpoints of a run."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ffcv_prune.errors import UserError
+from ffcv_prune.pruning.selectors import check_ids, update_statistics
+
+MAX_NONFINITE_SHARE = 0.01
+STATE_ARRAYS = ("mean", "var", "last", "last_scored")
+
+
+class NonFiniteLossError(UserError):
+    """More than 1 % of the losses of a scoring pass are NaN or infinite: the model diverged."""
+
+
+class ScoreTable:
+    """Exponential moving mean and variance of the loss of each of n samples (paper, Eq. 2 and 3).
+
+        var  ← (1−α)·var + α·(loss − mean)²    with the old mean; starts at 0
+        mean ← α·loss + (1−α)·mean             starts at the first loss
+
+    All statistics are float32, computed in float32.
+
+    Attributes:
+        mean, var: float32[n]. The mean of a sample never scored is NaN; selectors rank it above all others.
+        last: float32[n], the latest loss; NaN: never scored.
+        last_scored: int32[n], the index of the update that scored the sample last; −1: never.
+        updates: how many updates were made.
+        alpha: weight of the new loss, 0 < α ≤ 1.
+    """
+
+    def __init__(self, n: int, alpha: float = 0.8) -> None:
+        if n < 1:
+            raise UserError(f"a score table needs at least one sample, not {n}")
+        if not 0 < alpha <= 1:
+            raise UserError(f"alpha = {alpha} is outside (0, 1]: it is the weight of the newest loss")
+        self.n = int(n)
+        self.alpha = float(alpha)
+        self.mean: NDArray[np.float32] = np.full(n, np.nan, np.float32)
+        self.var: NDArray[np.float32] = np.zeros(n, np.float32)
+        self.last: NDArray[np.float32] = np.full(n, np.nan, np.float32)
+        self.last_scored: NDArray[np.int32] = np.full(n, -1, np.int32)
+        self.updates = 0
+
+    def update(self, losses: ArrayLike, ids: ArrayLike | None = None) -> int:
+        """Take in the losses of one scoring pass and return how many of them were not finite.
+
+        `losses` is float32[m] or float64[m], the losses of the samples `ids` int64[m] (unique, any order), or
+        of all n samples in order when `ids` is None. A loss that is not finite as float32 never enters the
+        table: the sample keeps its old statistics and a warning is given. More than 1 % of such losses raise
+        `NonFiniteLossError`, and anything malformed `UserError`, before any statistic has changed.
+        """
+        losses = self._checked_losses(losses)
+        expected = self.n
+        if ids is not None:
+            ids = np.ascontiguousarray(ids)
+            check_ids(ids, self.n, "the ids of the losses")
+            expected = ids.size
+        if losses.size != expected:
+            raise UserError(f"{losses.size} losses for {expected} samples: pass one loss a sample")
+
+        nonfinite = losses.size - int(np.count_nonzero(np.isfinite(losses)))
+        if nonfinite > MAX_NONFINITE_SHARE * losses.size:
+            raise NonFiniteLossError(
+                f"{nonfinite} of {losses.size} losses are NaN or infinite: the model diverged; "
+                "lower the learning rate or train without mixed precision"
+            )
+        if nonfinite:
+            warnings.warn(
+                f"{nonfinite} of {losses.size} losses are NaN or infinite: they are left out",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        statistics = self.mean, self.var, self.last, self.last_scored
+        update_statistics(statistics, losses, ids, self.alpha, self.updates)
+        self.updates += 1
+        return nonfinite
+
+    @staticmethod
+    def _checked_losses(losses: ArrayLike) -> NDArray[np.float32]:
+        losses = np.asarray(losses)
+        if losses.ndim != 1 or losses.dtype not in (np.float32, np.float64):
+            raise UserError(
+                f"losses must be a one-dimensional float32 or float64 array, not {losses.dtype} of shape {losses.shape}"
+            )
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf and is counted as such
+            return np.ascontiguousarray(losses, dtype=np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the table: tensors and plain numbers, which `torch.load` takes weights_only."""
+        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in STATE_ARRAYS}
+        return {"n": self.n, "alpha": self.alpha, "updates": self.updates, **arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the `state_dict` of a table with the same n and alpha; any other raises `UserError`."""
+        if set(state) != {"n", "alpha", "updates", *STATE_ARRAYS}:
+            raise UserError(f"not the state of a score table: it holds {sorted(map(str, state))}")
+        for name in ("n", "alpha"):
+            if state[name] != getattr(self, name):
+                raise UserError(
+                    f"the stored score table has {name} = {state[name]}, this run has {getattr(self, name)}: "
+                    "resume with the data and settings that it was made with"
+                )
+        arrays = {name: torch.as_tensor(state[name]).numpy(force=True) for name in STATE_ARRAYS}
+        for name, array in arrays.items():
+            own = getattr(self, name)
+            if array.shape != own.shape or array.dtype != own.dtype:
+                raise UserError(
+                    f'"{name}" of the stored score table is {array.dtype} of shape {array.shape}, '
+                    f"expected {own.dtype} of shape {own.shape}: the state is damaged"
+                )
+        for name, array in arrays.items():
+            getattr(self, name)[:] = array
+        self.updates = int(state["updates"])

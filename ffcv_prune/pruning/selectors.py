@@ -1,0 +1,323 @@
+"""Statistics and selection over millions of samples: numba kernels and the functions that drive them.
+
+Everything here is linear in the number of samples. Every kernel is serial, takes C-contiguous arrays of the
+dtypes it states, and releases the GIL; more than one thread means plain Python threads, each running the same
+kernel on its own stretch of the samples. Numba's own `prange` is avoided on purpose: its "workqueue"
+threading layer aborts the process when two threads enter it, and FFCV's loader thread may be inside at any
+time. Results are the same, bit for bit, for every number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ffcv_prune.errors import UserError
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Counts = NDArray[np.int64]
+Bits = NDArray[np.uint32]
+# mean, var, last: float32[n]; last_scored: int32[n]
+Statistics = tuple[Floats, Floats, Floats, NDArray[np.int32]]
+
+# Below about a million samples a thread costs more to start than it saves.
+SAMPLES_PER_THREAD = 1_000_000
+
+DIGIT_BITS = 16
+DIGITS = 1 << DIGIT_BITS
+SIGN = 0x8000_0000
+INFINITY = 0x7F80_0000  # the bits of float32 +inf; larger magnitudes are NaN
+
+
+def default_threads(n: int) -> int:
+    """Threads for `n` samples: one below two million, then one a million, at most the cores we may use."""
+    return max(1, min(len(os.sched_getaffinity(0)), n // SAMPLES_PER_THREAD))
+
+
+def _run_in_chunks(work: Callable[[int, slice], None], n: int, threads: int) -> None:
+    """Call ``work(t, stretch)`` for `threads` stretches that tile 0..n, each in a thread of its own."""
+    edges = [n * t // threads for t in range(threads + 1)]
+    stretches = [slice(start, stop) for start, stop in pairwise(edges)]
+    if threads == 1:
+        work(0, stretches[0])
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads), stretches))
+
+
+# ---- statistics (paper, Eq. 2 and 3) -----------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _blend(
+    mean: np.float32, var: np.float32, loss: np.float32, alpha: np.float32, beta: np.float32
+) -> tuple[np.float32, np.float32]:
+    """New (mean, var) of one sample; a NaN mean is that of a sample never scored."""
+    if np.isnan(mean):
+        return loss, np.float32(0)
+    surprise = loss - mean
+    return alpha * loss + beta * mean, beta * var + alpha * (surprise * surprise)
+
+
+@njit(cache=True, nogil=True)
+def _update_all(statistics: Statistics, losses: Floats, alpha: np.float32, beta: np.float32, update: np.int32) -> None:
+    """Blend losses[i] into sample i, for every i."""
+    mean, var, last, last_scored = statistics
+    for i in range(losses.size):
+        loss = losses[i]
+        if np.isfinite(loss):
+            mean[i], var[i] = _blend(mean[i], var[i], loss, alpha, beta)
+            last[i] = loss
+            last_scored[i] = update
+
+
+@njit(cache=True, nogil=True)
+def _update_some(
+    statistics: Statistics, losses: Floats, ids: Ids, alpha: np.float32, beta: np.float32, update: np.int32
+) -> None:
+    """Blend losses[j] into sample ids[j], for every j."""
+    mean, var, last, last_scored = statistics
+    for j in range(ids.size):
+        loss = losses[j]
+        if np.isfinite(loss):
+            i = ids[j]
+            mean[i], var[i] = _blend(mean[i], var[i], loss, alpha, beta)
+            last[i] = loss
+            last_scored[i] = update
+
+
+def update_statistics(
+    statistics: Statistics,
+    losses: Floats,
+    ids: Ids | None,
+    alpha: float,
+    update: int,
+    threads: int | None = None,
+) -> None:
+    """Bring the statistics of the scored samples up to date, in place, in float32 (paper, Eq. 2 and 3).
+
+        v ← (1−α)·v + α·(ℓ−μ)²   with the old μ;  0 at the first loss
+        μ ← α·ℓ + (1−α)·μ                         ℓ at the first loss
+
+    `statistics` are the arrays mean, var, last (float32[n]) and last_scored (int32[n]) of a `ScoreTable`;
+    `losses` float32[m] belong to the samples `ids` int64[m] (unique and in range: the caller checks), or to
+    all n when `ids` is None. A loss that is not finite changes nothing. `update` is written to last_scored.
+    """
+    alpha32, beta32, update32 = np.float32(alpha), np.float32(1.0 - alpha), np.int32(update)
+
+    def work(_: int, part: slice) -> None:
+        if ids is None:
+            mean, var, last, last_scored = statistics
+            stretch = mean[part], var[part], last[part], last_scored[part]
+            _update_all(stretch, losses[part], alpha32, beta32, update32)
+        else:
+            _update_some(statistics, losses[part], ids[part], alpha32, beta32, update32)
+
+    _run_in_chunks(work, losses.size, threads or default_threads(losses.size))
+
+
+@njit(cache=True, nogil=True)
+def _ucb(mean: Floats, var: Floats, c: np.float32, scores: Floats) -> None:
+    for i in range(mean.size):
+        scores[i] = mean[i] + c * var[i]
+
+
+def ucb_scores(mean: Floats, var: Floats, c: float, threads: int | None = None) -> Floats:
+    """Return μ + c·v, float32[n] (paper, Eq. 4). NaN where μ is: never scored."""
+    scores = np.empty_like(mean)
+
+    def work(_: int, part: slice) -> None:
+        _ucb(mean[part], var[part], np.float32(c), scores[part])
+
+    _run_in_chunks(work, mean.size, threads or default_threads(mean.size))
+    return scores
+
+
+# ---- the k highest scores: radix select, then one collecting pass ------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _key(bits: np.uint32) -> np.int64:
+    """Map the bits of a float32 to an integer in the same order. −0 equals +0; NaN equals +inf."""
+    magnitude = min(np.int64(bits) & 0x7FFF_FFFF, INFINITY)
+    if bits >= SIGN and np.int64(bits) - SIGN <= INFINITY:
+        return SIGN - magnitude
+    return SIGN + magnitude
+
+
+@njit(cache=True, nogil=True)
+def _count_high_digits(bits: Bits, counts: Counts) -> None:
+    """Count the upper half of each key in counts[DIGITS]."""
+    for i in range(bits.size):
+        counts[_key(bits[i]) >> DIGIT_BITS] += 1
+
+
+@njit(cache=True, nogil=True)
+def _count_low_digits(bits: Bits, high: int, counts: Counts) -> None:
+    """Count the lower half of each key whose upper half is `high` in counts[DIGITS]."""
+    for i in range(bits.size):
+        key = _key(bits[i])
+        if key >> DIGIT_BITS == high:
+            counts[key & (DIGITS - 1)] += 1
+
+
+@njit(cache=True, nogil=True)
+def _digit_of_rank(counts: Counts, rank: int) -> tuple[int, int]:
+    """Return the digit of the rank-th highest key (from 1), and the rank of that key within the digit."""
+    digit = DIGITS - 1
+    while counts[digit] < rank:
+        rank -= counts[digit]
+        digit -= 1
+    return digit, rank
+
+
+@njit(cache=True, nogil=True)
+def _collect(bits: Bits, first_id: int, threshold: int, ties: int, ids: Ids) -> None:
+    """Fill `ids`, ascending, with the keys above the threshold and the first `ties` of those equal to it.
+
+    Free of unpredictable branches: each id is written, and the position moves on only past the chosen ones.
+    """
+    position = 0
+    for i in range(bits.size):
+        if position == ids.size:
+            break
+        key = _key(bits[i])
+        tie = (key == threshold) & (ties > 0)
+        ties -= tie
+        ids[position] = first_id + i
+        position += (key > threshold) | tie
+
+
+def top_k(scores: Floats, k: int, threads: int | None = None) -> Ids:
+    """Return the positions of the k highest scores, int64[k], ascending. Ties go to the lower position.
+
+    `scores` is float32[n]; NaN, which stands for a sample never scored, counts as +inf: what is unknown is
+    explored first. Extra memory: the result, and 1 MB of counts a thread. Raises `UserError` unless
+    1 ≤ k ≤ n.
+
+    Each score is a 32-bit key in the same order. Counting the upper halves of the keys, then the lower halves
+    of those that share the k-th upper half, gives the k-th highest key and how many of its equals are chosen.
+    """
+    n = scores.size
+    check_k(k, n)
+    threads = min(threads or default_threads(n), n)
+    bits = np.ascontiguousarray(scores, dtype=np.float32).view(np.uint32)
+    high_counts = np.zeros((threads, DIGITS), np.int64)
+    low_counts = np.zeros((threads, DIGITS), np.int64)
+
+    _run_in_chunks(lambda t, part: _count_high_digits(bits[part], high_counts[t]), n, threads)
+    high, rank = _digit_of_rank(high_counts.sum(axis=0), k)
+    _run_in_chunks(lambda t, part: _count_low_digits(bits[part], high, low_counts[t]), n, threads)
+    low, rank = _digit_of_rank(low_counts.sum(axis=0), rank)
+
+    # What each thread will find, known beforehand: equals are handed out from the lowest position upwards.
+    above = high_counts[:, high + 1 :].sum(axis=1) + low_counts[:, low + 1 :].sum(axis=1)
+    equal = low_counts[:, low]
+    ties = np.clip(rank - (np.cumsum(equal) - equal), 0, equal)
+    stops = np.cumsum(above + ties)
+    ids = np.empty(k, np.int64)
+
+    def collect(t: int, part: slice) -> None:
+        found = slice(stops[t] - above[t] - ties[t], stops[t])
+        _collect(bits[part], part.start, (high << DIGIT_BITS) | low, ties[t], ids[found])
+
+    _run_in_chunks(collect, n, threads)
+    return ids
+
+
+# ---- sets of sample ids ------------------------------------------------------------------------------------
+
+
+def check_k(k: int, n: int) -> None:
+    """Raise `UserError` unless k samples can be chosen out of n."""
+    if not 1 <= k <= n:
+        raise UserError(f"cannot select k = {k} out of {n} samples: k must be between 1 and {n}")
+
+
+def random_subset(candidates: int | Ids, k: int, rng: np.random.Generator) -> Ids:
+    """Return k different candidates, each set of k equally likely: int64[k], ascending.
+
+    `candidates` is a number n, for 0..n−1, or sorted ids int64[m]. Raises `UserError` unless k of them exist.
+    """
+    if isinstance(candidates, int):
+        check_k(k, candidates)
+        return np.sort(rng.choice(candidates, k, replace=False, shuffle=False))
+    check_k(k, candidates.size)
+    return candidates[random_subset(candidates.size, k, rng)]
+
+
+@njit(cache=True, nogil=True)
+def _difference(candidates: Ids, chosen: Ids, rest: Ids) -> None:
+    j = 0
+    position = 0
+    for i in range(candidates.size):
+        if j < chosen.size and chosen[j] == candidates[i]:
+            j += 1
+        else:
+            rest[position] = candidates[i]
+            position += 1
+
+
+def difference(candidates: Ids, chosen: Ids) -> Ids:
+    """Return the candidates that are not chosen. Both int64, ascending and unique; chosen ⊆ candidates."""
+    rest = np.empty(candidates.size - chosen.size, np.int64)
+    _difference(candidates, chosen, rest)
+    return rest
+
+
+@njit(cache=True, nogil=True)
+def _group(ids: Ids, labels: NDArray[np.int64], next_position: Counts, grouped: Ids) -> None:
+    for i in range(ids.size):
+        label = labels[ids[i]]
+        grouped[next_position[label]] = ids[i]
+        next_position[label] += 1
+
+
+def group_by_label(ids: Ids, labels: NDArray[np.int64]) -> list[Ids]:
+    """Split ids int64[m] by labels[id] (int64[n], ≥ 0): one array a class, maybe empty, in the old order."""
+    counts = np.bincount(labels[ids], minlength=int(labels.max()) + 1)
+    stops = np.cumsum(counts)
+    grouped = np.empty_like(ids)
+    _group(ids, labels, stops - counts, grouped)
+    return np.split(grouped, stops[:-1])
+
+
+def check_candidates(ids: Ids, n: int) -> None:
+    """Raise `UserError` unless `ids` is a one-dimensional int64 array, strictly ascending within 0..n−1."""
+    _check_int64(ids, "candidates")
+    if ids.size and (ids[0] < 0 or ids[-1] >= n or (ids[1:] <= ids[:-1]).any()):
+        raise UserError(f"candidates must be ascending, different and from 0 to {n - 1}: pass np.unique(ids)")
+
+
+def _check_int64(ids: Ids, what: str) -> None:
+    if ids.ndim != 1 or ids.dtype != np.int64:
+        raise UserError(f"{what} must be a one-dimensional int64 array, not {ids.dtype} of shape {ids.shape}")
+
+
+@njit(cache=True, nogil=True)
+def _first_invalid(ids: Ids, seen: NDArray[np.bool_]) -> int:
+    """Return the position of the first id out of range or repeated, else len(ids). `seen`: n times False."""
+    for j in range(ids.size):
+        i = ids[j]
+        if i < 0 or i >= seen.size or seen[i]:
+            return j
+        seen[i] = True
+    return ids.size
+
+
+def check_ids(ids: Ids, n: int, what: str) -> None:
+    """Raise `UserError` unless `ids` is a one-dimensional int64 array of different positions in 0..n−1."""
+    _check_int64(ids, what)
+    bad = _first_invalid(np.ascontiguousarray(ids), np.zeros(n, np.bool_))
+    if bad == ids.size:
+        return
+    if 0 <= ids[bad] < n:
+        raise UserError(f"{what} hold {ids[bad]} twice: pass each sample once")
+    raise UserError(f"{what} hold {ids[bad]}, but the samples are 0 to {n - 1}")

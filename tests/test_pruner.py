@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from ffcv_prune import PrunedLoader, Pruner, Schedule, policies, score_dataset
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.pipelines import score_pipelines
+from tests.betons import Beton, write_beton
+from tests.nets import SmallNet
+
+N = 203
+
+
+@pytest.fixture(scope="module")
+def loaders(beton: Beton) -> tuple[PrunedLoader, PrunedLoader]:
+    pipelines = score_pipelines(check_beton(beton.path))
+    return (
+        PrunedLoader(beton.path, 16, pipelines, with_ids=True),
+        PrunedLoader(beton.path, 64, score_pipelines(check_beton(beton.path)), shuffle=False, drop_last=False),
+    )
+
+
+def make_pruner(loaders: tuple[PrunedLoader, PrunedLoader], policy: policies.Policy, **options: object) -> Pruner:
+    loaders[0].set_selection(None)
+    loaders[0].set_epoch(0)
+    options = {"keep": 0.3, "period": 2, "epochs": 6, "seed": 4} | options
+    return Pruner(*loaders, policy, **options)  # type: ignore[arg-type]
+
+
+def test_ucb_selects_the_samples_of_highest_loss(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    model = SmallNet()
+    losses = score_dataset(model, loaders[1])
+    pruner = make_pruner(loaders, policies.UCB())
+    checkpoint = pruner.begin_epoch(0, model)
+    assert checkpoint is not None
+    assert checkpoint.phase == "policy"
+    expected = np.sort(np.lexsort((np.arange(N), -losses))[:61])  # round(0.3 * 203), ties to the lower id
+    np.testing.assert_array_equal(checkpoint.ids, expected)
+    np.testing.assert_array_equal(loaders[0].selection, expected)
+    np.testing.assert_array_equal(pruner.table.mean, losses)
+    assert len(loaders[0]) == 61 // 16
+    assert pruner.begin_epoch(1, model) is None
+    assert pruner.begin_epoch(2, model) is not None
+    assert pruner.table.updates == 2
+
+
+def test_random_never_scores(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    pruner = make_pruner((loaders[0], None), policies.Random())  # type: ignore[arg-type]
+    model = SmallNet()
+    selections = [pruner.begin_epoch(epoch, model).ids for epoch in (0, 2, 4)]  # type: ignore[union-attr]
+    assert all(len(ids) == 61 for ids in selections)
+    assert (selections[0] != selections[1]).any()
+    assert pruner.table.updates == 0
+
+
+def test_phases(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    schedule = Schedule(epochs=7, period=2, keep=0.3, warmup=3, warmup_mode="random", final=2, final_mode="full")
+    pruner = make_pruner(loaders, policies.EMA(), schedule=schedule)
+    seen = []
+    for epoch in range(7):
+        checkpoint = pruner.begin_epoch(epoch, SmallNet())
+        seen.append((checkpoint.phase, len(checkpoint.ids)) if checkpoint else None)
+    assert seen == [("random", 61), None, ("random", 61), ("policy", 61), None, ("full", N), None]
+    assert pruner.table.updates == 1
+
+
+def test_the_same_seed_selects_the_same(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    def run(seed: int) -> list[np.ndarray]:
+        pruner = make_pruner(loaders, policies.EpsilonGreedy(0.5), seed=seed)
+        return [pruner.begin_epoch(epoch, SmallNet(seed=epoch)).ids for epoch in (0, 2, 4)]  # type: ignore[union-attr]
+
+    first = run(4)
+    for ids, again in zip(first, run(4), strict=True):
+        np.testing.assert_array_equal(ids, again)
+    assert any((ids != other).any() for ids, other in zip(first, run(5), strict=True))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3])
+def test_resuming_equals_never_having_stopped(loaders: tuple[PrunedLoader, PrunedLoader], stop: int) -> None:
+    def run(pruner: Pruner, epochs: range) -> list[int]:
+        served: list[int] = []
+        for epoch in epochs:
+            pruner.begin_epoch(epoch, SmallNet(seed=epoch))
+            for _, _, ids in loaders[0]:
+                served += ids.tolist()
+        return served
+
+    expected = run(make_pruner(loaders, policies.UCB()), range(6))
+    pruner = make_pruner(loaders, policies.UCB())
+    served = run(pruner, range(stop))
+    pruner.begin_epoch(stop, SmallNet(seed=stop))
+    iterator = iter(loaders[0])
+    for _ in range(2):
+        served += next(iterator)[2].tolist()
+    stored = io.BytesIO()
+    torch.save(pruner.state_dict(), stored)
+    stored.seek(0)
+    resumed = make_pruner(loaders, policies.UCB())
+    resumed.load_state_dict(torch.load(stored, weights_only=True))
+    served += run(resumed, range(stop, 6))
+    assert served == expected
+
+
+def test_foreign_state_is_refused(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    state = make_pruner(loaders, policies.UCB()).state_dict()
+    with pytest.raises(UserError, match="seed"):
+        make_pruner(loaders, policies.UCB(), seed=99).load_state_dict(state)
+
+
+def test_a_diverged_model_is_an_error_and_the_selection_stays(
+    loaders: tuple[PrunedLoader, PrunedLoader],
+) -> None:
+    pruner = make_pruner(loaders, policies.UCB())
+    model = SmallNet()
+    pruner.begin_epoch(0, model)
+    before = loaders[0].selection.copy()
+    torch.nn.init.constant_(model.head.bias, float("nan"))
+    with pytest.raises(UserError, match="diverged"):
+        pruner.begin_epoch(2, model)
+    np.testing.assert_array_equal(loaders[0].selection, before)
+
+
+def test_bad_arguments(loaders: tuple[PrunedLoader, PrunedLoader], tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(UserError, match="keep"):
+        make_pruner(loaders, policies.UCB(), keep=1.5)
+    with pytest.raises(UserError, match="period"):
+        make_pruner(loaders, policies.UCB(), period=0)
+    with pytest.raises(UserError, match="give a score_loader"):
+        make_pruner((loaders[0], None), policies.UCB())  # type: ignore[arg-type]
+    other = write_beton(tmp_path_factory.mktemp("other") / "other.beton", n=30)
+    pipelines = score_pipelines(check_beton(other.path))
+    other_loader = PrunedLoader(other.path, 16, pipelines, shuffle=False, drop_last=False)
+    with pytest.raises(UserError, match="same data set"):
+        make_pruner((loaders[0], other_loader), policies.UCB())
+    with pytest.raises(UserError, match="do not fill one batch"):
+        make_pruner(loaders, policies.Random(), keep=0.01).begin_epoch(0, SmallNet())
