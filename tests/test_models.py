@@ -1,0 +1,205 @@
+"""Models: exact normalisation inside, every name builds and trains, the stems are what they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from ffcv_prune.errors import UserError
+from ffcv_prune.models import MODELS, build_model
+from ffcv_prune.models.normalize import Normalize
+
+MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+# name: (parameters at 10 classes, side of the images it is made for)
+SIZES = {
+    "resnet18": (11_181_642, 64),
+    "resnet34": (21_289_802, 64),
+    "resnet18_cifar": (11_173_962, 32),
+    "resnet34_cifar": (21_282_122, 32),
+    "vgg16": (14_728_266, 32),
+    "basic_cnn": (22_340, 28),
+    "resnet_small": (309_738, 32),
+    "resnet_tiny": (73_370, 28),
+}
+
+
+def random_images(batch: int, side: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def test_every_model_is_listed_with_its_size() -> None:
+    assert set(SIZES) == set(MODELS)
+
+
+# ---------------------------------------------------------------------------------------------- normalisation
+
+
+def test_normalisation_is_exact_for_all_256_values() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    expected = torch.stack([(images[0, c].double() / 255 - MEAN[c]) / STD[c] for c in range(3)])[None]
+    normalised = Normalize(MEAN, STD)(images)
+    assert normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_normalisation_keeps_the_memory_format(batch: int) -> None:
+    normalize = Normalize(MEAN, STD).to(memory_format=torch.channels_last)
+    images = random_images(batch, side=8)
+    assert normalize(images).is_contiguous(memory_format=torch.channels_last)
+    assert normalize(images.contiguous()).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 3, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.int64),
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+    ],
+    ids=["float", "int64", "one channel", "no batch"],
+)
+def test_other_images_are_a_type_error(images: Tensor) -> None:
+    with pytest.raises(TypeError, match=r"images must be uint8 \[B, 3, H, W\], not torch"):
+        build_model("resnet_tiny", 10, MEAN, STD)(images)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([0.5], [0.5]),
+        ([0.5] * 3, [0.5] * 2),
+        ([0.5] * 3, [0.5, 0.0, 0.5]),
+        ([0.5] * 3, [0.5, -0.1, 0.5]),
+        ([float("nan"), 0.5, 0.5], [0.5] * 3),
+    ],
+)
+def test_statistics_that_cannot_normalise_are_a_user_error(mean: list[float], std: list[float]) -> None:
+    with pytest.raises(UserError, match="std"):
+        build_model("resnet_tiny", 10, mean, std)
+
+
+def test_saved_weights_carry_the_normalisation() -> None:
+    saved = build_model("resnet_tiny", 10, MEAN, STD).eval()
+    loaded = build_model("resnet_tiny", 10, [0.0] * 3, [1.0] * 3).eval()
+    loaded.load_state_dict(saved.state_dict())
+    images = random_images(2, side=28)
+    assert torch.equal(saved(images), loaded(images))
+
+
+# ---------------------------------------------------------------------------------------------- every model
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_layout_logits_and_gradients(name: str) -> None:
+    parameters, side = SIZES[name]
+    torch.manual_seed(0)
+    model = build_model(name, 10, MEAN, STD)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
+
+    strayed: list[str] = []
+
+    def check_layout(module: nn.Module, _: object, output: Tensor) -> None:
+        if output.ndim == 4 and not output.is_contiguous(memory_format=torch.channels_last):
+            strayed.append(type(module).__name__)
+
+    for module in model.modules():
+        module.register_forward_hook(check_layout)
+    logits = model(random_images(2, side))
+    assert strayed == []
+    assert logits.shape == (2, 10)
+    assert logits.dtype == torch.float32
+    nn.functional.cross_entropy(logits, torch.arange(2)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_scoring_in_bfloat16_is_close_to_float32(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, 10, MEAN, STD).eval()
+    images = random_images(2, SIZES[name][1])
+    with torch.inference_mode():
+        exact = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            scored = model(images)
+    assert scored.dtype == torch.bfloat16
+    torch.testing.assert_close(scored.float(), exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+
+
+def test_same_seed_gives_the_same_weights() -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        weights.append(build_model("resnet_small", 10, MEAN, STD).state_dict())
+    assert all(torch.equal(first, second) for first, second in zip(*(w.values() for w in weights), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- architectures
+
+
+def side_before(module: nn.Module, model: nn.Module, images: Tensor) -> int:
+    """Side of the feature map that `module` receives when `model` sees `images`."""
+    sides: list[int] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    model(images)
+    handle.remove()
+    return sides[0]
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet18", 8), ("resnet18_cifar", 32), ("resnet34_cifar", 32)])
+def test_side_of_the_first_stage_at_32x32(name: str, side: int) -> None:
+    model = build_model(name, 10, MEAN, STD)
+    assert side_before(model.get_submodule("network.layer1"), model, random_images(2, side=32)) == side
+
+
+@pytest.mark.parametrize(("name", "side", "maps"), [("resnet_tiny", 28, [14, 7]), ("resnet_small", 32, [32, 16, 8])])
+def test_small_residual_nets_halve_the_map_in_each_block(name: str, side: int, maps: list[int]) -> None:
+    model = build_model(name, 10, MEAN, STD)
+    blocks = [module for module in model.modules() if isinstance(module, BasicBlock)]
+    assert [side_before(block, model, random_images(2, side)) for block in blocks] == maps
+
+
+def test_blocks_of_the_small_nets_start_as_their_shortcut() -> None:
+    model = build_model("resnet_small", 10, MEAN, STD)
+    block = next(module for module in model.modules() if isinstance(module, BasicBlock))
+    inputs = torch.randn(2, 32, 8, 8)
+    assert torch.equal(block(inputs), block.downsample(inputs).relu())
+
+
+@pytest.mark.parametrize("side", [28, 32])
+def test_basic_cnn_fits_both_sizes(side: int) -> None:
+    assert build_model("basic_cnn", 10, MEAN, STD)(random_images(2, side)).shape == (2, 10)
+
+
+# -------------------------------------------------------------------------------------- bad input, CUDA
+
+
+def test_unknown_model_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r'"resnet18_cifra".*did you mean "resnet18_cifar"'):
+        build_model("resnet18_cifra", 10, MEAN, STD)
+
+
+def test_a_model_without_classes_is_a_user_error() -> None:
+    with pytest.raises(UserError, match=r"model\.classes is 0"):
+        build_model("resnet_tiny", 0, MEAN, STD)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_forward_on_cuda_never_synchronises() -> None:
+    model = build_model("resnet_tiny", 10, MEAN, STD).cuda().eval()
+    images = random_images(8, side=28).cuda()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode(), torch.autocast("cuda", torch.float16):
+            logits = model(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert logits.shape == (8, 10)
