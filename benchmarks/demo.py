@@ -1,0 +1,204 @@
+"""Fashion-MNIST in minutes on a CPU: full data, random and UCB at keep 0.3, and what they cost.
+
+    ./run demo                                             one seed, at most 5 minutes on 2 cores
+    python benchmarks/demo.py --seeds 0,1,2 --csv benchmarks/results/demo.csv
+    python benchmarks/demo.py --table benchmarks/results/demo.csv       the table again, without training
+
+It shows whether pruning bought accuracy for its time. Read it against two rows: "full", what all data reach,
+and "full, equal samples", which sees as many samples as the pruned runs by stopping earlier, and costs no
+checkpoints: pruning that does not beat it saved nothing. Seconds leave out the tests after each epoch and the
+compilation of the loaders, which all runs share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ffcv_prune import config
+from ffcv_prune.analysis.report import write_report
+from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.run_folder import append_csv, create_unused
+from ffcv_prune.training.trainer import train
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = {  # config -> what the table calls it
+    "fashion_full": "full",
+    "fashion_full_equal": "full, equal samples",
+    "fashion_random": "random",
+    "fashion_ucb": "UCB, guarded",
+    "fashion_ucb_as_written": "UCB as written",
+}
+TEST_SAMPLES = 10_000
+COLUMNS = (
+    "method",
+    "keep",
+    "pruning rate",
+    "test accuracy",
+    "load",
+    "score",
+    "select",
+    "train",
+    "total",
+    "speedup",
+)
+
+Row = Mapping[str, str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0", help="comma-separated; default: 0")
+    parser.add_argument("--csv", type=Path, help="add one row a run to this file")
+    parser.add_argument("--table", type=Path, help="only print the table of such a file")
+    args = parser.parse_args()
+    if args.table:
+        print(summary(read_rows([args.table])))
+        return
+    try:
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {args.seeds}: give whole numbers, such as 0,1,2") from None
+    csv_file = args.csv.resolve() if args.csv else None
+    os.chdir(ROOT)  # the configs' paths are relative to it
+    if not all(Path(f"betons/fashion_mnist/{split}.beton").exists() for split in ("train", "test")):
+        subprocess.run([sys.executable, "write_datasets.py", "--dataset", "fashion_mnist"], check=True)
+    out = create_unused(Path("runs"), "demo")
+    folders = run_all(seeds, out)
+    rows = read_rows([folder / "result.csv" for folder in folders])
+    if csv_file:
+        for row in rows:
+            append_csv(csv_file, row)
+    print(f"\n{summary(rows)}")
+    first_seed = folders[: len(METHODS)]
+    print(f"report: {write_report(first_seed, out / 'report.html', 'Fashion-MNIST', verdicts(rows))}")
+
+
+def run_all(seeds: Sequence[int], out: Path) -> list[Path]:
+    """Train every config with every seed, on the same compiled loaders; return the run folders."""
+    folders = []
+    loaders: Loaders | None = None
+    try:
+        for seed in seeds:
+            for name, method in METHODS.items():
+                print(f"\n{method} (seed {seed})", flush=True)
+                place = [f"--run.out={out / f'seed_{seed}'}", f"--run.seed={seed}"]
+                settings = config.load(["--config", f"rn_configs/{name}.yaml", *place])
+                loaders = loaders or Loaders(settings)
+                folders.append(train(settings, loaders).folder)
+    finally:
+        if loaders:
+            loaders.close()
+    return folders
+
+
+def read_rows(files: Sequence[Path]) -> list[dict[str, str]]:
+    rows = []
+    for path in files:
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows += list(csv.DictReader(file))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return rows
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table, in Markdown, and what follows from it in plain words."""
+    seeds = sorted({row["seed"] for row in rows}, key=int)
+    machines = sorted({f"{row['cpu']}, {row['cores']} cores" for row in rows})
+    lines = [
+        table(rows),
+        f"Seconds without tests and compilation. Seeds: {', '.join(seeds)}. Machine: {'; '.join(machines)}.",
+        *verdicts(rows),
+    ]
+    return "\n\n".join(lines)
+
+
+def table(rows: Sequence[Row]) -> str:
+    full_total = statistics.mean(_total(row) for row in _of(rows, "fashion_full"))
+    body = []
+    for name, method in METHODS.items():
+        runs = _of(rows, name)
+        keep = float(runs[0]["keep"])
+        total = statistics.mean(_total(row) for row in runs)
+
+        def seconds(*phases: str, runs: Sequence[Row] = runs) -> str:
+            return f"{statistics.mean(_seconds(row, *phases) for row in runs):.1f}"
+
+        body.append(
+            (
+                method,
+                f"{keep:g}",
+                f"{1 - keep:g}",
+                _accuracy(runs),
+                seconds("load"),
+                seconds("score"),
+                seconds("select", "swap"),
+                seconds("train"),
+                f"{total:.1f}",
+                f"{full_total / total:.2f}",
+                f"{int(runs[0]['samples_seen']):,}",
+            )
+        )
+    grid = [(*COLUMNS, "samples seen"), *body]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
+    texts = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in grid]
+    texts.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(texts)
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Whether UCB beat its two rivals, one sentence, by these rows alone."""
+    ucb = _accuracies(rows, "fashion_ucb")
+    parts = []
+    for rival in ("fashion_random", "fashion_full_equal"):
+        other = _accuracies(rows, rival)
+        gap, noise = statistics.mean(ucb) - statistics.mean(other), _noise(ucb, other)
+        word = "level with" if abs(gap) <= 2 * noise else "better than" if gap > 0 else "worse than"
+        parts.append(f"{word} {METHODS[rival]} ({100 * gap:+.2f} points, standard error {100 * noise:.2f})")
+    return [f"{METHODS['fashion_ucb']} is {' and '.join(parts)}."]
+
+
+def _noise(a: Sequence[float], b: Sequence[float]) -> float:
+    """Standard error of the difference of two mean accuracies: over the seeds, or of one test each."""
+    if min(len(a), len(b)) > 1:
+        return math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+    return math.sqrt(sum(p * (1 - p) / TEST_SAMPLES for p in (a[0], b[0])))
+
+
+def _of(rows: Sequence[Row], name: str) -> list[Row]:
+    runs = [row for row in rows if row["run"] == name]
+    if not runs:
+        raise UserError(f"no run of {name} among the rows; run the demo again")
+    return runs
+
+
+def _accuracies(rows: Sequence[Row], name: str) -> list[float]:
+    return [float(row["accuracy"]) for row in _of(rows, name)]
+
+
+def _accuracy(runs: Sequence[Row]) -> str:
+    values = [100 * float(row["accuracy"]) for row in runs]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} %"
+
+
+def _seconds(row: Row, *phases: str) -> float:
+    return sum(float(row[f"{phase}_seconds"]) for phase in phases)
+
+
+def _total(row: Row) -> float:
+    return _seconds(row, "load", "score", "select", "swap", "train")
+
+
+if __name__ == "__main__":
+    run_command(main)

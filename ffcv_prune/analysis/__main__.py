@@ -1,0 +1,21 @@
+"""python -m ffcv_prune.analysis RUN… [--out FILE]: write one HTML report about one or several run folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ffcv_prune.analysis.report import write_report
+from ffcv_prune.errors import run_command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ffcv_prune.analysis", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as runs/fashion_ucb")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: report.html")
+    args = parser.parse_args()
+    print(write_report(args.runs, args.out))
+
+
+if __name__ == "__main__":
+    run_command(main)

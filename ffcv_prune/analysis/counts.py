@@ -1,0 +1,48 @@
+"""How often each sample was selected, read from the selections that a run folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def selection_files(run: Path) -> list[Path]:
+    """The run's selections, one file a checkpoint, in the order of the epochs."""
+    return sorted((run / "selections").glob("epoch_*.npy"), key=lambda path: int(path.stem.split("_")[1]))
+
+
+def selection_counts(files: Sequence[Path], num_samples: int) -> NDArray[np.int64]:
+    """Count in how many of the selections each sample is.
+
+    Args:
+        files: .npy files of int64[k] unique dataset positions.
+        num_samples: n, samples of the training set.
+
+    Returns:
+        int64[n]; each entry is between 0 and ``len(files)``.
+    """
+    counts = np.zeros(num_samples, dtype=np.int64)
+    for file in files:
+        counts[np.load(file)] += 1
+    return counts
+
+
+def class_fractions(
+    ids: NDArray[np.int64], labels: NDArray[np.int64], class_counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Share of each class that a selection keeps.
+
+    Args:
+        ids: int64[k], the selected dataset positions.
+        labels: int64[n], the label of each position.
+        class_counts: int64[C], samples of each class.
+
+    Returns:
+        float64[C]: selected samples over samples of the class; NaN for a class without samples.
+    """
+    kept = np.bincount(labels[ids], minlength=len(class_counts))
+    with np.errstate(invalid="ignore"):
+        return kept / class_counts

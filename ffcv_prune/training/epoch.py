@@ -1,0 +1,96 @@
+"""One pass of training and one of testing. Nothing in them waits for a CUDA device but their last line."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from ffcv_prune.config import Train
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.machine import default_amp_dtype
+from ffcv_prune.training.lr import LRSchedule
+
+
+class Stepper:
+    """Model and optimiser: SGD, Nesterov momentum, weight decay on all parameters (paper, section 4)."""
+
+    def __init__(self, model: nn.Module, settings: Train, amp_dtype: torch.dtype | None) -> None:
+        self.model = model
+        self.lr_schedule = LRSchedule(
+            settings.lr,
+            settings.epochs,
+            settings.lr_schedule,
+            settings.lr_milestones,
+            settings.lr_factor,
+            settings.warmup_epochs,
+        )
+        self.amp_dtype = amp_dtype
+        self.label_smoothing = settings.label_smoothing
+        self.device = next(model.parameters()).device
+        # Fused: one kernel for all parameters, and the loss scaler's check for overflow stays on the device.
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
+
+    def train_epoch(self, loader: PrunedLoader, epoch: int, bar: tqdm) -> tuple[float, float]:
+        """One pass over the loader's selection: returns the mean loss and the last learning rate."""
+        self.model.train()
+        steps = len(loader)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        lr = 0.0
+        with closing(iter(loader)) as batches:
+            for step, (images, labels) in enumerate(batches):  # uint8[B, 3, H, W] channels_last, int64[B]
+                lr = self.lr_schedule(epoch, step, steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                with autocast(self.device, self.amp_dtype):
+                    logits = self.model(images)  # [B, C]
+                    loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                self.scaler.scale(loss).backward()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.optimizer.zero_grad(set_to_none=True)
+                loss_sum += loss.detach()
+                bar.update(len(images))
+        return loss_sum.item() / steps, lr  # .item() waits for the device: once an epoch
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: PrunedLoader, num_classes: int, amp_dtype: torch.dtype | None
+) -> tuple[float, float | None]:
+    """Top-1 and top-5 accuracy, 0..1, over the whole test set; top-5 is None up to 5 classes."""
+    model.eval()
+    device = next(model.parameters()).device
+    hits = torch.zeros(2, dtype=torch.int64, device=device)  # of the first guess, of the first five
+    with closing(iter(loader)) as batches, autocast(device, amp_dtype):
+        for images, labels in batches:
+            guesses = model(images).topk(min(5, num_classes), dim=1).indices  # [B, C] -> [B, 5]
+            right = guesses == labels[:, None]
+            hits += torch.stack([right[:, 0].sum(), right.sum()])
+    top1, top5 = (hits.cpu() / loader.num_samples).tolist()
+    return top1, top5 if num_classes > 5 else None
+
+
+def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None)
+
+
+def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The type of train.amp; None computes in float32."""
+    if amp == "auto":
+        return default_amp_dtype(device)
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("train.amp=fp16 needs a CUDA device; use bf16 or off")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]

@@ -1,0 +1,172 @@
+"""The data of a run: checked before anything is written or compiled, then the loaders that serve it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ffcv_prune.config import Config, Data
+from ffcv_prune.data.beton import BetonInfo, check_beton
+from ffcv_prune.data.manifest import Manifest, manifest_path
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a run knows of its data. n samples to train on, C classes.
+
+    Attributes:
+        train, test: what `check_beton` found in the files.
+        labels: int64[n] of the training set.
+        classes: names of the C classes.
+        class_counts: int64[C], training samples of each class.
+        mean, std: of each channel, in units of 0..1.
+    """
+
+    train: BetonInfo
+    test: BetonInfo
+    labels: NDArray[np.int64]
+    classes: list[str]
+    class_counts: NDArray[np.int64]
+    mean: list[float]
+    std: list[float]
+
+
+def open_dataset(data: Data, model_classes: int) -> Dataset:
+    """Check the files of a run and read what stands in their manifests.
+
+    A .beton without a manifest (somebody's own) has as many classes as its labels say, or as `model_classes`
+    says if that is not 0, and is normalised with ImageNet's mean and standard deviation.
+
+    Raises:
+        UserError: a missing or damaged file, no labels, labels outside the classes, classes that disagree
+            between the two files or with `model_classes`.
+    """
+    train, test = check_beton(data.train), check_beton(data.test)
+    train_labels, test_labels = _labels(train), _labels(test)
+    manifests = [Manifest.load(info.path) if manifest_path(info.path).exists() else None for info in (train, test)]
+    if manifests[0] is not None:
+        classes, mean, std = manifests[0].classes, manifests[0].mean, manifests[0].std
+        if model_classes not in (0, len(classes)):
+            raise UserError(
+                f"model.classes={model_classes}, but {data.train} has {len(classes)} classes; "
+                f"set model.classes={len(classes)}, or 0 to take it from the data"
+            )
+        if manifests[1] is not None and manifests[1].classes != classes:
+            raise UserError(f"{data.train} and {data.test} have different classes; name files of one data set")
+    else:
+        number = model_classes or int(max(train_labels.max(), test_labels.max())) + 1
+        classes, mean, std = [str(label) for label in range(number)], IMAGENET_MEAN, IMAGENET_STD
+        print(
+            f"notice: {manifest_path(train.path)} does not exist: "
+            f"{number} classes by the labels, ImageNet's mean and standard deviation",
+            file=sys.stderr,
+        )
+    for info, labels in ((train, train_labels), (test, test_labels)):
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise UserError(
+                f"{info.path} has labels from {labels.min()} to {labels.max()}, "
+                f"but there are {len(classes)} classes; set model.classes or write the data set again"
+            )
+    counts = np.bincount(train_labels, minlength=len(classes))
+    return Dataset(train, test, train_labels, classes, counts, mean, std)
+
+
+def _labels(info: BetonInfo) -> NDArray[np.int64]:
+    if info.labels is None:
+        raise UserError(f"{info.path} has no integer field for the labels; write it with an IntField")
+    return info.labels
+
+
+class Loaders:
+    """The loaders of a run. One process can pass them from run to run, since compiling one takes seconds.
+
+    Each loader is compiled when it is first asked for: a run that needs no scores has no scoring loader.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.settings = settings_of(config)
+        self.dataset = open_dataset(config.data, config.model.classes)
+        self._data, self._batch_size, self._score_batch_size, self.device = self.settings
+        self._train: PrunedLoader | None = None
+
+    def train(self, seed: int) -> PrunedLoader:
+        """The training loader at epoch 0, serving all samples."""
+        if self._train is None:
+            red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
+            pipelines = train_pipelines(
+                self.dataset.train, self._data.augment, self._data.size, self.device, (red, green, blue)
+            )
+            self._train = _compiled(
+                PrunedLoader(self.dataset.train.path, self._batch_size, pipelines, self._data.num_workers)
+            )
+        self._train.seed = seed
+        self._train.set_selection(None)
+        self._train.set_epoch(0)
+        return self._train
+
+    @cached_property
+    def score(self) -> PrunedLoader:
+        """Serves the training set in the order of the file, without augmentation."""
+        return self._in_order(self.dataset.train)
+
+    @cached_property
+    def test(self) -> PrunedLoader:
+        """Serves the test set, each sample once."""
+        return self._in_order(self.dataset.test)
+
+    def _in_order(self, info: BetonInfo) -> PrunedLoader:
+        pipelines = score_pipelines(info, self._data.size, self.device, self._data.test_ratio)
+        return _compiled(
+            PrunedLoader(
+                info.path,
+                self._score_batch_size,
+                pipelines,
+                self._data.num_workers,
+                shuffle=False,
+                drop_last=False,
+            )
+        )
+
+    def close(self) -> None:
+        """End the threads of epochs that are still running."""
+        built = [self._train, *(self.__dict__.get(name) for name in ("score", "test"))]
+        for loader in built:
+            if loader is not None:
+                loader.close()
+
+
+def settings_of(config: Config) -> tuple[Data, int, int, torch.device]:
+    """What the loaders of a run depend on, besides its seed: runs that agree in it can share loaders."""
+    score_batch_size = config.prune.score_batch_size or 2 * config.train.batch_size
+    return config.data, config.train.batch_size, score_batch_size, choose_device(config.train.device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of train.device: "auto" is the GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"train.device={name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+        device = torch.device("cuda", device.index or 0)
+    return device
+
+
+def _compiled(loader: PrunedLoader) -> PrunedLoader:
+    """Serve one batch, so that numba compiles now and not in the first measured epoch."""
+    next(iter(loader))
+    loader.close()
+    loader.set_epoch(0)
+    return loader

@@ -1,0 +1,199 @@
+"""The commands as users type them: what works, and the one line and exit code that bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ffcv_prune import config
+from ffcv_prune.data.manifest import Manifest
+from tests.betons import Beton, write_beton
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "rn_configs").glob("*.yaml"))
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, beton: Beton) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"""
+run: {{out: {tmp_path / "runs"}}}
+data: {{train: {beton.path}, test: {beton.path}}}
+model: {{name: basic_cnn}}
+train: {{epochs: 2, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
+prune: {{policy: ucb, keep: 0.5, period: 1}}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def refused(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refused:
+    """Run train_imagenet.py with options; it must exit with 2, write nothing and say one line: returned."""
+
+    def run(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train_imagenet.py", "--config", str(config_file), *options])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "train_imagenet.py"), run_name="__main__")
+        assert stop.value.code == 2
+        assert not (tmp_path / "runs").exists()
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("notice: ")]
+        assert len(lines) == 1
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def test_train_imagenet_trains_and_reports_as_a_command(config_file: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(ROOT / "train_imagenet.py", "--config", config_file, "--train.epochs=1"),
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "small"
+    assert f"run folder {folder}" in done.stdout
+    assert (folder / "weights.pt").exists()
+    assert config.load(["--config", str(folder / "config.yaml")]).train.epochs == 1
+
+
+def test_ctrl_c_exits_with_130_and_leaves_a_readable_folder(config_file: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(ROOT / "train_imagenet.py", "--config", config_file, "--train.epochs=1000000"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "runs" / "small"
+    try:
+        deadline = time.monotonic() + 90
+        while not ((folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text().count("\n") > 1):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted"
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["status"], status["epochs"]) == ("interrupted", len(rows))
+
+
+def test_a_bad_config_exits_with_two_as_a_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command(ROOT / "train_imagenet.py", "--config", tmp_path / "none.yaml"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*none\.yaml.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("--train.epoch=3", "train.epochs"),
+        ("--prune.policy=ucp", "ucb"),
+        ("--model.name=basic_cn", "basic_cnn"),
+        ("--prune.keep=0", "prune.keep"),
+        ("--prune.keep=1.5", "prune.keep"),
+        ("--prune.keep=nan", "prune.keep"),
+        ("--prune.keep=0.1", "batch of 32"),
+        ("--prune.period=0", "prune.period"),
+        ("--model.classes=7", "model.classes"),
+        ("--train.batch_size=1000", "batch of 1000"),
+        ("--data.num_workers=4096", "num_workers"),
+        ("--data.train=nowhere.beton", "nowhere.beton"),
+    ],
+)
+def test_bad_options_are_named_with_their_remedy(refused: Refused, option: str, names: str) -> None:
+    assert names in refused(option)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "wrong magic", "wrong version", "a folder"])
+def test_a_damaged_beton_is_refused_before_training(
+    refused: Refused, beton: Beton, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "damaged.beton"
+    content = beton.path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.touch()
+    elif damage == "wrong magic":
+        path.write_bytes(b"\x00" * 4 + content[4:])
+    elif damage == "wrong version":
+        path.write_bytes(content[:4] + b"\x63\x00" + content[6:])
+    else:
+        path.mkdir()
+    assert "damaged.beton" in refused(f"--data.train={path}")
+    assert "damaged.beton" in refused(f"--data.test={path}")
+
+
+def test_classes_that_disagree_with_the_manifest_are_refused(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "train.beton"
+    data = write_beton(path, n=100)
+
+    def describe(classes: int) -> None:
+        Manifest(
+            dataset="small",
+            split="train",
+            classes=[f"class {c}" for c in range(classes)],
+            counts=np.bincount(np.minimum(data.labels, classes - 1)).tolist(),
+            available=[0] * classes,
+            samples=100,
+            bytes=path.stat().st_size,
+            mean=[0.5] * 3,
+            std=[0.25] * 3,
+            source="generated",
+            seed=0,
+            recipe={},
+            versions={},
+        ).save(path)
+
+    describe(10)
+    assert "has 10 classes" in refused(f"--data.train={path}", "--model.classes=12")
+    describe(9)
+    assert "labels from 0 to 9" in refused(f"--data.train={path}")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_opens_with_its_command_and_resolves(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first == f"# python train_imagenet.py --config rn_configs/{path.name}"
+    assert config.load(["--config", str(path)]).run.name == path.stem
