@@ -197,3 +197,35 @@ def test_every_config_opens_with_its_command_and_resolves(path: Path) -> None:
     first = path.read_text().splitlines()[0]
     assert first == f"# python train_imagenet.py --config rn_configs/{path.name}"
     assert config.load(["--config", str(path)]).run.name == path.stem
+
+
+def demo_rows(ucb: list[float]) -> list[dict[str, str]]:
+    seconds = dict.fromkeys(("load", "score", "select", "swap", "train"), "2.0")
+    fixed = {"fashion_full": 0.92, "fashion_full_equal": 0.90, "fashion_random": 0.90}
+    rows = []
+    for seed, accuracy in enumerate(ucb):
+        for run, value in {**fixed, "fashion_ucb": accuracy, "fashion_ucb_as_written": 0.5}.items():
+            row = {"run": run, "seed": str(seed), "accuracy": str(value), "cpu": "A", "cores": "2"}
+            row |= {"keep": "1.0" if "full" in run else "0.3", "samples_seen": "180000"}
+            rows.append(row | {f"{phase}_seconds": value for phase, value in seconds.items()})
+    rows[0] |= {"train_seconds": "32.0"}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("ucb", "verdict"),
+    [
+        ([0.902], "level with random (+0.20 points, standard error 0.42)"),
+        ([0.88], "worse than random (-2.00 points, standard error 0.44)"),
+        ([0.91, 0.912], "better than random (+1.10 points, standard error 0.10)"),
+        ([0.87, 0.94], "level with random (+0.50 points, standard error 3.50)"),
+    ],
+)
+def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str) -> None:
+    summary = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))["summary"](demo_rows(ucb))
+    assert verdict in summary
+    assert f"Seeds: {', '.join(str(seed) for seed in range(len(ucb)))}." in summary
+    cells = [cell.strip() for cell in summary.splitlines()[4].split("|")[1:-1]]
+    assert cells[:3] == ["random", "0.3", "0.7"]
+    if len(ucb) == 1:
+        assert cells[3:] == ["90.00 %", "2.0", "2.0", "4.0", "2.0", "10.0", "4.00", "180,000"]

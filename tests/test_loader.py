@@ -3,6 +3,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -219,6 +221,12 @@ def test_thread_counts_are_left_alone(beton: Beton) -> None:
     before = torch.get_num_threads()
     serve(make_loader(beton, num_workers=1))
     assert torch.get_num_threads() == before
+
+
+def test_importing_leaves_torchs_threads_alone() -> None:
+    """FFCV's import sets them to one, for the whole process."""
+    script = "import torch; torch.set_num_threads(2); import ffcv_prune; print(torch.get_num_threads())"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "2\n"
 
 
 def test_pipelines_of_the_caller_are_left_alone(beton: Beton) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_prune import config
+from ffcv_prune import config, policies
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
 from ffcv_prune.training import trainer
@@ -262,7 +262,7 @@ def test_a_selection_that_loses_classes_warns_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    by_class = trainer.policies.Static(beton.labels.astype(np.float32))  # keeps the highest classes whole
+    by_class = policies.Static(beton.labels.astype(np.float32))  # keeps the highest classes whole
     monkeypatch.setattr(trainer, "build_policy", lambda prune: by_class)
     train(settings(prune__policy="ucb", prune__keep=KEEP, train__epochs=2), loaders)
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -69,7 +68,6 @@ def train(config: Config, loaders: Loaders | None = None) -> RunResult:
     start = time.perf_counter()
     if loaders is not None and loaders.settings != settings_of(config):
         raise ValueError("these loaders were made for other data settings")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # importing ffcv left it at one
     own_loaders = loaders is None
     loaders = loaders or Loaders(config)
     dataset, device = loaders.dataset, loaders.device
