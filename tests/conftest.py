@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
 
 from tests.betons import Beton, write_beton
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the shell's way with `pytest &`; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
