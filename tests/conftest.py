@@ -10,7 +10,6 @@ import torch
 
 from tests.betons import Beton, write_beton
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the shell's way with `pytest &`; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -201,7 +201,7 @@ def test_every_config_opens_with_its_command_and_resolves(path: Path) -> None:
 
 def demo_rows(ucb: list[float]) -> list[dict[str, str]]:
     seconds = dict.fromkeys(("load", "score", "select", "swap", "train"), "2.0")
-    fixed = {"fashion_full": 0.92, "fashion_full_equal": 0.90, "fashion_random": 0.90}
+    fixed = {"fashion_full": 0.92, "fashion_full_equal": 0.90, "fashion_full_equal_time": 0.91, "fashion_random": 0.90}
     rows = []
     for seed, accuracy in enumerate(ucb):
         for run, value in {**fixed, "fashion_ucb": accuracy, "fashion_ucb_as_written": 0.5}.items():
@@ -225,7 +225,7 @@ def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str)
     summary = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))["summary"](demo_rows(ucb))
     assert verdict in summary
     assert f"Seeds: {', '.join(str(seed) for seed in range(len(ucb)))}." in summary
-    cells = [cell.strip() for cell in summary.splitlines()[4].split("|")[1:-1]]
+    cells = [cell.strip() for cell in summary.splitlines()[5].split("|")[1:-1]]
     assert cells[:3] == ["random", "0.3", "0.7"]
     if len(ucb) == 1:
         assert cells[3:] == ["90.00 %", "2.0", "2.0", "4.0", "2.0", "10.0", "4.00", "180,000"]
