@@ -58,6 +58,8 @@ setup(
     name="ffcv_prune",
     version="0.1.0",
     description="Dynamic data pruning on FFCV: train on the samples that matter, re-chosen as training goes",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),

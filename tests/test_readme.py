@@ -1,0 +1,49 @@
+"""What the README shows is so: its script runs, its table is the committed one, what it names exists."""
+
+from __future__ import annotations
+
+import math
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.betons import write_beton
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_script_runs(tmp_path: Path) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    folder = tmp_path / "betons" / "fashion_mnist"
+    folder.mkdir(parents=True)
+    write_beton(folder / "train.beton", n=1000, size=28)
+    (tmp_path / "own.py").write_text(script)
+    run = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    losses = [float(loss) for loss in re.findall(r"epoch \d: 2 batches, loss (\S+)", run.stdout)]  # 300 samples
+    assert len(losses) == 10
+    assert all(map(math.isfinite, losses))
+
+
+def test_the_table_is_that_of_the_committed_results() -> None:
+    match = re.search(r"<!-- python benchmarks/demo.py --table (\S+) -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
+    assert match
+    demo = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))
+    assert match[2] == demo["summary"](demo["read_rows"]([ROOT / match[1]]))
+
+
+def test_what_it_names_exists() -> None:
+    for recipe in re.findall(r"write_datasets.py --dataset (\w+)", README):
+        assert (ROOT / "write_datasets" / f"{recipe}.yaml").exists(), recipe
+    for config in re.findall(r"`((?:rn18|cifar10|fashion)_\w+)`", README):
+        assert (ROOT / "rn_configs" / f"{config}.yaml").exists(), config
+    for link in re.findall(r"\]\(([\w./]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_every_config_and_recipe_stands_in_it() -> None:
+    for path in [*(ROOT / "rn_configs").glob("*.yaml"), *(ROOT / "write_datasets").glob("*.yaml")]:
+        assert re.search(rf"\b{path.stem}`", README), path
