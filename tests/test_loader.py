@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 import numba.core.event as numba_event
 import numpy as np
 import pytest
@@ -223,10 +224,20 @@ def test_thread_counts_are_left_alone(beton: Beton) -> None:
     assert torch.get_num_threads() == before
 
 
-def test_importing_leaves_torchs_threads_alone() -> None:
-    """FFCV's import sets them to one, for the whole process."""
-    script = "import torch; torch.set_num_threads(2); import ffcv_prune; print(torch.get_num_threads())"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "2\n"
+def test_importing_leaves_the_threads_of_torch_and_numba_alone() -> None:
+    """FFCV's import sets both to one, for the whole process."""
+    script = (
+        "import torch, numba; torch.set_num_threads(2); import ffcv_prune; "
+        "print(torch.get_num_threads(), numba.get_num_threads())"
+    )
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout == "2 2\n"
+
+
+def test_all_cores_work_unless_fewer_are_asked_for(loader: PrunedLoader, beton: Beton) -> None:
+    assert loader.num_workers == min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)
+    assert make_loader(beton, num_workers=1).num_workers == 1
 
 
 def test_pipelines_of_the_caller_are_left_alone(beton: Beton) -> None:

@@ -251,8 +251,13 @@ def _ffcv_constructor() -> Iterator[None]:
             numba.set_num_threads(numba_threads)
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, for its loader's threads too."""
+    return min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+
+
 def _usable_workers(num_workers: int) -> int:
-    cores = min(len(os.sched_getaffinity(0)), numba.get_num_threads())
+    cores = usable_cores()
     if num_workers > cores:
         raise UserError(
             f"num_workers is {num_workers}, but this process may use {cores} cores: pass -1 for all of them"
