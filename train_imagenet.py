@@ -1,4 +1,7 @@
-"""Train any recipe: python train_imagenet.py --config rn_configs/rn18_ucb.yaml [--section.key=value ...]"""
+"""Train any recipe: python train_imagenet.py --config rn_configs/rn18_ucb.yaml [--section.key=value ...]
+
+Go on with a run that was interrupted: python train_imagenet.py --resume runs/rn18_ucb
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from ffcv_prune.training.trainer import train
 
 
 def main() -> None:
-    result = train(config.load(sys.argv[1:]))
+    settings, resume = config.read_command(sys.argv[1:])
+    result = train(settings, resume=resume)
     seconds = result.seconds["total"]
     print(f"test accuracy {result.accuracy:.4f} after {seconds:.1f} s; run folder {result.folder}")
 

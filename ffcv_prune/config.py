@@ -15,9 +15,11 @@ from ffcv_prune import strict_args
 from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import REQUIRED, Setting, key
 
-USAGE = "usage: python train_imagenet.py --config FILE [--section.key=value ...]"
+USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--section.key=value ...]"
 POLICIES = ("none", "random", "uncertainty", "ema", "epsilon_greedy", "ucb")
 PHASE_MODES = ("random", "full")
+# What may differ when a run is resumed: where it finds things and runs, not what it computes.
+CHANGEABLE = ("run.save_every", "data.train", "data.test", "data.num_workers", "train.device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Run:
 
     name: str = key("", "folder name of the run; empty: the config file's name")
     out: str = key("runs", "folder that holds the run folders")
+    save_every: float = key(300.0, "seconds between saves within an epoch; its end saves too", within="[0, inf)")
     seed: int = key(0, "seed of weights, order, augmentation and selection", within="[0, 4294967295]")
 
 
@@ -128,21 +131,45 @@ class Config:
 
 
 def load(argv: Sequence[str]) -> Config:
-    """Read ``--config FILE [--section.key=value …]``.
+    """Read ``--config FILE [--section.key=value …]``; see `read_command`."""
+    return read_command(argv)[0]
+
+
+def read_command(argv: Sequence[str]) -> tuple[Config, Path | None]:
+    """Read ``--config FILE`` or ``--resume RUN``, and ``[--section.key=value …]``.
 
     ``--help`` prints all keys and exits with 0. Everything that is wrong is a `UserError`: an unknown key (it
-    names the nearest), a value of the wrong type or out of range, a missing or unreadable file.
+    names the nearest), a value of the wrong type or out of range, a missing or unreadable file, a key that
+    may not change when a run is resumed.
+
+    Returns:
+        The configuration, and the run folder to go on with; None for a new run.
     """
-    options, overrides = strict_args.parse_command_line(argv, options=("config",))
+    options, overrides = strict_args.parse_command_line(argv, options=("config", "resume"))
     if "help" in options:
         print(USAGE, strict_args.help_text(Config), sep="\n")
         raise SystemExit(0)
+    if "config" in options and "resume" in options:
+        raise UserError("--resume takes the configuration of its run; leave out --config")
+    if "resume" in options:
+        run = Path(options["resume"])
+        for name in overrides:
+            if name not in CHANGEABLE:
+                raise UserError(
+                    f"{name} may not change when a run is resumed (only {', '.join(CHANGEABLE)} may); "
+                    "leave it out, or begin a new run with --config"
+                )
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"{run} is not the folder of a run: it has no config.yaml")
+        return _resolve(run / "config.yaml", overrides), run
     if "config" not in options:
         raise UserError(f"no config file; {USAGE}")
     path = Path(options["config"])
+    config = _resolve(path, overrides)
+    return config if config.run.name else replace(config, run=replace(config.run, name=path.stem)), None
+
+
+def _resolve(path: Path, overrides: dict[str, str]) -> Config:
     settings = strict_args.read_settings(path)
     settings |= {name: Setting(text, "command line") for name, text in overrides.items()}
-    config = strict_args.resolve(Config, settings, options=("config", "base"))
-    if config.run.name:
-        return config
-    return replace(config, run=replace(config.run, name=path.stem))
+    return strict_args.resolve(Config, settings, options=("config", "resume", "base"))

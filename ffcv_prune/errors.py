@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 EXIT_USER_ERROR = 2
+EXIT_TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
     """Something the user can mend. Its message is one line: it names the thing and the remedy."""
+
+
+class Terminated(Exception):
+    """SIGTERM came, as schedulers send it before they take the machine away; what was done is saved."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -24,7 +29,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main` and turn what it raises into an exit code.
 
-    `UserError` prints ``error: …`` on standard error and exits with 2; Ctrl-C exits with 130.
+    `UserError` prints ``error: …`` on standard error and exits with 2; Ctrl-C exits with 130, SIGTERM with 75.
     Anything else is a defect of ours and keeps its traceback.
     """
     try:
@@ -35,3 +40,6 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        sys.exit(EXIT_TERMINATED)

@@ -18,7 +18,7 @@ from ffcv_prune.analysis.report import read_run, write_report
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import RunFolder
 
-PHASES = ("load", "score", "select", "swap", "train", "eval", "total")
+PHASES = ("load", "score", "select", "swap", "train", "eval", "save", "total")
 
 
 def log_row(epoch: int, accuracy: float | None, seconds: float) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def log_row(epoch: int, accuracy: float | None, seconds: float) -> dict[str, Any
 
 
 def make_run(out: Path, name: str, rows: list[dict[str, Any]], selections: dict[int, list[int]]) -> Path:
-    folder = RunFolder(out, name)
+    folder = RunFolder.create(out, name)
     folder.write_json("machine.json", {"cpu": "A & B", "gpus": [], "date": "2026-01-01T00:00:00+00:00"})
     folder.write_json("dataset.json", {"train_samples": 6})
     for row in rows:
@@ -73,8 +73,8 @@ def test_the_report_holds_the_numbers_of_the_log_and_its_own_pictures(tmp_path: 
     text = write_report([pruned, full], tmp_path / "r.html", title="<two>", remarks=["A < B."]).read_text()
     page = Page(text)
     assert page.cells[:6] == ["ucb", "2", "0.30", "0.70", "2,468", "0.8125"]
-    assert page.cells[6:13] == ["3.5"] * 7
-    assert page.cells[13:19] == ["full", "1", "0.30", "0.70", "1,234", "not tested"]
+    assert page.cells[6:14] == ["3.5"] * 8
+    assert page.cells[14:20] == ["full", "1", "0.30", "0.70", "1,234", "not tested"]
     assert len(page.images) == 3
     for source in page.images:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")

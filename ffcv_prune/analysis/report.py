@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ffcv_prune.analysis.counts import selection_counts, selection_files
 from ffcv_prune.errors import UserError
 
-PHASES = ("load", "score", "select", "swap", "train", "eval")
+PHASES = ("load", "score", "select", "swap", "train", "eval", "save")
 COLORS = matplotlib.color_sequences["tab10"]
 
 PAGE = Template("""<!DOCTYPE html>
@@ -43,7 +43,8 @@ $remarks
 <p>Seconds since the first epoch began, testing included; a dot is a test of the whole test set.</p>
 $accuracy
 <h2>Time by phase</h2>
-<p>load: training waited for batches. score, select, swap: the checkpoints. train: steps. eval: tests.</p>
+<p>load: training waited for batches. score, select, swap: the checkpoints. train: steps. eval: tests.
+save: the run's state, to resume from.</p>
 $phases
 <h2>How often each sample was selected</h2>
 $selections

@@ -49,6 +49,7 @@ class PrunedLoader(Loader):
         seed: may be set between epochs; nothing is compiled anew.
         labels: int64[num_samples], the file's first integer field; None if it has none.
         next_epoch: number of the epoch that the next `iter()` starts.
+        first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
         wait_seconds: total time the consumer has waited for batches.
 
     Raises:
@@ -77,7 +78,7 @@ class PrunedLoader(Loader):
         self.with_ids = with_ids
         self.wait_seconds = 0.0
         self._file_state = _file_state(self.path)
-        self._first_batch = 0
+        self.first_batch = 0
         self._epoch: weakref.ref[Epoch] | None = None
         self._ring: Ring | None = None
         # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
@@ -121,19 +122,19 @@ class PrunedLoader(Loader):
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Make the next `iter()` start epoch `epoch` at batch `first_batch` (not 0 when resuming)."""
         self.next_epoch = epoch
-        self._first_batch = first_batch
+        self.first_batch = first_batch
 
     def __len__(self) -> int:
         """Batches of the next epoch."""
         served = self.traversal_order.num_served
         whole = served // self.batch_size if self.drop_last else -(-served // self.batch_size)
-        return max(0, whole - self._first_batch)
+        return max(0, whole - self.first_batch)
 
     def __iter__(self) -> Epoch:
         if _file_state(self.path) != self._file_state:
             raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
         self.close()
-        epoch, first_batch = self.next_epoch, self._first_batch
+        epoch, first_batch = self.next_epoch, self.first_batch
         order = self.traversal_order.sample_order(epoch)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
@@ -151,7 +152,7 @@ class PrunedLoader(Loader):
     def state_dict(self) -> dict[str, Any]:
         """The selection and the position: (epoch, batch) of a running epoch, or the start of the next one."""
         running = self._running_epoch()
-        epoch, batch = (self.next_epoch, self._first_batch) if running is None else (running.epoch, running.served)
+        epoch, batch = (self.next_epoch, self.first_batch) if running is None else (running.epoch, running.served)
         selection = None if self.traversal_order.selects_all else torch.from_numpy(self.selection.copy())
         return {
             "num_samples": self.num_samples,

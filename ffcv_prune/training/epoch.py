@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,15 +44,18 @@ class Stepper:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
+        # Over the batches of the running epoch; on the device, so that no step waits for it.
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
-    def train_epoch(self, loader: PrunedLoader, epoch: int, bar: tqdm) -> tuple[float, float]:
-        """One pass over the loader's selection: returns the mean loss and the last learning rate."""
+    def train_epoch(self, loader: PrunedLoader, epoch: int, bar: tqdm, after_step: Callable[[], None]) -> float:
+        """One pass over the loader's selection, or the rest of one: returns the mean loss of the whole pass.
+
+        `after_step` is called between two steps, when `state_dict` and the loader's agree.
+        """
         self.model.train()
-        steps = len(loader)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        lr = 0.0
+        first, steps = loader.first_batch, loader.first_batch + len(loader)
         with closing(iter(loader)) as batches:
-            for step, (images, labels) in enumerate(batches):  # uint8[B, 3, H, W] channels_last, int64[B]
+            for step, (images, labels) in enumerate(batches, first):  # uint8[B, 3, H, W] channels_last, int64[B]
                 lr = self.lr_schedule(epoch, step, steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
@@ -61,9 +66,27 @@ class Stepper:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
-                loss_sum += loss.detach()
+                self.loss_sum += loss.detach()
                 bar.update(len(images))
-        return loss_sum.item() / steps, lr  # .item() waits for the device: once an epoch
+                after_step()
+        mean_loss = self.loss_sum.item() / steps  # waits for the device: once an epoch
+        self.loss_sum.zero_()
+        return mean_loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, optimiser, loss scaler and the running epoch's loss. The learning rate follows from the position."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loss_sum": self.loss_sum.item(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.loss_sum.fill_(state["loss_sum"])
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ffcv_prune.config import Config, Data
-from ffcv_prune.data.beton import BetonInfo, check_beton
+from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
@@ -40,6 +40,11 @@ class Dataset:
     class_counts: NDArray[np.int64]
     mean: list[float]
     std: list[float]
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """By these a resumed run knows its data, wherever the files are now."""
+        return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
 
 
 def open_dataset(data: Data, model_classes: int) -> Dataset:

@@ -4,9 +4,10 @@ runs/NAME/
   config.yaml                  the resolved configuration
   machine.json                 machine, versions, commit, date
   dataset.json                 classes, counts per class, number of samples
-  log.jsonl                    one JSON object per epoch, flushed line by line
+  log.jsonl                    one JSON object per epoch, flushed line by line; locked while a process trains
   selections/epoch_0010.npy    int64[k], sorted: the selection made at the start of epoch 10
   status.json                  "running", "finished", "interrupted" or "failed", and after how many epochs
+  checkpoint.pt                where `--resume` goes on, until the run is finished (`training.checkpoint`)
   weights.pt                   state_dict of the model
   result.csv                   one row: the run in short
   report.html                  the run to look at
@@ -15,10 +16,14 @@ runs/NAME/
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
+import io
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,44 +37,89 @@ from ffcv_prune.errors import UserError
 
 
 class RunFolder:
-    """Creates ``out/NAME`` (``NAME_2``, ``NAME_3``, … if it exists) and writes its files.
+    """Writes the files of a run. Of two processes that open the same folder, the second gets a `UserError`.
 
-    Raises:
-        UserError: the folder cannot be created.
+    Attributes:
+        path: the folder.
+        rows: the log so far.
     """
 
-    def __init__(self, out: str | Path, name: str) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        with _writing(path / "log.jsonl"):
+            (path / "selections").mkdir(exist_ok=True)
+            self._log = open(path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115 - closed by `close`
+        try:
+            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except OSError:
+            self._log.close()
+            raise UserError(f"another process is training in {path}; wait for it or stop it") from None
+
+    @classmethod
+    def create(cls, out: str | Path, name: str) -> RunFolder:
+        """Create ``out/NAME``, or ``NAME_2``, ``NAME_3``, … if it exists. UserError if that is not possible."""
         if not name or Path(name).name != name:
             raise UserError(f'run.name "{name}" is not a folder name; run.out says where it goes')
-        self.path = create_unused(Path(out), name)
-        (self.path / "selections").mkdir()
-        self._log = open(self.path / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+        return cls(create_unused(Path(out), name))
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that did not finish. UserError if it did, or still runs."""
+        try:
+            status = json.loads((path / "status.json").read_text(encoding="utf-8"))["status"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is not the folder of a run: it has no readable status.json") from None
+        if status == "finished":
+            raise UserError(f"{path} is already finished; its result is in {path / 'result.csv'}")
+        return cls(path)
+
+    def rewind(self, epochs: int) -> None:
+        """Forget what was logged after `epochs` epochs. UserError if fewer were logged, or lines are damaged."""
+        lines = (self.path / "log.jsonl").read_bytes().splitlines(keepends=True)[:epochs]
+        try:
+            self.rows = [json.loads(line) for line in lines]
+            sound = [row["epoch"] for row in self.rows] == list(range(epochs))
+        except (ValueError, KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise UserError(f"{self.path / 'log.jsonl'} is damaged: it does not hold the {epochs} epochs that ended")
+        self._log.truncate(sum(map(len, lines)))
 
     def write_config(self, text: str) -> None:
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        replace_file(self.path / "config.yaml", text.encode())
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         replace_file(self.path / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to log.jsonl; it is on its way to the disk when this returns."""
-        self._log.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._log.flush()
+        """Append one line to log.jsonl; it is on the disk when this returns."""
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        with _writing(self.path / "log.jsonl"):
+            if self._log.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._log.fileno())
+        self.rows.append(dict(row))
 
     def save_selection(self, epoch: int, ids: NDArray[np.int64]) -> None:
-        np.save(self.path / "selections" / f"epoch_{epoch:04d}.npy", ids)
+        content = io.BytesIO()
+        np.save(content, ids)
+        replace_file(self.path / "selections" / f"epoch_{epoch:04d}.npy", content.getbuffer())
 
     def save_weights(self, model: torch.nn.Module) -> None:
-        """Write weights.pt: first to a temporary name, so that the name stands for a whole file."""
-        temporary = self.path / "weights.pt.part"
-        torch.save(model.state_dict(), temporary)
-        temporary.replace(self.path / "weights.pt")
+        content = io.BytesIO()
+        torch.save(model.state_dict(), content)
+        replace_file(self.path / "weights.pt", content.getbuffer())
 
     def write_result(self, row: Mapping[str, Any]) -> None:
-        append_csv(self.path / "result.csv", row)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(row)
+        replace_file(self.path / "result.csv", text.getvalue().encode())
 
-    def set_status(self, status: str, epochs: int, reason: str = "") -> None:
-        self.write_json("status.json", {"status": status, "epochs": epochs, "reason": reason, "date": now()})
+    def set_status(self, status: str, reason: str = "") -> None:
+        self.write_json("status.json", {"status": status, "epochs": len(self.rows), "reason": reason, "date": now()})
 
     def close(self) -> None:
         self._log.close()
@@ -89,11 +139,38 @@ def create_unused(out: Path, name: str) -> Path:
             raise UserError(f"cannot create the run folder {path}: {error.strerror}; see --run.out") from None
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `path` so that a reader sees the old content or the new one, never a part."""
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Write `path` so that it has the old content or the new one, never a part, even if the power fails.
+
+    Raises:
+        UserError: the disk is full, or the file cannot be written for another reason.
+    """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with _writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # gives back the space of what was written
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; mend that, then --resume goes on from the last checkpoint"
+        ) from error
 
 
 def append_csv(path: Path, row: Mapping[str, Any]) -> None:

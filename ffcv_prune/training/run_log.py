@@ -1,0 +1,97 @@
+"""What a run says of itself: the row of an epoch, the line on the screen, the result."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ffcv_prune.analysis.counts import class_fractions
+from ffcv_prune.config import Config
+from ffcv_prune.training.loaders import Dataset
+from ffcv_prune.training.run_folder import provenance
+
+STARVED = 0.2  # warn about classes of which a selection keeps less than this share of `keep`
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        method: the policy, or "full".
+        keep: fraction of the data kept in pruned epochs.
+        accuracy, top5: of the last test, 0..1; top5 is None up to 5 classes.
+        samples_seen: samples trained on, over all epochs.
+        seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
+            selections; and, not in the total, "setup": opening the data and compiling loaders.
+    """
+
+    folder: Path
+    method: str
+    keep: float
+    accuracy: float
+    top5: float | None
+    samples_seen: int
+    seconds: dict[str, float]
+
+
+def selection_facts(ids: NDArray[np.int64], dataset: Dataset) -> dict[str, Any]:
+    """The keys of an epoch's row that tell what it trained on; `ids` is int64[k], the selection."""
+    keep = len(ids) / dataset.train.num_samples
+    fractions = class_fractions(ids, dataset.labels, dataset.class_counts).tolist()
+    rounded = [None if math.isnan(fraction) else round(fraction, 4) for fraction in fractions]
+    return {
+        "keep": round(keep, 6),
+        "pruning_rate": round(1 - keep, 6),
+        "class_fraction": dict(zip(dataset.classes, rounded, strict=True)),
+    }
+
+
+def warn_of_starved_classes(epoch: int, ids: NDArray[np.int64], dataset: Dataset) -> None:
+    """Say on standard error when the selection `ids` holds next to nothing of some classes."""
+    keep = len(ids) / dataset.train.num_samples
+    fractions = class_fractions(ids, dataset.labels, dataset.class_counts)
+    starved = np.flatnonzero(fractions < STARVED * keep)  # a class without samples is NaN: not starved
+    if len(starved):
+        worst = dataset.classes[int(np.nanargmin(fractions))]
+        tqdm.write(
+            f"warning: epoch {epoch + 1}: the selection keeps less than {STARVED * keep:.3f} "
+            f"of {len(starved)} of {len(dataset.classes)} classes (least of {worst}: {np.nanmin(fractions):.4f})",
+            file=sys.stderr,
+        )
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    tested = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.4f}"
+    seconds = ", ".join(f"{name} {s:.1f}" for name, s in row["seconds"].items() if s >= 0.05 or name == "total")
+    return (
+        f"epoch {row['epoch'] + 1:3d}/{epochs}  {row['phase']:6s}  keep {row['keep']:.2f} "
+        f"(pruned {row['pruning_rate']:.2f})  loss {row['train_loss']:.4f}{tested}  ({seconds} s)"
+    )
+
+
+def result_row(config: Config, result: RunResult) -> dict[str, Any]:
+    """The run in one flat row, for result.csv and the tables made from many of them."""
+    made = provenance()
+    return {
+        "run": config.run.name,
+        "method": result.method,
+        "keep": result.keep,
+        "epochs": config.train.epochs,
+        "seed": config.run.seed,
+        "model": config.model.name,
+        "accuracy": round(result.accuracy, 6),
+        "top5": "" if result.top5 is None else round(result.top5, 6),
+        "samples_seen": result.samples_seen,
+        **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in result.seconds.items()},
+        **{name: ", ".join(value) if isinstance(value, list) else value for name, value in made.items()},
+        "config": " ".join(f"{s}.{k}={v}" for s, keys in asdict(config).items() for k, v in keys.items()),
+    }

@@ -1,0 +1,52 @@
+"""SIGTERM and Ctrl-C: noted when they come, obeyed between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ffcv_prune.errors import Terminated
+
+ASKS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+class StopSignals:
+    """While it is entered, SIGTERM and the first Ctrl-C only set `requested`; a second Ctrl-C ends at once.
+
+    Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Attributes:
+        requested: number of the signal that asked to stop, 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in ASKS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.requested:
+            raise KeyboardInterrupt
+        self.requested = number
+        # Not print: a handler may interrupt another print.
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        os.write(2, f"\n{ASKS[signal.Signals(number)]}: finishing the step and saving{again}\n".encode())
+
+
+def stopped(number: int, run: Path) -> BaseException:
+    """The exception that ends a run, its work saved, because of a signal; says how to go on."""
+    print(f"saved; go on with: python train_imagenet.py --resume {run}", file=sys.stderr, flush=True)
+    return KeyboardInterrupt("SIGINT") if number == signal.SIGINT else Terminated("SIGTERM")

@@ -1,0 +1,184 @@
+"""A run that was killed, wherever that was, and resumed ends as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ffcv_prune import config
+from ffcv_prune.data.beton import check_beton, fingerprint
+from ffcv_prune.errors import UserError
+from ffcv_prune.training import checkpoint, run_folder
+from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.run_folder import RunFolder
+from ffcv_prune.training.trainer import train
+from tests.betons import Beton, write_beton
+
+ROOT = Path(__file__).resolve().parent.parent
+EPOCHS = 4
+
+Settings = Callable[..., config.Config]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left, without its seconds."""
+
+    rows: list[dict[str, Any]]
+    selections: dict[str, list[int]]
+    weights: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, folder: Path) -> Outcome:
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for row in rows:
+            assert row.pop("seconds")["total"] > 0
+        files = sorted((folder / "selections").iterdir())
+        assert json.loads((folder / "status.json").read_text())["status"] == "finished"
+        assert not (folder / "checkpoint.pt").exists()
+        assert len((folder / "result.csv").read_text().splitlines()) == 2
+        weights = torch.load(folder / "weights.pt", weights_only=True)
+        return cls(rows, {file.name: np.load(file).tolist() for file in files}, weights)
+
+    def check_equal(self, other: Outcome) -> None:
+        assert self.selections == other.selections
+        assert self.rows == other.rows
+        assert self.weights.keys() == other.weights.keys()
+        for name, tensor in self.weights.items():
+            assert torch.equal(tensor, other.weights[name]), name
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    test = write_beton(folder / "test.beton", n=83, seed=1)
+    path = folder / "small.yaml"
+    path.write_text(  # basic_cnn has dropout: the random states matter
+        f"""
+data: {{train: {beton.path}, test: {test.path}, augment: pad_crop_flip, num_workers: 1}}
+model: {{name: basic_cnn}}
+train: {{epochs: {EPOCHS}, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
+prune: {{policy: epsilon_greedy, keep: 0.5, period: 2}}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def settings(config_file: Path, tmp_path: Path) -> Settings:
+    def make(**changes: Any) -> config.Config:
+        options = [f"--{name.replace('__', '.')}={value}" for name, value in changes.items()]
+        return config.load(["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", *options])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def loaders(config_file: Path) -> Iterator[Loaders]:
+    made = Loaders(config.load(["--config", str(config_file)]))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config_file: Path, loaders: Loaders, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    return Outcome.of(train(config.load(["--config", str(config_file), f"--run.out={out}"]), loaders).folder)
+
+
+def resume(folder: Path, loaders: Loaders) -> Outcome:
+    torch.manual_seed(int(time.time()))  # whatever the process did before does not matter
+    own, run = config.read_command(["--resume", str(folder)])
+    return Outcome.of(train(own, loaders, resume=run).folder)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL, so that one process can die often. `died` stops all writing afterwards."""
+
+
+class Killer:
+    """Dies at the n-th event that is reported to it, and at each later one: the dead write nothing."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.events = 0
+
+    def event(self, *_: Any) -> None:
+        self.events += 1
+        if self.events >= self.at:
+            raise Killed
+
+
+def run_and_kill(own: config.Config, loaders: Loaders, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Train until the killer strikes, at a forward pass of the model or at a moment of writing a file."""
+
+    def before_forward(module: torch.nn.Module, _: Any) -> None:
+        if "normalize" in dict(module.named_children()):
+            killer.event()
+
+    real = {name: getattr(os, name) for name in ("replace", "fsync")}
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(before_forward)
+    try:
+        with monkeypatch.context() as patch:
+            for name, function in real.items():
+                patch.setattr(run_folder.os, name, lambda *args, f=function: (killer.event(), f(*args)))
+            with pytest.raises(Killed):
+                train(own, loaders)
+    finally:
+        hook.remove()
+    return Path(own.run.out) / own.run.name
+
+
+def moments(own: config.Config, loaders: Loaders, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Events of a run after its first checkpoint is written."""
+    counter = Killer(sys.maxsize)
+    with pytest.raises(pytest.fail.Exception):
+        run_and_kill(own, loaders, counter, monkeypatch)
+    return counter.events
+
+
+def kill_and_resume_everywhere(
+    settings: Settings, loaders: Loaders, expected: Outcome, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    rng = random.Random(int(time.time()))
+    for save_every in (0, 1000):
+        total = moments(settings(run__save_every=save_every, run__name="count"), loaders, monkeypatch)
+        assert total > 60
+        chosen = sorted(rng.sample(range(1, total + 1), round(share * total)))
+        for at in chosen:
+            own = settings(run__save_every=save_every, run__name=f"run_{save_every}_{at}")
+            folder = run_and_kill(own, loaders, Killer(at), monkeypatch)
+            if not (folder / "checkpoint.pt").exists():
+                with pytest.raises(UserError, match=r"config\.yaml|status\.json|nothing was saved|already finished"):
+                    resume(folder, loaders)
+                continue
+            print("killed at", at, "of", total)
+            with (folder / "log.jsonl").open("a") as log:
+                log.write('{"epoch": 3, "pha')  # a line that was being written
+            resume(folder, loaders).check_equal(expected)
+
+
+def test_killed_at_random_moments(
+    settings: Settings, loaders: Loaders, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_and_resume_everywhere(settings, loaders, uninterrupted, monkeypatch, share=0.08)
+
+
+@pytest.mark.slow
+def test_killed_at_every_moment(
+    settings: Settings, loaders: Loaders, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_and_resume_everywhere(settings, loaders, uninterrupted, monkeypatch, share=1)
