@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,9 @@ import pytest
 import torch
 
 from ffcv_prune import config
-from ffcv_prune.data.beton import check_beton, fingerprint
 from ffcv_prune.errors import UserError
-from ffcv_prune.training import checkpoint, run_folder
+from ffcv_prune.training import run_folder
 from ffcv_prune.training.loaders import Loaders
-from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 
@@ -59,6 +57,15 @@ class Outcome:
         assert self.weights.keys() == other.weights.keys()
         for name, tensor in self.weights.items():
             assert torch.equal(tensor, other.weights[name]), name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads in their last bits; `start` gives the processes one, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +113,7 @@ def resume(folder: Path, loaders: Loaders) -> Outcome:
 
 
 class Killed(BaseException):
-    """In place of SIGKILL, so that one process can die often. `died` stops all writing afterwards."""
+    """In place of SIGKILL, so that one process can die often and at chosen moments."""
 
 
 class Killer:
@@ -161,11 +168,12 @@ def kill_and_resume_everywhere(
         for at in chosen:
             own = settings(run__save_every=save_every, run__name=f"run_{save_every}_{at}")
             folder = run_and_kill(own, loaders, Killer(at), monkeypatch)
-            if not (folder / "checkpoint.pt").exists():
+            status = folder / "status.json"
+            finished = status.exists() and json.loads(status.read_text())["status"] == "finished"
+            if finished or not (folder / "checkpoint.pt").exists():
                 with pytest.raises(UserError, match=r"config\.yaml|status\.json|nothing was saved|already finished"):
                     resume(folder, loaders)
                 continue
-            print("killed at", at, "of", total)
             with (folder / "log.jsonl").open("a") as log:
                 log.write('{"epoch": 3, "pha')  # a line that was being written
             resume(folder, loaders).check_equal(expected)
@@ -174,7 +182,7 @@ def kill_and_resume_everywhere(
 def test_killed_at_random_moments(
     settings: Settings, loaders: Loaders, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill_and_resume_everywhere(settings, loaders, uninterrupted, monkeypatch, share=0.08)
+    kill_and_resume_everywhere(settings, loaders, uninterrupted, monkeypatch, share=0.2)
 
 
 @pytest.mark.slow
@@ -182,3 +190,118 @@ def test_killed_at_every_moment(
     settings: Settings, loaders: Loaders, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill_and_resume_everywhere(settings, loaders, uninterrupted, monkeypatch, share=1)
+
+
+def start(*options: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train_imagenet.py"), *map(str, options)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not happened():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_process_killed_by_sigkill_is_resumed(
+    config_file: Path, tmp_path: Path, loaders: Loaders, uninterrupted: Outcome
+) -> None:
+    run = tmp_path / "small"
+    process = start("--config", config_file, f"--run.out={tmp_path}", "--run.save_every=0")
+    try:
+        wait_for((run / "checkpoint.pt").exists, process)
+        time.sleep(random.uniform(0, 0.4))
+    finally:
+        process.kill()
+        process.communicate()
+    if json.loads((run / "status.json").read_text())["status"] != "finished":  # it may have been quick
+        assert process.returncode == -signal.SIGKILL
+        resume(run, loaders)
+    Outcome.of(run).check_equal(uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_process_killed_again_and_again(config_file: Path, tmp_path: Path, uninterrupted: Outcome) -> None:
+    run = tmp_path / "small"
+    command: tuple[str | Path, ...] = ("--config", config_file, f"--run.out={tmp_path}", "--run.save_every=0")
+    kills = 0
+    while True:
+        process = start(*command)
+        if (run / "checkpoint.pt").exists():
+            changed = (run / "checkpoint.pt").stat().st_mtime_ns
+            wait_for(lambda: process.poll() == 0 or (run / "checkpoint.pt").stat().st_mtime_ns > changed, process)  # noqa: B023
+        else:
+            wait_for((run / "checkpoint.pt").exists, process)
+        try:
+            process.communicate(timeout=random.uniform(0, 0.15))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+        if process.returncode == 0:
+            break
+        command = ("--resume", run)
+    assert kills > 1
+    Outcome.of(run).check_equal(uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [("SIGTERM", 75, "terminated"), ("SIGINT", 130, "interrupted")])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: str, code: int, word: str, config_file: Path, tmp_path: Path, loaders: Loaders, uninterrupted: Outcome
+) -> None:
+    run = tmp_path / "small"
+    process = start("--config", config_file, f"--run.out={tmp_path}")
+    try:
+        wait_for((run / "checkpoint.pt").exists, process)
+        process.send_signal(getattr(signal, number))
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert errors.splitlines()[-1] == word
+    assert f"python train_imagenet.py --resume {run}" in errors
+    status = json.loads((run / "status.json").read_text())
+    assert (status["status"], status["reason"]) == ("interrupted", number)
+    resume(run, loaders).check_equal(uninterrupted)
+
+
+def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, uninterrupted: Outcome) -> None:
+    pressed = 0
+
+    def press(module: torch.nn.Module, _: Any) -> None:
+        nonlocal pressed
+        if module.training and pressed < 2:
+            pressed += 1
+            signal.raise_signal(signal.SIGINT)
+
+    own = settings(run__save_every=1000)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(press)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(own, loaders)
+    finally:
+        hook.remove()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run = Path(own.run.out) / own.run.name
+    resume(run, loaders).check_equal(uninterrupted)
+
+
+def test_a_full_data_run_is_resumed(settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = settings(prune__policy="none", prune__keep=1, run__save_every=0)
+    whole = Outcome.of(train(own, loaders).folder)
+    total = moments(own, loaders, monkeypatch)
+    run = run_and_kill(
+        settings(prune__policy="none", prune__keep=1, run__save_every=0, run__name="killed"),
+        loaders,
+        Killer(total // 2),
+        monkeypatch,
+    )
+    resume(run, loaders).check_equal(whole)

@@ -229,7 +229,7 @@ def test_evaluation_counts_each_test_sample_once(loaders: Loaders, test_beton: B
 
 
 def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Settings, loaders: Loaders) -> None:
-    own = settings(prune__policy="random", prune__keep=KEEP)
+    own = settings()  # six batches an epoch: more than are decoded ahead
     log = Path(own.run.out) / "small" / "log.jsonl"
 
     def interrupt(module: torch.nn.Module, images: tuple[torch.Tensor]) -> None:

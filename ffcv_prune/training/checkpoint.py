@@ -74,10 +74,11 @@ def _read(path: Path) -> Any:
         # torch writes a CRC-32 with every record and does not look at it when it reads.
         damaged = zipfile.ZipFile(content).testzip()
         if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        content.seek(0)
         return torch.load(content, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file can make zipfile and the unpickler raise anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error) if isinstance(error, zipfile.BadZipFile) else type(error).__name__
         raise UserError(f"{path} is damaged ({reason}); {_restart(path.parent)}") from error
 
 
