@@ -5,6 +5,7 @@ Go on with a run that was interrupted: python train_imagenet.py --resume runs/rn
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ffcv_prune import config
@@ -15,8 +16,8 @@ from ffcv_prune.training.trainer import train
 def main() -> None:
     settings, resume = config.read_command(sys.argv[1:])
     result = train(settings, resume=resume)
-    seconds = result.seconds["total"]
-    print(f"test accuracy {result.accuracy:.4f} after {seconds:.1f} s; run folder {result.folder}")
+    if os.environ.get("RANK", "0") == "0":  # one of several processes that torchrun started
+        print(f"test accuracy {result.accuracy:.4f} after {result.seconds['total']:.1f} s; run folder {result.folder}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ count for nothing. How keys are read and refused is in `strict_args`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ffcv_prune import strict_args
 from ffcv_prune.errors import UserError
@@ -128,6 +129,12 @@ class Config:
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""
         return strict_args.to_yaml(self)
+
+
+def fixed_keys(config: Config) -> dict[str, Any]:
+    """The keys, with dots, that decide what a run computes: all but `CHANGEABLE`."""
+    flat = {f"{section}.{name}": value for section, keys in asdict(config).items() for name, value in keys.items()}
+    return {name: value for name, value in flat.items() if name not in CHANGEABLE}
 
 
 def load(argv: Sequence[str]) -> Config:

@@ -115,6 +115,11 @@ class PrunedLoader(Loader):
         self.traversal_order.select(checked)
 
     @property
+    def world_size(self) -> int:
+        """Number of ranks that share the selection; 1 unless distributed."""
+        return self.traversal_order.world_size
+
+    @property
     def selection(self) -> NDArray[np.int64]:
         """int64[k], sorted: the selected dataset positions."""
         return self.traversal_order.selection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
@@ -111,6 +113,8 @@ class Pruner:
         nonfinite = self._score(model) if phase == "policy" and self.policy.needs_scores else 0
         scored = _now(model)
         ids = self._select(epoch, phase)
+        if self.loader.world_size > 1:
+            _check_ranks_agree(epoch, ids)
         selected = time.perf_counter()
         self.loader.set_selection(ids)
         swapped = time.perf_counter()
@@ -156,6 +160,18 @@ class Pruner:
         self.table.load_state_dict(state["table"])
         self.loader.load_state_dict(state["loader"])
         self._last_checkpoint = state["last_checkpoint"]
+
+
+def _check_ranks_agree(epoch: int, ids: NDArray[np.int64] | None) -> None:
+    """UserError on all ranks unless they selected the same; otherwise each would train on other data in silence."""
+    digests: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(digests, hashlib.blake2b(b"" if ids is None else ids.tobytes()).hexdigest())
+    different = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+    if different:
+        raise UserError(
+            f"at the checkpoint of epoch {epoch}, rank {', '.join(different)} selected other samples than rank 0: "
+            "give all ranks the same data, policy and seed"
+        )
 
 
 def _now(model: nn.Module) -> float:

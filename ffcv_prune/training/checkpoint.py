@@ -8,13 +8,12 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ffcv_prune.config import CHANGEABLE, Config
+from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import replace_file
 
@@ -30,7 +29,7 @@ def save(folder: Path, config: Config, data: Mapping[str, str], state: Mapping[s
         state: tensors and plain containers.
     """
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "config": asdict(config), "data": dict(data), "state": dict(state)}, buffer)
+    torch.save({"format": FORMAT, "config": fixed_keys(config), "data": dict(data), "state": dict(state)}, buffer)
     replace_file(folder / NAME, buffer.getbuffer())
 
 
@@ -86,14 +85,11 @@ def _restart(folder: Path) -> str:
     return f"begin again with --config {folder / 'config.yaml'}"
 
 
-def _check_config(path: Path, saved: Mapping[str, Mapping[str, Any]], config: Config) -> None:
-    def flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
-
-    before, now = flat(saved), flat(asdict(config))
-    for name in sorted(before.keys() | now.keys()):
-        if name not in CHANGEABLE and before.get(name) != now.get(name):
+def _check_config(path: Path, saved: Mapping[str, Any], config: Config) -> None:
+    now = fixed_keys(config)
+    for name in sorted(saved.keys() | now.keys()):
+        if saved.get(name) != now.get(name):
             raise UserError(
-                f"{path} was made with {name}={before.get(name)}, {path.parent / 'config.yaml'} has {now.get(name)}; "
+                f"{path} was made with {name}={saved.get(name)}, {path.parent / 'config.yaml'} has {now.get(name)}; "
                 f"put it back, or begin a new run with --config"
             )

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
@@ -23,6 +24,7 @@ class Stepper:
 
     def __init__(self, model: nn.Module, settings: Train, amp_dtype: torch.dtype | None) -> None:
         self.model = model
+        self.forward: nn.Module = model
         self.lr_schedule = LRSchedule(
             settings.lr,
             settings.epochs,
@@ -47,10 +49,15 @@ class Stepper:
         # Over the batches of the running epoch; on the device, so that no step waits for it.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
+    def distribute(self) -> None:
+        """From here on, average the gradients over all ranks."""
+        self.forward = nn.parallel.DistributedDataParallel(self.model)
+
     def train_epoch(self, loader: PrunedLoader, epoch: int, bar: tqdm, after_step: Callable[[], None]) -> float:
         """One pass over the loader's selection, or the rest of one: returns the mean loss of the whole pass.
 
-        `after_step` is called between two steps, when `state_dict` and the loader's agree.
+        `after_step` is called between two steps, when `state_dict` and the loader's agree. With a distributed
+        loader the loss is that of all ranks, and all ranks end with the main rank's batch-norm statistics.
         """
         self.model.train()
         first, steps = loader.first_batch, loader.first_batch + len(loader)
@@ -60,40 +67,45 @@ class Stepper:
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 with autocast(self.device, self.amp_dtype):
-                    logits = self.model(images)  # [B, C]
+                    logits = self.forward(images)  # [B, C]
                     loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
                 self.scaler.scale(loss).backward()
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
                 self.loss_sum += loss.detach()
-                bar.update(len(images))
+                bar.update(len(images) * loader.world_size)
                 after_step()
-        mean_loss = self.loss_sum.item() / steps  # waits for the device: once an epoch
+        loss_sum = self.loss_sum.clone()
         self.loss_sum.zero_()
-        return mean_loss
+        if loader.world_size > 1:
+            dist.all_reduce(loss_sum)
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
+        return loss_sum.item() / (steps * loader.world_size)  # waits for the device: once an epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, optimiser, loss scaler and the running epoch's loss. The learning rate follows from the position."""
+        """Model, optimiser and loss scaler: the same on all ranks. The learning rate follows from the position."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "loss_sum": self.loss_sum.item(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.loss_sum.fill_(state["loss_sum"])
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loader: PrunedLoader, num_classes: int, amp_dtype: torch.dtype | None
 ) -> tuple[float, float | None]:
-    """Top-1 and top-5 accuracy, 0..1, over the whole test set; top-5 is None up to 5 classes."""
+    """Top-1 and top-5 accuracy, 0..1, over the whole test set; top-5 is None up to 5 classes.
+
+    With a distributed loader each rank tests its share, no sample is tested twice, and all ranks return the same.
+    """
     model.eval()
     device = next(model.parameters()).device
     hits = torch.zeros(2, dtype=torch.int64, device=device)  # of the first guess, of the first five
@@ -102,6 +114,8 @@ def evaluate(
             guesses = model(images).topk(min(5, num_classes), dim=1).indices  # [B, C] -> [B, 5]
             right = guesses == labels[:, None]
             hits += torch.stack([right[:, 0].sum(), right.sum()])
+    if loader.world_size > 1:
+        dist.all_reduce(hits)
     top1, top5 = (hits.cpu() / loader.num_samples).tolist()
     return top1, top5 if num_classes > 5 else None
 

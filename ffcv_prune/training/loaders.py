@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ffcv_prune.config import Config, Data
 from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.loading.loader import PrunedLoader, usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
+from ffcv_prune.training.world import World, choose_device
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -97,12 +97,13 @@ class Loaders:
     """The loaders of a run. One process can pass them from run to run, since compiling one takes seconds.
 
     Each loader is compiled when it is first asked for: a run that needs no scores has no scoring loader.
+    Without a `world` they are those of a process that trains alone.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.settings = settings_of(config)
+    def __init__(self, config: Config, world: World | None = None) -> None:
+        self.settings = settings_of(config, world or World(choose_device(config.train.device)))
         self.dataset = open_dataset(config.data, config.model.classes)
-        self._data, self._batch_size, self._score_batch_size, self.device = self.settings
+        self._data, self._batch_size, self._score_batch_size, self.world = self.settings
         self._train: PrunedLoader | None = None
 
     def train(self, seed: int) -> PrunedLoader:
@@ -110,10 +111,16 @@ class Loaders:
         if self._train is None:
             red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
             pipelines = train_pipelines(
-                self.dataset.train, self._data.augment, self._data.size, self.device, (red, green, blue)
+                self.dataset.train, self._data.augment, self._data.size, self.world.device, (red, green, blue)
             )
             self._train = _compiled(
-                PrunedLoader(self.dataset.train.path, self._batch_size, pipelines, self._data.num_workers)
+                PrunedLoader(
+                    self.dataset.train.path,
+                    self._batch_size,
+                    pipelines,
+                    self._num_workers(),
+                    distributed=self.world.size > 1,
+                )
             )
         self._train.seed = seed
         self._train.set_selection(None)
@@ -131,17 +138,24 @@ class Loaders:
         return self._in_order(self.dataset.test)
 
     def _in_order(self, info: BetonInfo) -> PrunedLoader:
-        pipelines = score_pipelines(info, self._data.size, self.device, self._data.test_ratio)
+        pipelines = score_pipelines(info, self._data.size, self.world.device, self._data.test_ratio)
         return _compiled(
             PrunedLoader(
                 info.path,
                 self._score_batch_size,
                 pipelines,
-                self._data.num_workers,
+                self._num_workers(),
                 shuffle=False,
                 drop_last=False,
+                distributed=self.world.size > 1,
             )
         )
+
+    def _num_workers(self) -> int:
+        """All cores, shared by the processes on this machine, unless data.num_workers says otherwise."""
+        if self._data.num_workers == -1:
+            return max(1, usable_cores() // self.world.local_size)
+        return self._data.num_workers
 
     def close(self) -> None:
         """End the threads of epochs that are still running."""
@@ -151,27 +165,24 @@ class Loaders:
                 loader.close()
 
 
-def settings_of(config: Config) -> tuple[Data, int, int, torch.device]:
-    """What the loaders of a run depend on, besides its seed: runs that agree in it can share loaders."""
+def settings_of(config: Config, world: World) -> tuple[Data, int, int, World]:
+    """What the loaders of a run depend on, besides its seed: runs that agree in it can share loaders.
+
+    The batch sizes among it are those of one rank: the configuration's are over all ranks.
+    """
+    share, rest = divmod(config.train.batch_size, world.size)
+    if rest:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} is over all processes and does not divide by {world.size}; "
+            f"use {max(1, share) * world.size}, or another number of processes"
+        )
     score_batch_size = config.prune.score_batch_size or 2 * config.train.batch_size
-    return config.data, config.train.batch_size, score_batch_size, choose_device(config.train.device)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of train.device: "auto" is the GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"train.device={name}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
-        device = torch.device("cuda", device.index or 0)
-    return device
+    return config.data, share, -(-score_batch_size // world.size), world
 
 
 def _compiled(loader: PrunedLoader) -> PrunedLoader:
     """Serve one batch, so that numba compiles now and not in the first measured epoch."""
-    next(iter(loader))
+    next(iter(loader), None)  # of a test set smaller than the number of ranks, a rank may have nothing
     loader.close()
     loader.set_epoch(0)
     return loader

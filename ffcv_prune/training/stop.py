@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ffcv_prune.errors import Terminated
+from ffcv_prune.training.run_folder import RunFolder
 
+SAVE = 1  # asks to save and go on; below the numbers of the signals, which ask to stop, so that the largest wins
 ASKS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
@@ -20,12 +21,16 @@ class StopSignals:
 
     Outside the main thread, where Python allows no handlers, it does nothing.
 
+    Args:
+        announce: say on standard error what will happen.
+
     Attributes:
         requested: number of the signal that asked to stop, 0 if none did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: bool = True) -> None:
         self.requested = 0
+        self._announce = announce
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -41,12 +46,15 @@ class StopSignals:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
         self.requested = number
+        if not self._announce:
+            return
         # Not print: a handler may interrupt another print.
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         os.write(2, f"\n{ASKS[signal.Signals(number)]}: finishing the step and saving{again}\n".encode())
 
 
-def stopped(number: int, run: Path) -> BaseException:
-    """The exception that ends a run, its work saved, because of a signal; says how to go on."""
-    print(f"saved; go on with: python train_imagenet.py --resume {run}", file=sys.stderr, flush=True)
+def stopped(number: int, folder: RunFolder | None) -> BaseException:
+    """The exception that ends a run, its work saved, because of a signal. The main rank says how to go on."""
+    if folder is not None:
+        print(f"saved; go on with: python train_imagenet.py --resume {folder.path}", file=sys.stderr, flush=True)
     return KeyboardInterrupt("SIGINT") if number == signal.SIGINT else Terminated("SIGTERM")

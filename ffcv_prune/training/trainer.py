@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ffcv_prune.analysis.report import write_report
-from ffcv_prune.config import Config, Prune
+from ffcv_prune.config import Config, Prune, fixed_keys
 from ffcv_prune.errors import Terminated, UserError
 from ffcv_prune.models import build_model
 from ffcv_prune.pruning import policies
@@ -24,12 +25,14 @@ from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
 from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import RunResult, epoch_line, result_row, selection_facts, warn_of_starved_classes
-from ffcv_prune.training.stop import StopSignals, stopped
+from ffcv_prune.training.stop import SAVE, StopSignals, stopped
+from ffcv_prune.training.world import SETUP, join
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
     """Train as `config` says and write ``run.out/run.name``, or go on with the run in the folder `resume`.
 
+    Started by torchrun, all its processes train together and return the same; rank 0 alone writes and prints.
     SIGTERM and Ctrl-C end the running step, save, and raise `Terminated` and `KeyboardInterrupt`.
 
     Args:
@@ -42,35 +45,43 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             anything is written; a run that cannot be resumed; or a diverged model or full disk, during training.
     """
     start = time.perf_counter()
-    if loaders is not None and loaders.settings != settings_of(config):
-        raise ValueError("these loaders were made for other data settings")
-    own_loaders = loaders is None
-    loaders = loaders or Loaders(config)
-    folder = None if resume is None else RunFolder.reopen(resume)
-    try:
-        state = None if folder is None else checkpoint.load(folder.path, config, loaders.dataset.fingerprints)
-        trainer = Trainer(config, loaders)
-        if folder is not None and state is not None:
-            trainer.load_state_dict(state)
-            folder.rewind(trainer.epoch)
+    with ExitStack() as stack:
+        world = stack.enter_context(join(config.train.device))
+        folder = state = None
+        with world.together():
+            if loaders is None:
+                loaders = stack.enter_context(closing(Loaders(config, world)))
+            elif loaders.settings != settings_of(config, world):
+                raise ValueError("these loaders were made for other data settings")
+            if resume is not None and world.is_main:
+                folder = stack.enter_context(closing(RunFolder.reopen(resume)))
+                state = checkpoint.load(folder.path, config, loaders.dataset.fingerprints)
+        world.check_same("configuration", fixed_keys(config))
+        world.check_same("data set", loaders.dataset.fingerprints)
+        with world.together(SETUP):
+            trainer = Trainer(config, loaders)
+        if resume is not None:
+            trainer.load_state_dict(cast(dict[str, Any], world.share(state)))
         setup_seconds = time.perf_counter() - start
-        if folder is None:
-            folder = RunFolder.create(config.run.out, config.run.name)  # nothing is written before this
-            _describe_run(folder, config, loaders.dataset)
-        folder.set_status("running")
+        with world.together():
+            if folder is not None:
+                folder.rewind(trainer.epoch)
+            elif world.is_main:  # nothing is written before this
+                folder = stack.enter_context(closing(RunFolder.create(config.run.out, config.run.name)))
+                _describe_run(folder, config, loaders.dataset)
+            if folder is not None:
+                folder.set_status("running")
         try:
-            with StopSignals() as stop:
+            with StopSignals(announce=world.is_main) as stop:
                 trainer.run(folder, stop)
-            return _finish(trainer, folder, setup_seconds)
+            with world.together():
+                result = None if folder is None else _finish(trainer, folder, setup_seconds)
+            return cast(RunResult, world.share(result))
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | Terminated)
-            folder.set_status("interrupted" if interrupted else "failed", str(error))
+            if folder is not None:
+                folder.set_status("interrupted" if interrupted else "failed", str(error))
             raise
-    finally:
-        if folder is not None:
-            folder.close()
-        if own_loaders:
-            loaders.close()
 
 
 def _describe_run(folder: RunFolder, config: Config, dataset: Dataset) -> None:
@@ -118,8 +129,9 @@ class Trainer:
 
     def __init__(self, config: Config, loaders: Loaders) -> None:
         self.config = config
+        self.world = loaders.world
         self.dataset = loaders.dataset
-        amp_dtype = choose_amp_dtype(config.train.amp, loaders.device)
+        amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         schedule = Schedule(
             config.train.epochs,
             config.prune.period,
@@ -133,7 +145,9 @@ class Trainer:
         policy = build_policy(config.prune)
         torch.manual_seed(config.run.seed)
         model = build_model(config.model.name, len(self.dataset.classes), self.dataset.mean, self.dataset.std)
-        self.stepper = Stepper(model.to(loaders.device), config.train, amp_dtype)
+        if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
+            torch.manual_seed(config.run.seed + self.world.rank)
+        self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.pruner = None
         if policy is not None:
@@ -155,14 +169,17 @@ class Trainer:
         """The epoch to train next, or to go on with."""
         return self.loader.next_epoch
 
-    def run(self, folder: RunFolder, stop: StopSignals) -> None:
-        """Train, test, log and save epoch by epoch."""
+    def run(self, folder: RunFolder | None, stop: StopSignals) -> None:
+        """Train, test, log and save epoch by epoch. `folder` is None on all ranks but the main one."""
+        if self.world.size > 1:
+            self.stepper.distribute()
         self.clock.start()
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):
-            if stop.requested:
-                raise stopped(stop.requested, folder.path)
+            signal = self.world.agree(stop.requested)
+            if signal:
+                raise stopped(signal, folder)
             loss, steps = self._train_epoch(epoch, folder, stop)
             if not math.isfinite(loss):
                 raise UserError(
@@ -175,77 +192,92 @@ class Trainer:
                     self.stepper.model, self.test_loader, len(self.dataset.classes), self.stepper.amp_dtype
                 )
             self.clock.lap("eval")
-            seen = folder.rows[-1]["samples_seen"] if folder.rows else 0
-            row = {
-                "epoch": epoch,
-                "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
-                "checkpoint": self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch),
-                **selection_facts(self.loader.selection, self.dataset),
-                "samples_seen": seen + steps * self.loader.batch_size,
-                "steps": steps,
-                "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
-                "train_loss": loss,
-                "test_accuracy": accuracy,
-                "test_top5": top5,
-                "seconds": self.clock.take(),
-            }
-            folder.log(row)
-            print(epoch_line(row, epochs), flush=True)
+            if folder is not None:
+                seen = folder.rows[-1]["samples_seen"] if folder.rows else 0
+                row = {
+                    "epoch": epoch,
+                    "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
+                    "checkpoint": self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch),
+                    **selection_facts(self.loader.selection, self.dataset),
+                    "samples_seen": seen + steps * self.config.train.batch_size,
+                    "steps": steps,
+                    "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
+                    "train_loss": loss,
+                    "test_accuracy": accuracy,
+                    "test_top5": top5,
+                    "seconds": self.clock.take(),
+                }
+                folder.log(row)
+                print(epoch_line(row, epochs), flush=True)
             self._save(folder)
 
-    def _train_epoch(self, epoch: int, folder: RunFolder, stop: StopSignals) -> tuple[float, int]:
+    def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float, int]:
         """Select if it is due, then train on the selection: returns the mean loss and the number of steps."""
         description = f"epoch {epoch + 1}/{self.config.train.epochs}"
-        with tqdm(desc=description, total=0, unit="img", leave=False, disable=None) as bar:
+        disable = None if folder is not None else True  # None: where there is no terminal
+        with tqdm(desc=description, total=0, unit="img", leave=False, disable=disable) as bar:
             made = self.pruner.begin_epoch(epoch, self.stepper.model) if self.pruner else None
             if made is not None:
-                folder.save_selection(epoch, made.ids)
-                warn_of_starved_classes(epoch, made.ids, self.dataset)
+                if folder is not None:
+                    folder.save_selection(epoch, made.ids)
+                    warn_of_starved_classes(epoch, made.ids, self.dataset)
                 self.clock.lap(score=made.score_seconds, select=made.select_seconds, swap=made.swap_seconds)
             done, steps = self.loader.first_batch, self.loader.first_batch + len(self.loader)  # after the swap
-            bar.reset(total=steps * self.loader.batch_size)
-            bar.update(done * self.loader.batch_size)
+            bar.reset(total=steps * self.config.train.batch_size)
+            bar.update(done * self.config.train.batch_size)
             loss = self.stepper.train_epoch(self.loader, epoch, bar, lambda: self._after_step(folder, stop))
             self._lap_training()
         return loss, steps
 
-    def _after_step(self, folder: RunFolder, stop: StopSignals) -> None:
-        signal = stop.requested  # read once: it may change at any moment
-        if signal or time.perf_counter() - self._saved >= self.config.run.save_every:
+    def _after_step(self, folder: RunFolder | None, stop: StopSignals) -> None:
+        due = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
+        request = self.world.agree(stop.requested or (SAVE if due else 0))
+        if request:
             self._lap_training()
             self._save(folder)
-        if signal:
-            raise stopped(signal, folder.path)
+        if request > SAVE:
+            raise stopped(request, folder)
 
     def _lap_training(self) -> None:
         waited = self.loader.wait_seconds - self._waited
         self._waited = self.loader.wait_seconds
         self.clock.lap("train", load=waited)
 
-    def _save(self, folder: RunFolder) -> None:
-        checkpoint.save(folder.path, self.config, self.dataset.fingerprints, self.state_dict())
+    def _save(self, folder: RunFolder | None) -> None:
+        state = self.state_dict()
+        with self.world.together():
+            if folder is not None:
+                checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)
         self.clock.lap("save")
         self._saved = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain containers."""
+        """Tensors and plain containers. All ranks must call."""
         device = self.stepper.device
+        own = {
+            "loss_sum": self.stepper.loss_sum.item(),
+            "cpu_random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
         return {
             "stepper": self.stepper.state_dict(),
             "pruning": (self.pruner or self.loader).state_dict(),  # a pruner's holds its loader's
             "seconds": dict(self.clock.seconds),
-            "cpu_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "ranks": self.world.gather(own),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        device = self.stepper.device
+        """Go on from `state`. With another number of ranks, the random states of dropout are not the same."""
+        device, rank, size = self.stepper.device, self.world.rank, self.world.size
         self.stepper.load_state_dict(state["stepper"])
         (self.pruner or self.loader).load_state_dict(state["pruning"])
         self.clock.seconds.update(state["seconds"])
-        torch.set_rng_state(state["cpu_random"])
-        if device.type == "cuda" and state["cuda_random"] is not None:
-            torch.cuda.set_rng_state(state["cuda_random"], device)
+        ranks = state["ranks"]
+        self.stepper.loss_sum.fill_(sum(other["loss_sum"] for other in ranks[rank::size]) * (size / len(ranks)))
+        if rank < len(ranks):
+            torch.set_rng_state(ranks[rank]["cpu_random"])
+            if device.type == "cuda" and ranks[rank]["cuda_random"] is not None:
+                torch.cuda.set_rng_state(ranks[rank]["cuda_random"], device)
 
 
 def build_policy(prune: Prune) -> policies.Policy | None:

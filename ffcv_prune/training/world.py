@@ -1,0 +1,152 @@
+"""The processes that train one model together, started by torchrun; or the one process that trains alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ffcv_prune.errors import Terminated, UserError
+
+T = TypeVar("T")
+
+# A rank that has died is noticed at once, by its closed connection; one whose machine has vanished, after this.
+SILENCE = timedelta(seconds=60)
+# Ranks open files and compile at their own pace, and may do so on machines of different speed.
+SETUP = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together.
+
+    Everything here goes over the CPU (gloo), also when the gradients travel by NCCL: to ask the other ranks
+    never waits for a device.
+
+    Attributes:
+        rank: 0 for the main process, the only one that writes and prints.
+        size: number of processes.
+        local_rank, local_size: the same on this machine.
+        device: what this process computes on.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    _group: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, own: T) -> list[T]:
+        """What each rank passed, by rank. All ranks must call."""
+        if self.size == 1:
+            return [own]
+        every: list[Any] = [None] * self.size
+        dist.all_gather_object(every, own, group=self._group)
+        return every
+
+    def share(self, main: T) -> T:
+        """What the main rank passed. All ranks must call."""
+        if self.size == 1:
+            return main
+        shared = [main]
+        dist.broadcast_object_list(shared, src=0, group=self._group)
+        return shared[0]
+
+    def agree(self, number: int) -> int:
+        """The largest number that a rank passed. All ranks must call."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
+        return int(largest)
+
+    @contextmanager
+    def together(self, patience: timedelta = SILENCE) -> Iterator[None]:
+        """Raise on all ranks the `UserError` that any of them raises in this block: none is left waiting.
+
+        `patience` is how long the fastest rank may have to wait for the slowest.
+        """
+        error: UserError | None = None
+        try:
+            yield
+        except UserError as caught:
+            error = caught
+        if self.size > 1:
+            dist.monitored_barrier(self._group, patience)
+            messages = self.gather(None if error is None else str(error))
+            for rank, message in enumerate(messages):
+                if message is not None and error is None:
+                    error = UserError(message if rank == 0 else f"rank {rank}: {message}")
+        if error is not None:
+            raise error
+
+    def check_same(self, what: str, own: Any) -> None:
+        """UserError on all ranks, naming those that differ from rank 0, unless all passed the same."""
+        every = self.gather(own)
+        different = [str(rank) for rank, other in enumerate(every) if other != every[0]]
+        if different:
+            raise UserError(f"rank {', '.join(different)} has another {what} than rank 0; start all ranks alike")
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """Join the processes that torchrun started, or train alone where it did not start this one.
+
+    Args:
+        device: train.device.
+
+    Raises:
+        UserError: a device that is not there, or fewer GPUs on this machine than processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World(choose_device(device))
+        return
+    try:
+        rank, local_rank, local_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    except KeyError as missing:
+        raise UserError(f"WORLD_SIZE is set but {missing} is not; start several processes with torchrun") from None
+    own = choose_device(device, local_rank, local_size)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=SILENCE)
+    agreed = False
+    try:
+        yield World(own, rank, size, local_rank, local_size, dist.new_group(backend="gloo", timeout=SILENCE))
+        agreed = True
+    except (UserError, Terminated):
+        agreed = True
+        raise
+    finally:
+        if agreed:  # otherwise other ranks may be gone, and NCCL would wait for them
+            dist.destroy_process_group()
+
+
+def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """The device of train.device for one of `local_size` processes on this machine: "auto" is a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count()
+    if local_size > 1:
+        if device.index is not None:
+            raise UserError(f"train.device={name}: each of several processes takes a GPU of its own; use cuda")
+        if local_size > count:
+            raise UserError(f"{local_size} processes on a machine with {count} CUDA devices; lower --nproc_per_node")
+        return torch.device("cuda", local_rank)
+    if (device.index or 0) >= count:
+        raise UserError(f"train.device={name}: this machine has {count} CUDA devices; use cpu")
+    return torch.device("cuda", device.index or 0)
