@@ -58,7 +58,7 @@ class Train:
     """optimiser, schedule and device"""
 
     epochs: int = key(REQUIRED, "passes over the data, or over what is kept of it", within="[1, inf)")
-    batch_size: int = key(128, "images per step", within="[1, inf)")
+    batch_size: int = key(128, "images per step, over all processes", within="[1, inf)")
     lr: float = key(0.1, "peak learning rate", within="(0, inf)")
     momentum: float = key(0.9, "momentum of SGD", within="[0, 1)")
     nesterov: bool = key(True, "Nesterov momentum")
@@ -90,7 +90,7 @@ class Prune:
     warmup_mode: str = key("random", "what the warm-up trains on", choices=PHASE_MODES)
     final: int = key(0, "epochs after the last scored selection", within="[0, inf)")
     final_mode: str = key("random", "what the final phase trains on", choices=PHASE_MODES)
-    score_batch_size: int = key(0, "images per scoring batch; 0: twice train.batch_size", within="[0, inf)")
+    score_batch_size: int = key(0, "images per scoring batch, over all; 0: twice train.batch_size", within="[0, inf)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,147 @@
+"""What one rank of `test_distributed` runs: ranks.py checks BETON | train OUT [options] | die OUT [options]."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ffcv_prune import PrunedLoader, Pruner, ScoreTable, config, policies, score_dataset
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.models.normalize import Normalize
+from ffcv_prune.training import trainer
+from ffcv_prune.training.epoch import Stepper, evaluate
+from ffcv_prune.training.run_folder import RunFolder
+from ffcv_prune.training.stop import StopSignals
+from ffcv_prune.training.world import World, join
+from tests.nets import SmallNet
+
+BATCH = 24  # over all ranks
+
+
+def check_everything(path: str) -> None:
+    with join("cpu") as world:
+        shared, whole = loaders(path, distributed=True), loaders(path, distributed=False)
+        check_order(world, shared[0], whole[0])
+        check_scores(world, shared[1], whole[1])
+        check_training(shared, whole)
+        check_agreement(world, shared[0])
+        if world.is_main:
+            print("all checks passed")
+
+
+def loaders(path: str, distributed: bool) -> tuple[PrunedLoader, PrunedLoader]:
+    """One that shuffles, and one that serves each sample once, in order."""
+    ranks = torch.distributed.get_world_size() if distributed else 1
+
+    def make(batch: int, whole: bool) -> PrunedLoader:
+        pipelines = score_pipelines(check_beton(path))
+        options = {"shuffle": not whole, "drop_last": not whole, "distributed": distributed, "with_ids": not whole}
+        return PrunedLoader(path, batch, pipelines, 1, **options)
+
+    return make(BATCH // ranks, False), make(50, True)
+
+
+def check_order(world: World, shared: PrunedLoader, whole: PrunedLoader) -> None:
+    """Step by step, the ranks together serve the batch that one process would; nothing twice."""
+    for ids in (None, np.arange(0, 203, 2)):
+        shared.set_selection(ids)
+        whole.set_selection(ids)
+        assert len(shared) == len(whole)
+        served = [batch[-1].numpy().copy() for batch in shared]
+        expected = [batch[-1].numpy().copy() for batch in whole]
+        for parts, batch in zip(zip(*world.gather(served), strict=True), expected, strict=True):
+            assert sorted(np.concatenate(parts)) == sorted(batch)
+        everything = np.concatenate([np.concatenate(part) for part in world.gather(served)])
+        assert len(set(everything)) == len(everything)
+        assert set(everything) <= set(shared.selection)
+        assert len(shared.selection) - len(everything) < BATCH
+    shared.set_selection(None)
+    whole.set_selection(None)
+
+
+def check_scores(world: World, shared: PrunedLoader, whole: PrunedLoader) -> None:
+    """Each rank has all losses, bit by bit the same; so the selections are."""
+    losses, expected = score_dataset(SmallNet(), shared), score_dataset(SmallNet(), whole)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert all((other == losses).all() for other in world.gather(losses))
+    counts = world.gather(sum(len(labels) for _, labels in shared))
+    assert sum(counts) == 203
+    assert max(counts) - min(counts) <= 1
+    assert evaluate(SmallNet(), shared, 10, None) == evaluate(SmallNet(), whole, 10, None)
+    table = ScoreTable(203)
+    table.update(losses)
+    ids = policies.EpsilonGreedy(0.2).select(table, 60, np.random.default_rng(0))
+    assert all((other == ids).all() for other in world.gather(ids))
+
+
+def check_training(shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, ...]) -> None:
+    """An epoch on all ranks moves the weights as one on a single process does."""
+    results = []
+    for loader in (shared[0], whole[0]):
+        loader.with_ids = False
+        loader.set_epoch(0)
+        torch.manual_seed(0)
+        model = nn.Sequential(Normalize([0.5] * 3, [0.25] * 3), nn.Flatten(), nn.Linear(768, 10))
+        stepper = Stepper(model, config.Train(epochs=1, lr=0.01), None)
+        if loader.world_size > 1:
+            stepper.distribute()
+        with tqdm(disable=True) as bar:
+            loss = stepper.train_epoch(loader, 0, bar, lambda: None)
+        results.append((loss, model[2].weight.detach()))
+    (loss, weight), (expected_loss, expected_weight) = results
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    torch.testing.assert_close(weight, expected_weight, rtol=1e-4, atol=1e-5)
+
+
+def check_agreement(world: World, loader: PrunedLoader) -> None:
+    """What differs between ranks is an error on all of them that names the rank."""
+    last = world.size - 1
+    with pytest.raises(UserError, match=rf"epoch 0, rank {last} selected other samples than rank 0"):
+        Pruner(loader, None, policies.Random(), seed=world.rank // last).begin_epoch(0, SmallNet())
+    with pytest.raises(UserError, match=rf"rank {last} has another seed than rank 0"):
+        world.check_same("seed", world.rank // last)
+    message = "no such file" if world.rank == last else f"rank {last}: no such file"
+    with pytest.raises(UserError, match=f"^{message}$"), world.together():
+        if world.rank == last:
+            raise UserError("no such file")
+    assert world.agree(world.rank) == last
+    assert world.share(world.rank) == 0
+
+
+class SavingTrainer(trainer.Trainer):
+    """Leaves every rank's final weights for the test to compare."""
+
+    def run(self, folder: RunFolder | None, stop: StopSignals) -> None:
+        super().run(folder, stop)
+        torch.save(self.stepper.model.state_dict(), Path(self.config.run.out) / f"rank_{self.world.rank}.pt")
+
+
+def die_in_an_epoch(module: nn.Module, _: object) -> None:
+    if module.training and "normalize" in dict(module.named_children()) and os.environ["RANK"] == "1":
+        os._exit(3)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    mode, *arguments = sys.argv[1:]
+    if mode == "checks":
+        check_everything(*arguments)
+        return
+    if mode == "die":
+        nn.modules.module.register_module_forward_pre_hook(die_in_an_epoch)
+    trainer.Trainer = SavingTrainer
+    own, resume = config.read_command(arguments)
+    trainer.train(own, resume=resume)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,164 @@
+"""Several processes with gloo on the CPU: what they share, where they agree, and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ffcv_prune import config
+from ffcv_prune.errors import UserError
+from ffcv_prune.training import world
+from ffcv_prune.training.loaders import settings_of
+from ffcv_prune.training.trainer import train
+from tests.betons import Beton, write_beton
+
+ROOT = Path(__file__).resolve().parent.parent
+RANKS = str(ROOT / "tests" / "ranks.py")
+
+pytestmark = pytest.mark.timeout(300)  # each process imports and compiles for itself
+
+
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
+
+
+def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run([*command, *arguments], env=environment(), capture_output=True, text=True, timeout=280)
+
+
+def start_ranks(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """As torchrun would, but nobody ends the others when one dies."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return [
+        subprocess.Popen(
+            [sys.executable, RANKS, *arguments],
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **shared),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> list[str]:
+    folder = tmp_path_factory.mktemp("config")
+    test = write_beton(folder / "test.beton", n=83, seed=1)
+    path = folder / "small.yaml"
+    path.write_text(
+        f"""
+data: {{train: {beton.path}, test: {test.path}, augment: pad_crop_flip, num_workers: 1}}
+model: {{name: resnet_tiny}}
+train: {{epochs: 4, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
+prune: {{policy: epsilon_greedy, keep: 0.5, period: 2}}
+"""
+    )
+    return ["--config", str(path)]
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_three_ranks_serve_score_train_and_agree(beton: Beton) -> None:
+    done = torchrun(3, RANKS, "checks", str(beton.path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all checks passed\n"
+
+
+def test_two_ranks_train_one_model(options: list[str], tmp_path: Path) -> None:
+    done = torchrun(2, RANKS, "train", *options, f"--run.out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch ") == 4  # the main rank's lines only
+    run = tmp_path / "small"
+    first, second = (torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True) for rank in range(2))
+    saved = torch.load(run / "weights.pt", weights_only=True)
+    for name, tensor in saved.items():
+        assert torch.equal(first[name], tensor)
+        assert torch.equal(second[name], tensor)
+    alone = train(config.load([*options, f"--run.out={tmp_path / 'alone'}"])).folder
+    for own, other in zip(read_log(run), read_log(alone), strict=True):
+        assert [own[key] for key in ("steps", "samples_seen", "keep", "lr", "checkpoint")] == [
+            other[key] for key in ("steps", "samples_seen", "keep", "lr", "checkpoint")
+        ]
+        assert round(own["test_accuracy"] * 83, 4) == round(own["test_accuracy"] * 83)  # each test sample once
+    # The first scores come from the same weights: the same selection.
+    np.testing.assert_array_equal(*(np.load(folder / "selections" / "epoch_0000.npy") for folder in (run, alone)))
+
+
+def test_sigterm_at_one_rank_stops_all_and_another_number_goes_on(options: list[str], tmp_path: Path) -> None:
+    ranks = start_ranks(2, "train", *options, f"--run.out={tmp_path}", "--train.epochs=40", "--prune.period=20")
+    run = tmp_path / "small"
+    try:
+        deadline = time.monotonic() + 200
+        while not (run / "log.jsonl").exists() or not read_log(run):
+            assert all(rank.poll() is None for rank in ranks)
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        ranks[1].send_signal(signal.SIGTERM)
+        errors = [rank.communicate(timeout=60)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [75, 75]
+    assert f"--resume {run}" in errors[0]
+    assert "--resume" not in errors[1]
+    assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
+    done, selection = len(read_log(run)), np.load(run / "selections" / "epoch_0000.npy")
+    assert 0 < done < 20  # the selection of epoch 0 is still in use
+    own, folder = config.read_command(["--resume", str(run)])
+    assert train(own, resume=folder).folder == run
+    rows = read_log(run)
+    assert [row["epoch"] for row in rows] == list(range(40))
+    assert len({str(row["class_fraction"]) for row in rows[:20]}) == 1
+    np.testing.assert_array_equal(np.load(run / "selections" / "epoch_0000.npy"), selection)
+
+
+def test_when_a_rank_dies_the_others_stop(options: list[str], tmp_path: Path) -> None:
+    ranks = start_ranks(3, "die", *options, f"--run.out={tmp_path}", "--train.batch_size=30")
+    try:
+        assert ranks[1].wait(timeout=200) == 3
+        died = time.monotonic()
+        errors = [ranks[rank].communicate(timeout=90)[1] for rank in (0, 2)]
+        assert time.monotonic() - died < 60
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [ranks[rank].returncode for rank in (0, 2)] == [1, 1]
+    assert all("Error" in error for error in errors)
+    run = tmp_path / "small"
+    assert json.loads((run / "status.json").read_text())["status"] == "failed"
+    assert (run / "checkpoint.pt").exists()
+
+
+def test_what_several_processes_cannot_share_is_refused(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r"batch_size=32 is over all processes and does not divide by 3; use 30"):
+        settings_of(config.load(options), world.World(cpu, 2, 3, 2, 3))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert world.choose_device("cuda", 1, 2) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match=r"3 processes on a machine with 2 CUDA devices"):
+        world.choose_device("cuda", 1, 3)
+    with pytest.raises(UserError, match=r"takes a GPU of its own; use cuda"):
+        world.choose_device("cuda:1", 1, 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="start several processes with torchrun"), world.join("cpu"):
+        pass
