@@ -19,6 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
+from ffcv_prune.pruning.keys import score_key
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -32,8 +33,6 @@ SAMPLES_PER_THREAD = 1_000_000
 
 DIGIT_BITS = 16
 DIGITS = 1 << DIGIT_BITS
-SIGN = 0x8000_0000
-INFINITY = 0x7F80_0000  # the bits of float32 +inf; larger magnitudes are NaN
 
 
 def default_threads(n: int) -> int:
@@ -144,26 +143,17 @@ def ucb_scores(mean: Floats, var: Floats, c: float, threads: int | None = None) 
 
 
 @njit(cache=True, nogil=True)
-def _key(bits: np.uint32) -> np.int64:
-    """Map the bits of a float32 to an integer in the same order. −0 equals +0; NaN equals +inf."""
-    magnitude = min(np.int64(bits) & 0x7FFF_FFFF, INFINITY)
-    if bits >= SIGN and np.int64(bits) - SIGN <= INFINITY:
-        return SIGN - magnitude
-    return SIGN + magnitude
-
-
-@njit(cache=True, nogil=True)
 def _count_high_digits(bits: Bits, counts: Counts) -> None:
     """Count the upper half of each key in counts[DIGITS]."""
     for i in range(bits.size):
-        counts[_key(bits[i]) >> DIGIT_BITS] += 1
+        counts[score_key(bits[i]) >> DIGIT_BITS] += 1
 
 
 @njit(cache=True, nogil=True)
 def _count_low_digits(bits: Bits, high: int, counts: Counts) -> None:
     """Count the lower half of each key whose upper half is `high` in counts[DIGITS]."""
     for i in range(bits.size):
-        key = _key(bits[i])
+        key = score_key(bits[i])
         if key >> DIGIT_BITS == high:
             counts[key & (DIGITS - 1)] += 1
 
@@ -188,7 +178,7 @@ def _collect(bits: Bits, first_id: int, threshold: int, ties: int, ids: Ids) -> 
     for i in range(bits.size):
         if position == ids.size:
             break
-        key = _key(bits[i])
+        key = score_key(bits[i])
         tie = (key == threshold) & (ties > 0)
         ties -= tie
         ids[position] = first_id + i
