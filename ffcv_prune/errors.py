@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 EXIT_USER_ERROR = 2
@@ -26,18 +30,40 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until things are tidied up, so that an impatient second one cannot leave half of them.
+
+    For what takes no longer than the batch at hand. Only the main thread receives signals: elsewhere nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)  # None: a handler that is not Python's
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main` and turn what it raises into an exit code.
 
     `UserError` prints ``error: …`` on standard error and exits with 2; Ctrl-C exits with 130, SIGTERM with 75.
-    Anything else is a defect of ours and keeps its traceback.
+    Anything else is a defect of ours and keeps its traceback; a crash in native code gets one too.
     """
+    if not faulthandler.is_enabled():
+        faulthandler.enable()
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are leaving: another one has nothing to add
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except Terminated:

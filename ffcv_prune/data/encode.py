@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ffcv_prune.data.recipe import Image
 from ffcv_prune.data.sources import Split
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, uninterrupted
 
 CHUNK = 100  # samples handed to a worker at a time, as in FFCV
 MAX_SIDE = 2**16 - 1  # the file stores height and width in 16 bits
@@ -157,13 +157,14 @@ class _BetonWriter(DatasetWriter):
                 worker.join()
             self.histogram = np.array(histogram[:], dtype=np.int64).reshape(3, 256)
         finally:
-            todo.cancel_join_thread()
-            for worker in workers:
-                if worker.is_alive():
-                    worker.terminate()
-                    worker.join()
-            self.metadata_sm.close()
-            self.metadata_sm.unlink()
+            with uninterrupted():
+                todo.cancel_join_thread()
+                for worker in workers:
+                    if worker.is_alive():
+                        worker.terminate()
+                        worker.join()
+                self.metadata_sm.close()
+                self.metadata_sm.unlink()
 
     def _collect(self, workers: list[Any], results: Any, done: Any) -> list[tuple[int, int, int]]:
         """Show progress until every worker has handed in its allocations; raise what a worker raised."""

@@ -15,6 +15,8 @@ import torch
 from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
+from ffcv_prune.errors import UserError, uninterrupted
+
 if TYPE_CHECKING:
     from ffcv_prune.loading.loader import PrunedLoader
 
@@ -75,6 +77,7 @@ class _Producer(threading.Thread):
                 torch.cuda.set_device(self.loader.cuda_device)  # a new thread starts on device 0
             for b, ids in enumerate(self.batches):
                 slot = b % self.ring.slots
+                self.loader.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
                 if not self._put((slot, self._decode(ids, slot))):
                     return
                 if self.consumer_stream is not None:
@@ -119,11 +122,12 @@ class _Producer(threading.Thread):
     def shut_down(self) -> None:
         """Stop the thread and wait for its end. May be called more than once."""
         self.stop_requested.set()
-        while self.is_alive():
-            try:  # room for a put that waits
-                self.output.get_nowait()
-            except queue.Empty:
-                self.join(timeout=0.01)
+        with uninterrupted():
+            while self.is_alive():
+                try:  # room for a put that waits
+                    self.output.get_nowait()
+                except queue.Empty:
+                    self.join(timeout=0.01)
 
 
 class Epoch:
@@ -169,7 +173,7 @@ class Epoch:
             self.close()
             if item is None:
                 raise StopIteration
-            if isinstance(item, LoaderError):
+            if isinstance(item, LoaderError | UserError):
                 raise item
             raise LoaderError(
                 f"{self._loader.path}: batch {self.served} of epoch {self.epoch} failed in the loader's thread: "

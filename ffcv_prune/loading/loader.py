@@ -136,8 +136,7 @@ class PrunedLoader(Loader):
         return max(0, whole - self.first_batch)
 
     def __iter__(self) -> Epoch:
-        if _file_state(self.path) != self._file_state:
-            raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
+        self.check_unchanged()
         self.close()
         epoch, first_batch = self.next_epoch, self.first_batch
         order = self.traversal_order.sample_order(epoch)
@@ -147,6 +146,11 @@ class PrunedLoader(Loader):
         iterator = Epoch(self, epoch, order, first_batch)
         self._epoch = weakref.ref(iterator)
         return iterator
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if the file is not the one that was opened: asked before each epoch and each batch."""
+        if _file_state(self.path) != self._file_state:
+            raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
 
     def close(self) -> None:
         """End the thread of a running epoch, if there is one."""

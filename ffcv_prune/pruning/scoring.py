@@ -86,7 +86,9 @@ class _Scorer:
                     self._check(logits, len(images[i : i + piece]))
                     out[i : i + piece] = F.cross_entropy(logits.float(), labels[i : i + piece], reduction="none")
                 return
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
                 if piece == 1:
                     raise UserError(
                         "scoring runs out of memory with a single sample: use smaller images or free the device"
@@ -105,6 +107,11 @@ class _Scorer:
             raise UserError(
                 f"the labels run from {low} to {high}, but the model has {logits.shape[1]} classes: set model.classes"
             )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
