@@ -16,7 +16,13 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
-    """Something the user can mend. Its message is one line: it names the thing and the remedy."""
+    """Something the user can mend. Its message is one line: it names the thing and the remedy.
+
+    Control characters in what the message quotes, a key of a damaged file say, are shown as escapes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class Terminated(Exception):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -125,7 +126,17 @@ class KeyChecker(Checker):
 
 
 class _TextLoader(yaml.BaseLoader):
-    """Safe YAML (plain mappings, lists and text; tags are not obeyed) that refuses duplicate keys."""
+    """Safe YAML (plain mappings, lists and text; tags are not obeyed) that refuses duplicate keys and aliases.
+
+    With aliases a few lines can hold a mapping that contains itself, or a billion entries.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                problem="an alias (*name), which is not supported", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -145,6 +156,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(Path(path).read_bytes(), Loader=_TextLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply; write sections with keys") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -172,18 +185,19 @@ def flatten(content: Mapping[str, Any], source: str, prefix: str = "") -> dict[s
     return flat
 
 
-def read_settings(path: str | Path, _chain: tuple[Path, ...] = ()) -> dict[str, Setting]:
+def read_settings(path: str | Path, _chain: tuple[str, ...] = ()) -> dict[str, Setting]:
     """Read a file and, under it, the `base:` file that it names (relative to itself, and so on down)."""
     path = Path(path)
-    if path.resolve() in _chain:
+    real = os.path.realpath(path)  # as Path's own resolve, but no exception for a loop of links
+    if real in _chain:
         raise UserError(f"{path}: its chain of base files comes back to itself; remove one `base:` line")
     content = read_yaml(path)
     base = content.pop("base", None)
     if base is None:
         return flatten(content, str(path))
-    if not isinstance(base, str) or not (path.parent / base).is_file():
+    if not isinstance(base, str) or not os.path.isfile(path.parent / base):
         raise UserError(f"{path}: base file {base} does not exist; give a path relative to {path.parent}/")
-    return read_settings(path.parent / base, (*_chain, path.resolve())) | flatten(content, str(path))
+    return read_settings(path.parent / base, (*_chain, real)) | flatten(content, str(path))
 
 
 def parse_command_line(argv: Sequence[str], options: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -100,7 +100,10 @@ def validate_ids(ids: ArrayLike, num_samples: int) -> NDArray[np.int64]:
     Raises:
         UserError: wrong dtype or shape, empty, out of range, negative or duplicate ids.
     """
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"a selection is a one-dimensional int64 array, not this: {error}") from error
     if array.dtype != np.int64:
         raise UserError(
             f"a selection holds int64 dataset positions, not {array.dtype}: convert with ids.astype(np.int64)"

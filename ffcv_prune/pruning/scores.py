@@ -60,7 +60,7 @@ class ScoreTable:
         losses = self._checked_losses(losses)
         expected = self.n
         if ids is not None:
-            ids = np.ascontiguousarray(ids)
+            ids = np.ascontiguousarray(_as_array(ids, "the ids of the losses"))
             check_ids(ids, self.n, "the ids of the losses")
             expected = ids.size
         if losses.size != expected:
@@ -85,7 +85,7 @@ class ScoreTable:
 
     @staticmethod
     def _checked_losses(losses: ArrayLike) -> NDArray[np.float32]:
-        losses = np.asarray(losses)
+        losses = _as_array(losses, "losses")
         if losses.ndim != 1 or losses.dtype not in (np.float32, np.float64):
             raise UserError(
                 f"losses must be a one-dimensional float32 or float64 array, not {losses.dtype} of shape {losses.shape}"
@@ -103,11 +103,17 @@ class ScoreTable:
         if set(state) != {"n", "alpha", "updates", *STATE_ARRAYS}:
             raise UserError(f"not the state of a score table: it holds {sorted(map(str, state))}")
         for name in ("n", "alpha"):
-            if state[name] != getattr(self, name):
+            if _scalar(state, name) != getattr(self, name):
                 raise UserError(
                     f"the stored score table has {name} = {state[name]}, this run has {getattr(self, name)}: "
                     "resume with the data and settings that it was made with"
                 )
+        updates = _scalar(state, "updates")
+        if not (0 <= updates < 2**31 and updates == int(updates)):
+            raise UserError(f'"updates" of the stored score table is {updates}: the state is damaged')
+        for name in STATE_ARRAYS:
+            if not isinstance(state[name], torch.Tensor | np.ndarray):
+                raise UserError(f'"{name}" of the stored score table is no array: the state is damaged')
         arrays = {name: torch.as_tensor(state[name]).numpy(force=True) for name in STATE_ARRAYS}
         for name, array in arrays.items():
             own = getattr(self, name)
@@ -118,4 +124,18 @@ class ScoreTable:
                 )
         for name, array in arrays.items():
             getattr(self, name)[:] = array
-        self.updates = int(state["updates"])
+        self.updates = int(updates)
+
+
+def _as_array(values: ArrayLike, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{what} must be a one-dimensional array, not this: {error}") from error
+
+
+def _scalar(state: dict[str, Any], name: str) -> float:
+    value = np.asarray(state[name])
+    if value.shape != () or value.dtype.kind not in "iuf":
+        raise UserError(f'"{name}" of the stored score table is no number: the state is damaged')
+    return value.item()
