@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.policies import Ids, Policy, WithRandom
+from ffcv_prune.pruning.policies import Ids, Policy, WithRandom, Wrapper
 from ffcv_prune.pruning.scores import ScoreTable
 from ffcv_prune.pruning.selectors import difference, group_by_label, top_k
 
@@ -30,7 +30,7 @@ def proportional_quotas(total: int, counts: NDArray[np.int64]) -> NDArray[np.int
     return quotas
 
 
-class ClassQuota(Policy):
+class ClassQuota(Wrapper):
     """Each class holds at least `floor` of the places that its share of the candidates entitles it to.
 
         quota(class) = floor · k · (candidates of the class) / (candidates)      by largest remainder
@@ -47,11 +47,9 @@ class ClassQuota(Policy):
         labels = np.asarray(labels)
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
             raise UserError("labels of a class quota must be one class number ≥ 0 for each sample")
-        self.policy = policy
+        super().__init__(policy, f"class_quota({floor:g})")
         self.labels = np.ascontiguousarray(labels, dtype=np.int64)
         self.floor = float(floor)
-        self.name = f"{policy.name}+class_quota({floor:g})"
-        self.needs_scores = policy.needs_scores
 
     def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
         if self.labels.size != table.n:
@@ -73,21 +71,19 @@ class ClassQuota(Policy):
         return np.sort(np.concatenate([chosen, rest]))
 
 
-class LossCap(Policy):
+class LossCap(Wrapper):
     """The policy, without the `share` of the candidates whose latest loss is highest: likely wrong labels.
 
     Of m candidates round(share·m) are left out, or m − k if those are fewer. Among equal losses the lower ids
     stay, and so do samples never scored. `share` is in [0, 1). Why: label noise (paper, section 5.2).
     """
 
-    needs_scores = True  # for the latest losses, even around a policy that needs none
-
     def __init__(self, policy: Policy, share: float) -> None:
         if not 0 <= share < 1:
             raise UserError(f"the share {share} of highest losses to leave out is outside [0, 1)")
-        self.policy = policy
+        super().__init__(policy, f"loss_cap({share:g})")
         self.share = float(share)
-        self.name = f"{policy.name}+loss_cap({share:g})"
+        self.needs_scores = True  # for the latest losses, even around a policy that needs none
 
     def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
         if among is None:

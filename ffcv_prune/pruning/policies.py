@@ -34,14 +34,16 @@ class Policy(ABC):
 
     Attributes:
         name: how configs, logs and reports call it.
-        needs_scores: whether the table must be brought up to date, by a scoring pass, before `select`.
+        needs_scores: whether the table must be brought up to date before `select`.
+        fixed_size: whether `select` returns exactly k samples; False: at most k, as many as the rule says.
     """
 
     name: str
     needs_scores: bool = True
+    fixed_size: bool = True
 
     def select(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None = None) -> Ids:
-        """Return k different samples, int64[k], ascending.
+        """Return k different samples, int64[k], ascending (fewer if not `fixed_size`).
 
         `among` restricts the choice to these samples, int64[m], ascending and unique; None means all of the
         table. The result depends on nothing but the arguments. Raises `UserError` unless 1 ≤ k ≤ m, and for
@@ -55,6 +57,24 @@ class Policy(ABC):
     @abstractmethod
     def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
         """`select` for arguments already checked: what a policy implements, and what its wrappers call."""
+
+    def weights(self, table: ScoreTable, ids: Ids) -> Scores | None:
+        """Return the factor of the loss of each sample in `ids`, what `select` took: float32[k]; None: all 1."""
+        return None
+
+
+class Wrapper(Policy):
+    """A policy around a policy, which it asks for numbers of samples of its own choice."""
+
+    def __init__(self, policy: Policy, suffix: str) -> None:
+        if not policy.fixed_size:
+            raise UserError(
+                f"policy {policy.name} decides itself how many samples it takes: "
+                "it cannot be combined with a random share, a class floor or a loss cap"
+            )
+        self.policy = policy
+        self.name = f"{policy.name}+{suffix}"
+        self.needs_scores = policy.needs_scores
 
 
 class Random(Policy):
@@ -136,7 +156,64 @@ class Static(Ranking):
         return self._scores if among is None else self._scores[among]
 
 
-class WithRandom(Policy):
+class InfoBatch(Policy):
+    """Drop each sample of below-mean loss with probability r; a kept one of those weighs 1/(1−r) (Qin et al. 2024).
+
+        keep probability p(x) = 1 − r if last(x) < mean of last, else 1;    weight w(x) = 1/p(x)
+
+    so that the expected weighted sum of the gradients of the selection is that of all n samples, whatever r.
+    Selections are made anew in every epoch, by training losses, until the final phase on all data with weight
+    1: `Pruner.infobatch` puts these parts together.
+
+    The mean is over the samples with a loss. One without is always kept and weighs 1; so the first epoch is on
+    all data, as it is with the authors' code, whose scores begin as equal constants. That code keeps exactly
+    int((1−r)·m) of m below the mean; here each draw is independent, as in the paper, and no sample is out of
+    reach however small m is. The size of a selection varies: `k` is not looked at.
+
+    The mean of the weighted losses of a batch out of |S| selected samples is, in expectation, n/|S| times the
+    mean loss of all n: a larger step, fewer of them. That is the original form. `unbiased` multiplies all
+    weights by |S|/n, which makes the expected gradient of a batch that of all the data, at |S|/n of the steps.
+
+    When it hurts: it saves at most r of the samples, less when losses are spread evenly about the mean; and
+    weights of 1/(1−r) make the gradient noisier.
+
+    Args:
+        ratio: r, in [0, 1).
+        unbiased: see above.
+
+    Source: Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", ICLR 2024,
+    and github.com/NUS-HPC-AI-Lab/InfoBatch.
+    """
+
+    name = "infobatch"
+    fixed_size = False
+
+    def __init__(self, ratio: float = 0.5, unbiased: bool = False) -> None:
+        if not 0 <= ratio < 1:
+            raise UserError(f"the ratio {ratio} of below-mean samples to drop is outside [0, 1)")
+        self.ratio = float(ratio)
+        self.unbiased = bool(unbiased)
+
+    def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
+        candidates = np.arange(table.n) if among is None else among
+        below = _below_mean(table.last)[candidates]
+        dropped = np.zeros(candidates.size, np.bool_)
+        dropped[below] = rng.random(np.count_nonzero(below)) < self.ratio
+        return candidates[~dropped]
+
+    def weights(self, table: ScoreTable, ids: Ids) -> Scores:
+        """float32[k]: 1/(1−r) for the samples of `ids` below the mean of the table, 1 for the others."""
+        weights = np.where(_below_mean(table.last)[ids], 1 / (1 - self.ratio), 1.0)
+        return (weights * (ids.size / table.n if self.unbiased else 1)).astype(np.float32)
+
+
+def _below_mean(losses: Scores) -> NDArray[np.bool_]:
+    """bool[m]: which losses are below the mean of those that are not NaN. In float64: equal losses are not."""
+    scored = losses[~np.isnan(losses)]
+    return losses < scored.mean(dtype=np.float64) if scored.size else np.zeros(losses.size, np.bool_)
+
+
+class WithRandom(Wrapper):
     """k − round(share·k) samples by `policy`, the others uniformly from what it left (paper, section 3.2.2).
 
     With the moving mean as policy this is ε-greedy; as a guard it keeps part of every selection unbiased.
@@ -146,9 +223,8 @@ class WithRandom(Policy):
     def __init__(self, policy: Policy, share: float) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"the random share {share} of a selection is outside [0, 1]")
-        self.policy = policy
+        super().__init__(policy, f"random({share:g})")
         self.share = float(share)
-        self.name = f"{policy.name}+random({share:g})"
         self.needs_scores = policy.needs_scores and share < 1
 
     def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
@@ -177,6 +253,7 @@ POLICIES: dict[str, type[Policy]] = {
     "epsilon_greedy": EpsilonGreedy,
     "ucb": UCB,
     "static": Static,
+    "infobatch": InfoBatch,
 }
 
 

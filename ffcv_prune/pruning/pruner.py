@@ -12,14 +12,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.pruning.policies import Policy, Random
-from ffcv_prune.pruning.schedule import Schedule
+from ffcv_prune.pruning.policies import InfoBatch, Policy, Random
+from ffcv_prune.pruning.schedule import Schedule, infobatch_final
+from ffcv_prune.pruning.score_source import LossSource, ScoreSource
 from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.scoring import AmpDtype, score_dataset
+from ffcv_prune.pruning.scoring import AmpDtype
 
 _SELECTION_STREAM = 1  # keeps the selection's random numbers apart from the order's, which share seed and epoch
 
@@ -48,10 +49,26 @@ class Checkpoint:
 class Pruner:
     """Keeps a training loader on the samples that a policy selects.
 
+        pruner = Pruner(loader, score_loader, policies.UCB(), keep=0.3, period=10, epochs=200)
+        for epoch in range(200):
+            pruner.begin_epoch(epoch, model)
+            for images, labels in loader: ...  # your loop
+
+    Two things need the loss of each sample of a batch, and hence `batch_loss` in the loop: weights (InfoBatch)
+    and scores that are training losses. The loader must then be one `with_ids=True`:
+
+        pruner = Pruner.infobatch(loader, epochs=200)
+        for epoch in range(200):
+            pruner.begin_epoch(epoch, model)
+            for images, labels, ids in loader:
+                losses = F.cross_entropy(model(images).float(), labels, reduction="none")
+                loss = pruner.batch_loss(losses, ids)  # a weighted mean; remembers the losses as scores
+                loss.backward() ...
+
     Args:
         loader: the training loader; its selection is exchanged in place.
         score_loader: serves the same file in order through a deterministic pipeline (`score_dataset`); may be
-            None for a policy that needs no scores.
+            None where no scoring pass is made: a policy that needs no scores, or score_source="training".
         policy: picks the samples (`ffcv_prune.policies`).
         keep: fraction of the samples kept, in (0, 1]; k = round(keep n).
         period: epochs between checkpoints (T_p).
@@ -60,9 +77,13 @@ class Pruner:
         alpha: weight of the new loss in the statistics (paper: 0.8).
         schedule: in place of keep, period and epochs, one with a warm-up or a final phase.
         amp_dtype: precision of the scoring pass, see `score_dataset`.
+        score_source: "pass", "training" or "both": where the losses come from that enter the table, see
+            `LossSource`. With "training", a policy of fixed size needs a first loss of every sample, from a full
+            warm-up.
 
     Attributes:
         table: the `ScoreTable` with each sample's statistics.
+        mean_weight: of the losses of the current selection; 1.0 for a policy without weights.
     """
 
     def __init__(
@@ -77,23 +98,47 @@ class Pruner:
         alpha: float = 0.8,
         schedule: Schedule | None = None,
         amp_dtype: AmpDtype = "auto",
+        score_source: ScoreSource = "pass",
     ) -> None:
         self.loader = loader
-        self.score_loader = score_loader
         self.policy = policy
         self.schedule = schedule or Schedule(epochs=epochs, period=period, keep=keep)
         self.seed = seed
-        self.amp_dtype = amp_dtype
         self.table = ScoreTable(loader.num_samples, alpha=alpha)
         self._last_checkpoint = -1  # epoch of the last checkpoint done
+        self._check(score_source)
+        self._source: LossSource | None = None
         if policy.needs_scores:
-            if score_loader is None:
-                raise UserError(f"policy {policy.name} scores the samples: give a score_loader")
-            if score_loader.num_samples != loader.num_samples:
-                raise UserError(
-                    f"the scoring loader has {score_loader.num_samples} samples, the training loader "
-                    f"{loader.num_samples}: both must read the same data set"
-                )
+            self._source = LossSource(score_source, self.table, loader, score_loader, amp_dtype)
+        self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
+        self.mean_weight = 1.0
+
+    @classmethod
+    def infobatch(
+        cls,
+        loader: PrunedLoader,
+        epochs: int,
+        ratio: float = 0.5,
+        delta: float = 0.875,
+        unbiased: bool = False,
+        seed: int = 0,
+    ) -> Pruner:
+        """InfoBatch of these parts (`policies.InfoBatch`): a selection each epoch, by training losses, all data at
+        the end. `delta` is where the end begins, see `infobatch_final`."""
+        schedule = Schedule(epochs, period=1, keep=1.0, final=infobatch_final(epochs, delta), final_mode="full")
+        policy = InfoBatch(ratio, unbiased)
+        return cls(loader, None, policy, seed=seed, schedule=schedule, score_source="training")
+
+    def _check(self, score_source: ScoreSource) -> None:
+        policy, schedule = self.policy, self.schedule
+        if not policy.fixed_size and schedule.keep != 1:
+            raise UserError(f"policy {policy.name} decides itself how many samples it keeps: set keep=1")
+        full_first = schedule.warmup > 0 and schedule.warmup_mode == "full"
+        if policy.needs_scores and policy.fixed_size and score_source == "training" and not full_first:
+            raise UserError(
+                f"policy {policy.name} with score_source=training needs a loss of every sample before its first "
+                "selection: set warmup=1 or more and warmup_mode=full, or score_source=both"
+            )
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Checkpoint | None:
         """Call before each epoch, in order. Scores, selects and swaps at a checkpoint; otherwise does nothing.
@@ -110,15 +155,18 @@ class Pruner:
             return None
         phase = self.schedule.phase(epoch)
         start = _now(model)
-        nonfinite = self._score(model) if phase == "policy" and self.policy.needs_scores else 0
+        nonfinite = 0
+        if self._source is not None:
+            nonfinite = self._source.update(model, phase == "policy", first=self._last_checkpoint < 0)
         scored = _now(model)
         ids = self._select(epoch, phase)
         if self.loader.world_size > 1:
             _check_ranks_agree(epoch, ids)
         selected = time.perf_counter()
         self.loader.set_selection(ids)
-        swapped = time.perf_counter()
         self._last_checkpoint = epoch
+        self._set_weights()
+        swapped = time.perf_counter()
         return Checkpoint(
             epoch=epoch,
             phase=phase,
@@ -129,13 +177,38 @@ class Pruner:
             swap_seconds=swapped - selected,
         )
 
-    def _score(self, model: nn.Module) -> int:
-        assert self.score_loader is not None  # the constructor's check
-        losses = score_dataset(model, self.score_loader, amp_dtype=self.amp_dtype)
-        if self.score_loader.traversal_order.selects_all:
-            return self.table.update(losses)
-        ids = self.score_loader.selection
-        return self.table.update(losses[ids], ids)
+    def batch_loss(self, losses: Tensor, ids: Tensor) -> Tensor:
+        """Return the weighted mean of a batch's losses, a float32 scalar to call `backward` on.
+
+        Remembers the losses where the score source is (also) training. Does not wait for a CUDA device.
+
+        Args:
+            losses: [B], of each sample (``reduction="none"``).
+            ids: int64[B], its dataset positions: the last output of a loader with `with_ids`, on the CPU.
+        """
+        if losses.ndim != 1 or losses.shape != ids.shape or ids.dtype != torch.int64:
+            raise UserError(
+                f"losses {list(losses.shape)} with ids {list(ids.shape)}, {ids.dtype}: hand over one loss a sample "
+                '(reduction="none") and the ids of the batch as the loader gave them'
+            )
+        losses = losses.float()
+        if self._source is not None:
+            self._source.record(losses.detach(), ids)
+        if self._weights is None:
+            return losses.mean()
+        self._weights = self._weights.to(losses.device)  # moves once a checkpoint
+        return (losses * self._weights[ids.to(losses.device, non_blocking=True)]).mean()
+
+    def _set_weights(self) -> None:
+        """Weigh the current selection: a function of it and of the table, both as they are until the next one."""
+        self._weights, self.mean_weight = None, 1.0
+        ids = self.loader.selection
+        in_policy = self._last_checkpoint >= 0 and self.schedule.phase(self._last_checkpoint) == "policy"
+        weights = self.policy.weights(self.table, ids) if in_policy else None
+        if weights is not None:
+            self._weights = torch.ones(self.loader.num_samples)
+            self._weights[torch.from_numpy(ids)] = torch.from_numpy(weights)
+            self.mean_weight = float(weights.mean(dtype=np.float64))
 
     def _select(self, epoch: int, phase: str) -> NDArray[np.int64] | None:
         if phase == "full":
@@ -145,11 +218,15 @@ class Pruner:
         return policy.select(self.table, self.schedule.kept(self.loader.num_samples), rng)
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics, the last checkpoint, and the loader's selection and position."""
+        """The statistics, the last checkpoint, the losses since, and the loader's selection and position.
+
+        With training losses and a distributed loader, all ranks must call.
+        """
         return {
             "seed": self.seed,
             "last_checkpoint": self._last_checkpoint,
             "table": self.table.state_dict(),
+            "source": None if self._source is None else self._source.state_dict(),
             "loader": self.loader.state_dict(),
         }
 
@@ -160,6 +237,9 @@ class Pruner:
         self.table.load_state_dict(state["table"])
         self.loader.load_state_dict(state["loader"])
         self._last_checkpoint = state["last_checkpoint"]
+        if self._source is not None:
+            self._source.load_state_dict(state["source"])
+        self._set_weights()
 
 
 def _check_ranks_agree(epoch: int, ids: NDArray[np.int64] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
@@ -72,5 +73,15 @@ class Schedule:
         return k
 
     def samples_seen(self, n: int) -> int:
-        """Return the samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T)."""
+        """Return the samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T).
+
+        For a policy that sizes its selections itself (InfoBatch) it is what they hold at most.
+        """
         return sum(n if self.phase(epoch) == "full" else self.kept(n) for epoch in range(self.epochs))
+
+
+def infobatch_final(epochs: int, delta: float) -> int:
+    """Return the length in epochs of InfoBatch's final phase on all data: the epochs e ≥ δ·epochs, 0 < δ ≤ 1."""
+    if not 0 < delta <= 1:
+        raise UserError(f"delta = {delta} is outside (0, 1]: it is the fraction of the epochs that are pruned")
+    return epochs - math.ceil(delta * epochs - 1e-9)  # 0.07 · 100 is 7.000000000000001
