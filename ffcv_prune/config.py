@@ -17,7 +17,18 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import REQUIRED, Setting, key
 
 USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--section.key=value ...]"
-POLICIES = ("none", "random", "uncertainty", "ema", "epsilon_greedy", "ucb")
+POLICIES = ("none", "random", "uncertainty", "ema", "epsilon_greedy", "ucb", "infobatch")
+SCORE_SOURCES = ("pass", "training", "both")
+# InfoBatch is these parts; it sizes its selections itself, so that no guard can ask it for a number of samples.
+INFOBATCH = {
+    "keep": 1.0,
+    "period": 1,
+    "score_source": "training",
+    "final": 0,
+    "random_share": 0.0,
+    "class_floor": 0.0,
+    "loss_cap": 0.0,
+}
 PHASE_MODES = ("random", "full")
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
 CHANGEABLE = ("run.save_every", "data.train", "data.test", "data.num_workers", "train.device")
@@ -85,6 +96,20 @@ class Prune:
     alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
     c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
     epsilon: float = key(0.1, "epsilon_greedy: share of the selection drawn at random", within="[0, 1]")
+    ratio: float = key(0.5, "infobatch: probability that a sample below the mean loss is dropped", within="[0, 1)")
+    delta: float = key(0.875, "infobatch: fraction of the epochs that are pruned; then all data", within="(0, 1]")
+    unbiased: bool = key(False, "infobatch: scale the weights so that a step's expected gradient is the full one")
+    score_source: str = key(
+        "pass",
+        "losses for the scores: a pass over all samples, those of training, or both (a pass over the others)",
+        choices=SCORE_SOURCES,
+    )
+    class_floor: float = key(
+        0.0, "guard: share of its proportional places that each class is sure of; 0: off", within="[0, 1]"
+    )
+    loss_cap: float = key(
+        0.0, "guard: share of the highest losses left out, in each class if there is a class_floor", within="[0, 1)"
+    )
     random_share: float = key(0.0, "guard: share of any policy's selection drawn at random", within="[0, 1]")
     warmup: int = key(0, "epochs before the first scored selection", within="[0, inf)")
     warmup_mode: str = key("random", "what the warm-up trains on", choices=PHASE_MODES)
@@ -125,6 +150,13 @@ class Config:
             raise UserError(
                 f"prune.keep={prune.keep} without a policy; set prune.policy (such as random) or prune.keep=1"
             )
+        if prune.policy == "infobatch":
+            for name, needed in INFOBATCH.items():
+                if getattr(prune, name) != needed:
+                    raise UserError(
+                        f"prune.{name}={getattr(prune, name)}: prune.policy=infobatch needs prune.{name}={needed}; "
+                        "see rn_configs/cifar10_infobatch.yaml"
+                    )
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""

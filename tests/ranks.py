@@ -17,8 +17,9 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models.normalize import Normalize
+from ffcv_prune.pruning.training_losses import TrainingLosses
 from ffcv_prune.training import trainer
-from ffcv_prune.training.epoch import Stepper, evaluate
+from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.world import World, join
@@ -33,6 +34,7 @@ def check_everything(path: str) -> None:
         check_order(world, shared[0], whole[0])
         check_scores(world, shared[1], whole[1])
         check_training(shared, whole)
+        check_training_losses(world, shared[0])
         check_agreement(world, shared[0])
         if world.is_main:
             print("all checks passed")
@@ -87,7 +89,6 @@ def check_training(shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, 
     """An epoch on all ranks moves the weights as one on a single process does."""
     results = []
     for loader in (shared[0], whole[0]):
-        loader.with_ids = False
         loader.set_epoch(0)
         torch.manual_seed(0)
         model = nn.Sequential(Normalize([0.5] * 3, [0.25] * 3), nn.Flatten(), nn.Linear(768, 10))
@@ -95,11 +96,34 @@ def check_training(shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, 
         if loader.world_size > 1:
             stepper.distribute()
         with tqdm(disable=True) as bar:
-            loss = stepper.train_epoch(loader, 0, bar, lambda: None)
+            loss = stepper.train_epoch(loader, 0, mean_loss, bar, lambda: None)
         results.append((loss, model[2].weight.detach()))
     (loss, weight), (expected_loss, expected_weight) = results
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     torch.testing.assert_close(weight, expected_weight, rtol=1e-4, atol=1e-5)
+
+
+def check_training_losses(world: World, loader: PrunedLoader) -> None:
+    """Each sample's latest loss, whichever rank had it, before or after a resume; the same on all ranks."""
+    recorded, own = TrainingLosses(203, distributed=True), {}
+    for epoch, selection in enumerate((np.arange(150), None, np.arange(40, 203))):
+        loader.set_selection(selection)
+        loader.set_epoch(epoch)
+        if epoch == 1:
+            state = recorded.state_dict()
+            recorded = TrainingLosses(203, distributed=True)
+            recorded.load_state_dict(state)
+        for _, _, ids in loader:
+            losses = (ids + 1000 * epoch).float() / 3
+            recorded.record(losses, ids)
+            own |= dict(zip(ids.tolist(), losses.tolist(), strict=True))
+    latest = {i: max(part.get(i, 0.0) for part in world.gather(own)) for i in range(203)}  # they rise by epoch
+    ids, losses = recorded.take()
+    assert ids.tolist() == [i for i in range(203) if latest[i]]
+    assert losses.tolist() == [latest[i] for i in ids.tolist()]
+    assert all((other == losses).all() for other in world.gather(losses))
+    assert not recorded.take()[0].size
+    loader.set_selection(None)
 
 
 def check_agreement(world: World, loader: PrunedLoader) -> None:

@@ -294,14 +294,24 @@ def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, unin
     resume(run, loaders).check_equal(uninterrupted)
 
 
-def test_a_full_data_run_is_resumed(settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = settings(prune__policy="none", prune__keep=1, run__save_every=0)
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"policy": "none", "keep": 1},
+        {"policy": "infobatch", "keep": 1, "period": 1, "score_source": "training"},
+        {"policy": "ucb", "warmup": 1, "warmup_mode": "full", "score_source": "training"},
+        {"policy": "ema", "score_source": "both", "period": 2, "loss_cap": 0.1, "class_floor": 0.5},
+    ],
+    ids=["full", "infobatch", "training", "both"],
+)
+def test_runs_of_every_kind_are_resumed(
+    method: dict[str, Any], settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {f"prune__{name}": value for name, value in method.items()} | {"run__save_every": 0}
+    own = settings(**keys)
     whole = Outcome.of(train(own, loaders).folder)
-    total = moments(own, loaders, monkeypatch)
-    run = run_and_kill(
-        settings(prune__policy="none", prune__keep=1, run__save_every=0, run__name="killed"),
-        loaders,
-        Killer(total // 2),
-        monkeypatch,
-    )
-    resume(run, loaders).check_equal(whole)
+    total = moments(settings(**keys, run__name="count"), loaders, monkeypatch)
+    for part in (1 / 3, 1 / 2, 4 / 5):
+        killer = Killer(round(part * total))
+        run = run_and_kill(settings(**keys, run__name=f"killed_{killer.at}"), loaders, killer, monkeypatch)
+        resume(run, loaders).check_equal(whole)

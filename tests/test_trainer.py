@@ -16,13 +16,13 @@ import torch
 from ffcv_prune import config, policies
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
-from ffcv_prune.training import trainer
+from ffcv_prune.training import methods
 from ffcv_prune.training.epoch import evaluate
 from ffcv_prune.training.loaders import Loaders, open_dataset
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 
-POLICIES = [policy for policy in config.POLICIES if policy != "none"]
+POLICIES = [policy for policy in config.POLICIES if policy not in ("none", "infobatch")]
 BATCH, EPOCHS, KEEP = 32, 4, 0.5
 
 Settings = Callable[..., config.Config]
@@ -264,7 +264,7 @@ def test_a_selection_that_loses_classes_warns_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     by_class = policies.Static(beton.labels.astype(np.float32))  # keeps the highest classes whole
-    monkeypatch.setattr(trainer, "build_policy", lambda prune: by_class)
+    monkeypatch.setattr(methods, "build_policy", lambda prune, labels: by_class)
     train(settings(prune__policy="ucb", prune__keep=KEEP, train__epochs=2), loaders)
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1

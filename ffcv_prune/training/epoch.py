@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ffcv_prune.config import Train
@@ -53,27 +53,39 @@ class Stepper:
         """From here on, average the gradients over all ranks."""
         self.forward = nn.parallel.DistributedDataParallel(self.model)
 
-    def train_epoch(self, loader: PrunedLoader, epoch: int, bar: tqdm, after_step: Callable[[], None]) -> float:
+    def train_epoch(
+        self,
+        loader: PrunedLoader,
+        epoch: int,
+        batch_loss: Callable[[Tensor, Tensor], Tensor],
+        bar: tqdm,
+        after_step: Callable[[], None],
+    ) -> float:
         """One pass over the loader's selection, or the rest of one: returns the mean loss of the whole pass.
 
-        `after_step` is called between two steps, when `state_dict` and the loader's agree. With a distributed
-        loader the loss is that of all ranks, and all ranks end with the main rank's batch-norm statistics.
+        That mean is unweighted. `batch_loss` makes of the losses float32[B] and dataset positions int64[B] of a
+        batch the scalar to minimise. `after_step` is called between two steps, when `state_dict` and the
+        loader's agree. With a distributed loader the loss is that of all ranks, and all ranks end with the main
+        rank's batch-norm statistics.
         """
         self.model.train()
         first, steps = loader.first_batch, loader.first_batch + len(loader)
         with closing(iter(loader)) as batches:
-            for step, (images, labels) in enumerate(batches, first):  # uint8[B, 3, H, W] channels_last, int64[B]
+            for step, (images, labels, ids) in enumerate(batches, first):  # uint8[B, 3, H, W], int64[B] twice
                 lr = self.lr_schedule(epoch, step, steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 with autocast(self.device, self.amp_dtype):
                     logits = self.forward(images)  # [B, C]
-                    loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+                losses = F.cross_entropy(
+                    logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
+                )  # float32[B]
+                loss = batch_loss(losses, ids)
                 self.scaler.scale(loss).backward()
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
-                self.loss_sum += loss.detach()
+                self.loss_sum += losses.detach().mean()
                 bar.update(len(images) * loader.world_size)
                 after_step()
         loss_sum = self.loss_sum.clone()
@@ -96,6 +108,11 @@ class Stepper:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+
+
+def mean_loss(losses: Tensor, ids: Tensor) -> Tensor:
+    """The batch loss of training on all data."""
+    return losses.mean()
 
 
 @torch.inference_mode()

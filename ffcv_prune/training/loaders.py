@@ -120,6 +120,7 @@ class Loaders:
                     pipelines,
                     self._num_workers(),
                     distributed=self.world.size > 1,
+                    with_ids=True,
                 )
             )
         self._train.seed = seed

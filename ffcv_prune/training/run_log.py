@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class RunResult:
     Attributes:
         folder: the run folder.
         method: the policy, or "full".
-        keep: fraction of the data kept in pruned epochs.
+        keep: fraction of the data kept in pruned epochs (InfoBatch: their mean).
         accuracy, top5: of the last test, 0..1; top5 is None up to 5 classes.
         samples_seen: samples trained on, over all epochs.
         seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
@@ -76,6 +77,12 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch'] + 1:3d}/{epochs}  {row['phase']:6s}  keep {row['keep']:.2f} "
         f"(pruned {row['pruning_rate']:.2f})  loss {row['train_loss']:.4f}{tested}  ({seconds} s)"
     )
+
+
+def kept_share(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
+    """The fraction of the data kept in pruned epochs; `rows` are those of the log."""
+    kept = [row["keep"] for row in rows if row["phase"] == "policy"]
+    return round(sum(kept) / len(kept), 6) if config.prune.policy == "infobatch" and kept else config.prune.keep
 
 
 def result_row(config: Config, result: RunResult) -> dict[str, Any]:

@@ -13,18 +13,23 @@ import torch
 from tqdm import tqdm
 
 from ffcv_prune.analysis.report import write_report
-from ffcv_prune.config import Config, Prune, fixed_keys
+from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning import policies
-from ffcv_prune.pruning.pruner import Pruner
-from ffcv_prune.pruning.schedule import Schedule, UnscoredPhase
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
-from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, mean_loss
 from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
+from ffcv_prune.training.methods import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
-from ffcv_prune.training.run_log import RunResult, epoch_line, result_row, selection_facts, warn_of_starved_classes
+from ffcv_prune.training.run_log import (
+    RunResult,
+    epoch_line,
+    kept_share,
+    result_row,
+    selection_facts,
+    warn_of_starved_classes,
+)
 from ffcv_prune.training.stop import SAVE, StopSignals, stopped
 from ffcv_prune.training.world import SETUP, join
 
@@ -107,7 +112,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     result = RunResult(
         folder=folder.path,
         method="full" if trainer.pruner is None else trainer.pruner.policy.name,
-        keep=trainer.config.prune.keep,
+        keep=kept_share(trainer.config, folder.rows),
         accuracy=last["test_accuracy"],
         top5=last["test_top5"],
         samples_seen=last["samples_seen"],
@@ -132,34 +137,13 @@ class Trainer:
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
-        schedule = Schedule(
-            config.train.epochs,
-            config.prune.period,
-            keep=config.prune.keep,
-            warmup=config.prune.warmup,
-            warmup_mode=cast(UnscoredPhase, config.prune.warmup_mode),
-            final=config.prune.final,
-            final_mode=cast(UnscoredPhase, config.prune.final_mode),
-        )
-        check_batches(schedule, self.dataset, config.train.batch_size)
-        policy = build_policy(config.prune)
         torch.manual_seed(config.run.seed)
         model = build_model(config.model.name, len(self.dataset.classes), self.dataset.mean, self.dataset.std)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
+        self.pruner = build_pruner(config, loaders, amp_dtype)
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
-        self.pruner = None
-        if policy is not None:
-            self.pruner = Pruner(
-                self.loader,
-                loaders.score if policy.needs_scores else None,
-                policy,
-                seed=config.run.seed,
-                alpha=config.prune.alpha,
-                schedule=schedule,
-                amp_dtype=amp_dtype,
-            )
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
         self._saved = 0.0  # when, by perf_counter
@@ -199,6 +183,7 @@ class Trainer:
                     "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
                     "checkpoint": self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch),
                     **selection_facts(self.loader.selection, self.dataset),
+                    "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
                     "samples_seen": seen + steps * self.config.train.batch_size,
                     "steps": steps,
                     "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
@@ -216,7 +201,8 @@ class Trainer:
         description = f"epoch {epoch + 1}/{self.config.train.epochs}"
         disable = None if folder is not None else True  # None: where there is no terminal
         with tqdm(desc=description, total=0, unit="img", leave=False, disable=disable) as bar:
-            made = self.pruner.begin_epoch(epoch, self.stepper.model) if self.pruner else None
+            pruner, batch_loss = self.pruner, self.pruner.batch_loss if self.pruner else mean_loss
+            made = pruner.begin_epoch(epoch, self.stepper.model) if pruner else None
             if made is not None:
                 if folder is not None:
                     folder.save_selection(epoch, made.ids)
@@ -225,7 +211,7 @@ class Trainer:
             done, steps = self.loader.first_batch, self.loader.first_batch + len(self.loader)  # after the swap
             bar.reset(total=steps * self.config.train.batch_size)
             bar.update(done * self.config.train.batch_size)
-            loss = self.stepper.train_epoch(self.loader, epoch, bar, lambda: self._after_step(folder, stop))
+            loss = self.stepper.train_epoch(self.loader, epoch, batch_loss, bar, lambda: self._after_step(folder, stop))
             self._lap_training()
         return loss, steps
 
@@ -278,23 +264,3 @@ class Trainer:
             torch.set_rng_state(ranks[rank]["cpu_random"])
             if device.type == "cuda" and ranks[rank]["cuda_random"] is not None:
                 torch.cuda.set_rng_state(ranks[rank]["cuda_random"], device)
-
-
-def build_policy(prune: Prune) -> policies.Policy | None:
-    """The policy of a configuration with its random share; None for "none"."""
-    if prune.policy == "none":
-        return None
-    parameters = {"ucb": {"c": prune.c}, "epsilon_greedy": {"epsilon": prune.epsilon}}.get(prune.policy, {})
-    policy = policies.build(prune.policy, **parameters)
-    return policies.WithRandom(policy, prune.random_share) if prune.random_share > 0 else policy
-
-
-def check_batches(schedule: Schedule, dataset: Dataset, batch_size: int) -> None:
-    """Refuse a selection that does not fill one batch: training leaves out a last batch that is not whole."""
-    num_samples = dataset.train.num_samples
-    kept = schedule.kept(num_samples)
-    if kept < batch_size:
-        raise UserError(
-            f"prune.keep={schedule.keep} keeps {kept} of {num_samples} samples, less than one batch "
-            f"of {batch_size}; raise prune.keep or lower train.batch_size"
-        )

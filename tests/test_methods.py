@@ -1,0 +1,240 @@
+"""Methods put together from the keys of a configuration, and whole runs of those that `test_trainer` leaves out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ffcv_prune import config
+from ffcv_prune.errors import UserError
+from ffcv_prune.pruning import score_source
+from ffcv_prune.pruning.pruner import Pruner
+from ffcv_prune.pruning.scores import ScoreTable
+from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.methods import build_policy, build_schedule
+from ffcv_prune.training.run_log import RunResult
+from ffcv_prune.training.trainer import train
+from tests.betons import Beton, write_beton
+
+BATCH = 32
+INFOBATCH = {"policy": "infobatch", "period": 1, "score_source": "training"}
+
+Configure = Callable[..., config.Config]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
+    folder = tmp_path_factory.mktemp("methods")
+    test = write_beton(folder / "test.beton", n=83, seed=1)
+    path = folder / "small.yaml"
+    path.write_text(
+        f"""
+data: {{train: {beton.path}, test: {test.path}}}
+model: {{name: basic_cnn}}
+train: {{epochs: 4, batch_size: {BATCH}, lr: 0.02, device: cpu, amp: "off"}}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def configure(config_file: Path, tmp_path: Path) -> Configure:
+    """The small config with changes of prune, and of train.epochs."""
+
+    def make(epochs: int = 4, **prune: Any) -> config.Config:
+        options = [f"--prune.{name}={value}" for name, value in prune.items()]
+        return config.load(
+            ["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", f"--train.epochs={epochs}", *options]
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def loaders(config_file: Path) -> Iterator[Loaders]:
+    made = Loaders(config.load(["--config", str(config_file)]))
+    yield made
+    made.close()
+
+
+def read(result: RunResult) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """The log and the selections of a run."""
+    rows = [json.loads(line) for line in (result.folder / "log.jsonl").read_text().splitlines()]
+    return rows, [np.load(path) for path in sorted((result.folder / "selections").iterdir())]
+
+
+@pytest.mark.parametrize("unbiased", ["false", "true"])
+def test_an_infobatch_run_tells_the_truth(
+    unbiased: str, configure: Configure, loaders: Loaders, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = []
+    monkeypatch.setattr(score_source, "score_dataset", lambda *args, **options: scored.append(args))
+    result = train(configure(epochs=8, **INFOBATCH, ratio=0.6, unbiased=unbiased), loaders)
+    rows, selections = read(result)
+    n, seen = len(beton), 0
+    assert [row["phase"] for row in rows] == ["policy"] * 7 + ["full"]
+    assert len(selections) == 8
+    for row, ids in zip(rows, selections, strict=True):
+        assert row["keep"] == pytest.approx(len(ids) / n, abs=1e-6)
+        assert row["steps"] == len(ids) // BATCH
+        seen += row["steps"] * BATCH
+        assert row["samples_seen"] == seen
+    pruned = [len(ids) for ids in selections[1:7]]
+    assert all(n / 4 < k < 0.9 * n for k in pruned) and len(set(pruned)) > 1
+    assert len(selections[0]) == len(selections[7]) == n
+    assert rows[0]["mean_weight"] == rows[7]["mean_weight"] == 1
+    for row in rows[1:7]:  # the kept weigh, in expectation, as much as all would
+        assert row["mean_weight"] * (1 if unbiased == "true" else row["keep"]) == pytest.approx(1, abs=0.2)
+    assert result.keep == pytest.approx(np.mean([row["keep"] for row in rows[:7]]), abs=1e-5)
+    assert result.samples_seen == seen
+    assert not scored
+    with (result.folder / "result.csv").open(newline="") as file:
+        (in_table,) = csv.DictReader(file)
+    assert (in_table["method"], float(in_table["keep"])) == ("infobatch", result.keep)
+
+
+def test_weights_change_the_training_and_a_ratio_of_0_is_training_on_all_data(
+    configure: Configure, loaders: Loaders
+) -> None:
+    def weights(**prune: Any) -> dict[str, torch.Tensor]:
+        return torch.load(train(configure(**prune), loaders).folder / "weights.pt", weights_only=True)
+
+    full, none_dropped = weights(), weights(**INFOBATCH, ratio=0)
+    assert all(torch.equal(full[name], none_dropped[name]) for name in full)
+    original, unbiased = weights(**INFOBATCH), weights(**INFOBATCH, unbiased="true")
+    assert any(not torch.equal(original[name], unbiased[name]) for name in full)
+
+
+class Passes:
+    """Scoring passes of a run: which samples each one served, and the losses it found."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.served: list[np.ndarray] = []
+        real = score_source.score_dataset
+
+        def score(model: nn.Module, loader: Any, **options: Any) -> np.ndarray:
+            self.served.append(loader.selection.copy())
+            return real(model, loader, **options)
+
+        monkeypatch.setattr(score_source, "score_dataset", score)
+
+
+def test_both_sources_pass_over_what_was_not_trained_on(
+    configure: Configure, loaders: Loaders, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, tables = Passes(monkeypatch), []
+    real = ScoreTable.update
+
+    def update(self: ScoreTable, losses: Any, ids: Any = None) -> int:
+        tables.append(np.arange(self.n) if ids is None else np.array(ids))
+        return real(self, losses, ids)
+
+    monkeypatch.setattr(ScoreTable, "update", update)
+    trained: list[set[int]] = []
+    real_begin = Pruner.begin_epoch
+
+    def begin_epoch(self: Any, epoch: int, model: nn.Module) -> Any:
+        made = real_begin(self, epoch, model)
+        order = self.loader.next_traversal_order()
+        trained.append(set(order[: len(self.loader) * BATCH].tolist()))
+        return made
+
+    monkeypatch.setattr(Pruner, "begin_epoch", begin_epoch)
+    train(configure(epochs=6, policy="ucb", keep=0.5, period=2, score_source="both"), loaders)
+    everything = set(range(len(beton)))
+    rests = [everything, everything - trained[0] - trained[1], everything - trained[2] - trained[3]]
+    assert [set(ids.tolist()) for ids in passes.served] == rests
+    taken = [set(ids.tolist()) for ids in tables]
+    assert taken == [rests[0], everything - rests[1], rests[1], everything - rests[2], rests[2]]
+    assert loaders.score.traversal_order.selects_all
+
+
+def test_training_losses_alone_cost_no_pass(
+    configure: Configure, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = configure(policy="ucb", keep=0.5, period=1, score_source="training", warmup=1, warmup_mode="full")
+    made = Loaders(own)
+    passes = Passes(monkeypatch)
+    result = train(own, made)
+    made.close()
+    rows, selections = read(result)
+    assert not passes.served and "score" not in vars(made)
+    assert [row["phase"] for row in rows] == ["full", "policy", "policy", "policy"]
+    assert any((selections[1] != later).any() for later in selections[2:])
+
+
+@pytest.mark.parametrize("source", ["training", "both"])
+def test_runs_scored_by_training_repeat_bit_by_bit(source: str, configure: Configure, loaders: Loaders) -> None:
+    def run() -> dict[str, torch.Tensor]:
+        own = configure(policy="ema", keep=0.5, period=1, score_source=source, warmup=1, warmup_mode="full")
+        return torch.load(train(own, loaders).folder / "weights.pt", weights_only=True)
+
+    first, again = run(), run()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_guards_hold_for_the_selections_of_a_run(configure: Configure, loaders: Loaders, beton: Beton) -> None:
+    keys = {"policy": "ucb", "keep": 0.4, "period": 2}
+    result = train(configure(**keys, class_floor=1, loss_cap=0.1, random_share=0.25), loaders)
+    assert result.method == "ucb+random(0.25)+loss_cap(0.1)+class_quota(1)"
+    counts = np.bincount(beton.labels)
+    for ids in read(result)[1]:
+        assert (np.abs(np.bincount(beton.labels[ids], minlength=10) - 0.4 * counts) < 1).all()
+    unguarded = read(train(configure(**keys), loaders))[1]
+    assert (np.abs(np.bincount(beton.labels[unguarded[0]], minlength=10) - 0.4 * counts) > 1).any()
+
+
+def test_the_cap_leaves_out_the_highest_losses_of_each_class(configure: Configure, beton: Beton) -> None:
+    policy = build_policy(configure(policy="ucb", keep=0.4, class_floor=1, loss_cap=0.1).prune, beton.labels)
+    assert policy is not None
+    table = ScoreTable(len(beton))
+    table.update(np.random.default_rng(0).gamma(1, 1, len(beton)) + 5 * beton.labels)
+    ids = policy.select(table, 81, np.random.default_rng(0))
+    for label in range(10):
+        members = np.flatnonzero(beton.labels == label)
+        highest = members[np.argsort(table.last[members])[-round(0.1 * len(members)) :]]
+        assert not np.isin(highest, ids).any()
+        assert np.isin(members, ids).any()
+
+
+def test_infobatch_s_schedule_follows_delta(configure: Configure) -> None:
+    schedule = build_schedule(configure(epochs=200, **INFOBATCH))
+    assert [schedule.phase(epoch) for epoch in (0, 174, 175, 199)] == ["policy", "policy", "full", "full"]
+    assert all(schedule.is_checkpoint(epoch) for epoch in range(200))
+    assert schedule.kept(203) == 203
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("keep", 0.5),
+        ("period", 10),
+        ("score_source", "pass"),
+        ("final", 1),
+        ("random_share", 0.1),
+        ("class_floor", 0.5),
+        ("loss_cap", 0.1),
+    ],
+)
+def test_what_is_not_infobatch_is_refused(key: str, value: Any, configure: Configure) -> None:
+    with pytest.raises(UserError, match=rf"prune\.{key}={value}: prune\.policy=infobatch needs prune\.{key}="):
+        configure(**INFOBATCH | {key: value})
+
+
+def test_methods_that_cannot_work_are_refused_before_anything_is_written(
+    configure: Configure, loaders: Loaders
+) -> None:
+    own = configure(policy="ucb", keep=0.5, score_source="training", warmup=1)
+    with pytest.raises(UserError, match=r"needs a loss of every sample.*warmup_mode=full"):
+        train(own, loaders)
+    with pytest.raises(UserError, match=r"prune\.ratio=0\.8 possibly keeps 12 of 203.*lower prune\.ratio"):
+        train(configure(**INFOBATCH, ratio=0.8), loaders)
+    assert not Path(own.run.out).exists()
