@@ -17,7 +17,8 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import REQUIRED, Setting, key
 
 USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--section.key=value ...]"
-POLICIES = ("none", "random", "uncertainty", "ema", "epsilon_greedy", "ucb")
+SCORED_BEFORE = ("static", "static_epsilon_greedy", "static_ucb")  # policies that read prune.scores
+POLICIES = ("none", "random", "uncertainty", "ema", "epsilon_greedy", "ucb", "static_random", *SCORED_BEFORE)
 PHASE_MODES = ("random", "full")
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
 CHANGEABLE = ("run.save_every", "data.train", "data.test", "data.num_workers", "train.device")
@@ -85,12 +86,23 @@ class Prune:
     alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
     c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
     epsilon: float = key(0.1, "epsilon_greedy: share of the selection drawn at random", within="[0, 1]")
+    scores: str = key("", "static: the scores' file, see section static", pattern=r"(.*[^/]\.npy)?")
     random_share: float = key(0.0, "guard: share of any policy's selection drawn at random", within="[0, 1]")
     warmup: int = key(0, "epochs before the first scored selection", within="[0, inf)")
     warmup_mode: str = key("random", "what the warm-up trains on", choices=PHASE_MODES)
     final: int = key(0, "epochs after the last scored selection", within="[0, inf)")
     final_mode: str = key("random", "what the final phase trains on", choices=PHASE_MODES)
     score_batch_size: int = key(0, "images per scoring batch, over all; 0: twice train.batch_size", within="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticScores:
+    """what python -m ffcv_prune.static_scores writes to prune.scores, before training"""
+
+    method: str = key("el2n", "the score", choices=("el2n", "grand", "forget"))
+    model: str = key("", "network that scores, a proxy; empty: model.name")
+    models: int = key(10, "independent models to average over", within="[1, inf)")
+    epochs: int = key(20, "of the schedule, trained before scoring, or over which to count", within="[0, inf)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +114,7 @@ class Config:
     model: Model
     train: Train
     prune: Prune
+    static: StaticScores
 
     def __post_init__(self) -> None:
         """Check what one key's range cannot tell: UserError."""
@@ -124,6 +137,11 @@ class Config:
         if prune.policy == "none" and prune.keep < 1:
             raise UserError(
                 f"prune.keep={prune.keep} without a policy; set prune.policy (such as random) or prune.keep=1"
+            )
+        if prune.policy in SCORED_BEFORE and not prune.scores:
+            raise UserError(
+                f"prune.policy={prune.policy} needs prune.scores=FILE.npy, "
+                "which python -m ffcv_prune.static_scores --config FILE writes"
             )
 
     def to_yaml(self) -> str:
