@@ -25,6 +25,7 @@ from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
 from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import RunResult, epoch_line, result_row, selection_facts, warn_of_starved_classes
+from ffcv_prune.training.score_file import static_parameters
 from ffcv_prune.training.stop import SAVE, StopSignals, stopped
 from ffcv_prune.training.world import SETUP, join
 
@@ -111,7 +112,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
         accuracy=last["test_accuracy"],
         top5=last["test_top5"],
         samples_seen=last["samples_seen"],
-        seconds=seconds | {"setup": setup_seconds},
+        seconds=seconds | {"setup": setup_seconds, "static": trainer.static_seconds},
     )
     folder.write_result(result_row(trainer.config, result))
     write_report([folder.path], folder.path / "report.html")
@@ -142,7 +143,8 @@ class Trainer:
             final_mode=cast(UnscoredPhase, config.prune.final_mode),
         )
         check_batches(schedule, self.dataset, config.train.batch_size)
-        policy = build_policy(config.prune)
+        parameters, self.static_seconds = static_parameters(config, self.dataset)
+        policy = build_policy(config.prune, parameters)
         torch.manual_seed(config.run.seed)
         model = build_model(config.model.name, len(self.dataset.classes), self.dataset.mean, self.dataset.std)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
@@ -280,11 +282,11 @@ class Trainer:
                 torch.cuda.set_rng_state(ranks[rank]["cuda_random"], device)
 
 
-def build_policy(prune: Prune) -> policies.Policy | None:
-    """The policy of a configuration with its random share; None for "none"."""
+def build_policy(prune: Prune, static: Mapping[str, Any]) -> policies.Policy | None:
+    """The policy of a configuration with its random share; None for "none". `static`: see `static_parameters`."""
     if prune.policy == "none":
         return None
-    parameters = {"ucb": {"c": prune.c}, "epsilon_greedy": {"epsilon": prune.epsilon}}.get(prune.policy, {})
+    parameters = {"ucb": {"c": prune.c}, "epsilon_greedy": {"epsilon": prune.epsilon}}.get(prune.policy, static)
     policy = policies.build(prune.policy, **parameters)
     return policies.WithRandom(policy, prune.random_share) if prune.random_share > 0 else policy
 
