@@ -17,7 +17,18 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import REQUIRED, Setting, key
 
 USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--section.key=value ...]"
-POLICIES = ("none", "random", "uncertainty", "ema", "epsilon_greedy", "ucb", "infobatch")
+SCORED_BEFORE = ("static", "static_epsilon_greedy", "static_ucb")  # policies that read prune.scores
+POLICIES = (
+    "none",
+    "random",
+    "uncertainty",
+    "ema",
+    "epsilon_greedy",
+    "ucb",
+    "infobatch",
+    "static_random",
+    *SCORED_BEFORE,
+)
 SCORE_SOURCES = ("pass", "training", "both")
 # InfoBatch is these parts; it sizes its selections itself, so that no guard can ask it for a number of samples.
 INFOBATCH = {
@@ -96,6 +107,7 @@ class Prune:
     alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
     c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
     epsilon: float = key(0.1, "epsilon_greedy: share of the selection drawn at random", within="[0, 1]")
+    scores: str = key("", "static: the scores' file, see section static", pattern=r"(.*[^/]\.npy)?")
     ratio: float = key(0.5, "infobatch: probability that a sample below the mean loss is dropped", within="[0, 1)")
     delta: float = key(0.875, "infobatch: fraction of the epochs that are pruned; then all data", within="(0, 1]")
     unbiased: bool = key(False, "infobatch: scale the weights so that a step's expected gradient is the full one")
@@ -119,6 +131,16 @@ class Prune:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StaticScores:
+    """what python -m ffcv_prune.static_scores writes to prune.scores, before training"""
+
+    method: str = key("el2n", "the score", choices=("el2n", "grand", "forget"))
+    model: str = key("", "network that scores, a proxy; empty: model.name")
+    models: int = key(10, "independent models to average over", within="[1, inf)")
+    epochs: int = key(20, "of the schedule, trained before scoring, or over which to count", within="[0, inf)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All keys of a run, typed and immutable: ``config.train.lr``."""
 
@@ -127,6 +149,7 @@ class Config:
     model: Model
     train: Train
     prune: Prune
+    static: StaticScores
 
     def __post_init__(self) -> None:
         """Check what one key's range cannot tell: UserError."""
@@ -157,6 +180,11 @@ class Config:
                         f"prune.{name}={getattr(prune, name)}: prune.policy=infobatch needs prune.{name}={needed}; "
                         "see rn_configs/cifar10_infobatch.yaml"
                     )
+        if prune.policy in SCORED_BEFORE and not prune.scores:
+            raise UserError(
+                f"prune.policy={prune.policy} needs prune.scores=FILE.npy, "
+                "which python -m ffcv_prune.static_scores --config FILE writes"
+            )
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""

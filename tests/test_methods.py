@@ -193,7 +193,7 @@ def test_guards_hold_for_the_selections_of_a_run(configure: Configure, loaders: 
 
 
 def test_the_cap_leaves_out_the_highest_losses_of_each_class(configure: Configure, beton: Beton) -> None:
-    policy = build_policy(configure(policy="ucb", keep=0.4, class_floor=1, loss_cap=0.1).prune, beton.labels)
+    policy = build_policy(configure(policy="ucb", keep=0.4, class_floor=1, loss_cap=0.1).prune, beton.labels, {})
     assert policy is not None
     table = ScoreTable(len(beton))
     table.update(np.random.default_rng(0).gamma(1, 1, len(beton)) + 5 * beton.labels)

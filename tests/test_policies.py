@@ -107,7 +107,13 @@ def test_with_random_of_everything_scores_nothing():
 
 @pytest.mark.parametrize("name", policies.POLICIES)
 def test_build_makes_every_policy(name):
-    params = {"scores": [3, 1, 2]} if name == "static" else {}
+    scores = {"scores": [3, 1, 2]}
+    params = {
+        "static": scores,
+        "static_epsilon_greedy": scores,
+        "static_ucb": {"trials": [[3, 1, 2], [1, 1, 1]]},
+        "static_random": {"n": 3},
+    }.get(name, {})
     policy = policies.build(name, **params)
     assert policy.name == name
     table = scored_table(3)
@@ -134,6 +140,8 @@ def test_build_hands_parameters_on():
         ("epsilon_greedy", {"epsilon": 1.5}, r"outside \[0, 1\]"),
         ("static", {"scores": [1.0, np.nan]}, "NaN"),
         ("static", {"scores": [[1.0]]}, "shape"),
+        ("static_ucb", {"trials": [[1.0, 2.0]]}, "two models or more"),
+        ("static_ucb", {"trials": [1.0, 2.0]}, "two models or more"),
     ],
 )
 def test_build_refuses_what_it_does_not_know(name, params, message):

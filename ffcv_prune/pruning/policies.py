@@ -28,6 +28,8 @@ from ffcv_prune.pruning.selectors import (
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
 
+_STATIC_STREAM = 2  # keeps the subset drawn once apart from the selections of checkpoints (pruner.py)
+
 
 class Policy(ABC):
     """A rule that selects samples. A subclass says how in `choose`.
@@ -134,17 +136,17 @@ class UCB(Ranking):
 
 
 class Static(Ranking):
-    """Highest score of a fixed ranking made before training, such as EL2N, GraNd or forget scores.
+    """Highest score of a fixed ranking made before training: EL2N, GraNd or forget scores (`static_scores`).
 
-    `scores` is numeric [n], stored as float32, without NaN. The selection is the same at every checkpoint and
-    costs no scoring pass; `WithRandom(Static(scores), epsilon)` is the "static + ε-greedy" of appendix B.
+    `scores` is numeric [n], stored as float32, without NaN; `name` says which they are. The selection is the
+    same at every checkpoint and costs no scoring pass.
     """
 
-    name = "static"
     needs_scores = False
 
-    def __init__(self, scores: ArrayLike) -> None:
+    def __init__(self, scores: ArrayLike, name: str = "static") -> None:
         self._scores = np.asarray(scores, dtype=np.float32)
+        self.name = name
         if self._scores.ndim != 1:
             raise UserError(f"static scores must be one number a sample, not of shape {self._scores.shape}")
         if np.isnan(self._scores).any():
@@ -213,6 +215,30 @@ def _below_mean(losses: Scores) -> NDArray[np.bool_]:
     return losses < scored.mean(dtype=np.float64) if scored.size else np.zeros(losses.size, np.bool_)
 
 
+class StaticRandom(Static):
+    """k samples, drawn once, uniformly, for the whole run: what a static ranking must beat. n and seed decide all."""
+
+    def __init__(self, n: int, seed: int = 0) -> None:
+        order = np.random.default_rng([seed, 0, _STATIC_STREAM]).permutation(n)
+        super().__init__(order, name="static_random")  # as float32 without ties up to 16.7 million samples
+
+
+class StaticUCB(Static):
+    """Highest s_ema + c·var (paper, Eq. 2 to 4) over models in place of checkpoints (paper, appendix B).
+
+    `trials` is float [models, n], the static scores by each model, taken in one after the other.
+    """
+
+    def __init__(self, trials: ArrayLike, alpha: float = 0.8, c: float = 1.0, name: str = "static") -> None:
+        trials = np.asarray(trials, dtype=np.float32)
+        if trials.ndim != 2 or len(trials) < 2:
+            raise UserError(f"{name} scores over models have the shape {trials.shape}: UCB needs two models or more")
+        table = ScoreTable(trials.shape[1], alpha)
+        for scores in trials:
+            table.update(scores)
+        super().__init__(UCB(c).scores(table, None), f"{name}_ucb")
+
+
 class WithRandom(Wrapper):
     """k − round(share·k) samples by `policy`, the others uniformly from what it left (paper, section 3.2.2).
 
@@ -246,18 +272,29 @@ class EpsilonGreedy(WithRandom):
         self.name = "epsilon_greedy"
 
 
+class StaticEpsilonGreedy(WithRandom):
+    """(1−ε)·k samples of highest static score, ε·k uniformly from the rest, anew each time (paper, appendix B)."""
+
+    def __init__(self, scores: ArrayLike, epsilon: float = 0.1, name: str = "static") -> None:
+        super().__init__(Static(scores, name), epsilon)
+        self.name = f"{name}_epsilon_greedy"
+
+
 POLICIES: dict[str, type[Policy]] = {
     "random": Random,
     "uncertainty": Uncertainty,
     "ema": EMA,
     "epsilon_greedy": EpsilonGreedy,
     "ucb": UCB,
+    "static_random": StaticRandom,
     "static": Static,
     "infobatch": InfoBatch,
+    "static_epsilon_greedy": StaticEpsilonGreedy,
+    "static_ucb": StaticUCB,
 }
 
 
-def build(name: str, **params: Any) -> Policy:
+def build(name: str, /, **params: Any) -> Policy:
     """Return the policy called `name`, made with exactly these parameters, e.g. ``build("ucb", c=1.0)``.
 
     Raises `UserError` for an unknown name, an unknown or missing parameter, or a value out of range.

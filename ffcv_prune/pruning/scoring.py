@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,6 +17,12 @@ from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import default_amp_dtype
 
 AmpDtype = torch.dtype | None | Literal["auto"]
+Criterion = Callable[[Tensor, Tensor], Tensor]  # float32[B, C] logits, int64[B] labels -> float32[B]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return float32[B], the loss of each sample in nats (paper, Eq. 1)."""
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def score_dataset(
@@ -24,8 +30,9 @@ def score_dataset(
     score_loader: PrunedLoader,
     device: torch.device | str | None = None,
     amp_dtype: AmpDtype = "auto",
+    criterion: Criterion = cross_entropy,
 ) -> NDArray[np.float32]:
-    """Return float32[n]: each sample's cross-entropy loss (nats) by dataset position.
+    """Return float32[n]: each sample's cross-entropy loss (nats), or another `criterion`, by dataset position.
 
     The model is in evaluation mode during the pass and as before after it; no gradients, channels_last,
     mixed precision. Losses gather in one buffer on the device, without synchronisation, and are copied back
@@ -37,6 +44,7 @@ def score_dataset(
             int64[B] labels, from a deterministic pipeline. Samples outside its selection score NaN.
         device: where to compute; None for the model's device.
         amp_dtype: torch.float16, torch.bfloat16, None for float32, or "auto" for what the device does natively.
+        criterion: from float32[B, C] logits and int64[B] labels to float32[B] scores.
 
     Raises:
         UserError: a loader that shuffles or drops, labels outside the model's classes, logits of a wrong
@@ -49,7 +57,7 @@ def score_dataset(
         )
     device = torch.device(device) if device is not None else next(model.parameters()).device
     dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
-    scorer = _Scorer(_unwrap(model), score_loader.labels)
+    scorer = _Scorer(_unwrap(model), score_loader.labels, criterion)
     epoch = iter(score_loader)
     losses = torch.empty(len(epoch.order), dtype=torch.float32, device=device)  # [m], this rank's share
     position = 0
@@ -71,8 +79,9 @@ def score_dataset(
 class _Scorer:
     """Scores batches, in smaller pieces once a batch did not fit into the device's memory."""
 
-    def __init__(self, model: nn.Module, labels: NDArray[np.int64] | None) -> None:
+    def __init__(self, model: nn.Module, labels: NDArray[np.int64] | None, criterion: Criterion) -> None:
         self.model = model
+        self.criterion = criterion
         self.label_range = None if labels is None else (int(labels.min()), int(labels.max()))
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
@@ -84,7 +93,7 @@ class _Scorer:
                 for i in range(0, len(images), piece):
                     logits = self.model(images[i : i + piece])  # [b, C]
                     self._check(logits, len(images[i : i + piece]))
-                    out[i : i + piece] = F.cross_entropy(logits.float(), labels[i : i + piece], reduction="none")
+                    out[i : i + piece] = self.criterion(logits.float(), labels[i : i + piece])
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,12 +21,17 @@ from ffcv_prune.pruning.score_source import ScoreSource
 from ffcv_prune.training.loaders import Loaders
 
 
-def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None) -> Pruner | None:
-    """The method of a configuration on the run's loaders; None for all data in every epoch."""
+def build_pruner(
+    config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, static: Mapping[str, Any]
+) -> Pruner | None:
+    """The method of a configuration on the run's loaders; None for all data in every epoch.
+
+    `static`: what a static policy is made of, see `score_file.static_parameters`.
+    """
     prune = config.prune
     schedule = build_schedule(config)
     check_batches(config, schedule, loaders.dataset.train.num_samples)
-    policy = build_policy(prune, loaders.dataset.labels)
+    policy = build_policy(prune, loaders.dataset.labels, static)
     if policy is None:
         return None
     makes_passes = policy.needs_scores and prune.score_source != "training"
@@ -58,7 +64,7 @@ def build_schedule(config: Config) -> Schedule:
     )
 
 
-def build_policy(prune: Prune, labels: NDArray[np.int64]) -> policies.Policy | None:
+def build_policy(prune: Prune, labels: NDArray[np.int64], static: Mapping[str, Any]) -> policies.Policy | None:
     """The policy with its guards; None for "none". `labels` is int64[n].
 
     The quota is the outermost guard: cap and random share work within each class. Otherwise a cap would take
@@ -70,7 +76,7 @@ def build_policy(prune: Prune, labels: NDArray[np.int64]) -> policies.Policy | N
         "ucb": {"c": prune.c},
         "epsilon_greedy": {"epsilon": prune.epsilon},
         "infobatch": {"ratio": prune.ratio, "unbiased": prune.unbiased},
-    }.get(prune.policy, {})
+    }.get(prune.policy, static)
     policy = policies.build(prune.policy, **parameters)
     if prune.random_share > 0:
         policy = policies.WithRandom(policy, prune.random_share)

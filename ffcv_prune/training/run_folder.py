@@ -35,6 +35,8 @@ from numpy.typing import NDArray
 from ffcv_prune import machine
 from ffcv_prune.errors import UserError
 
+RESUME = "mend that, then --resume goes on from the last checkpoint"
+
 
 class RunFolder:
     """Writes the files of a run. Of two processes that open the same folder, the second gets a `UserError`.
@@ -139,14 +141,14 @@ def create_unused(out: Path, name: str) -> Path:
             raise UserError(f"cannot create the run folder {path}: {error.strerror}; see --run.out") from None
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> None:
+def replace_file(path: Path, content: bytes | memoryview, remedy: str = RESUME) -> None:
     """Write `path` so that it has the old content or the new one, never a part, even if the power fails.
 
     Raises:
         UserError: the disk is full, or the file cannot be written for another reason.
     """
     temporary = path.with_name(path.name + ".part")
-    with _writing(path):
+    with _writing(path, remedy):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -164,13 +166,11 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, remedy: str = RESUME) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; mend that, then --resume goes on from the last checkpoint"
-        ) from error
+        raise UserError(f"cannot write {path}: {error.strerror}; {remedy}") from error
 
 
 def append_csv(path: Path, row: Mapping[str, Any]) -> None:

@@ -32,7 +32,8 @@ class RunResult:
         accuracy, top5: of the last test, 0..1; top5 is None up to 5 classes.
         samples_seen: samples trained on, over all epochs.
         seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
-            selections; and, not in the total, "setup": opening the data and compiling loaders.
+            selections; and, not in the total, "setup": opening the data and compiling loaders, and "static":
+            what the scores of a static policy cost, however many runs use them.
     """
 
     folder: Path

@@ -30,6 +30,7 @@ from ffcv_prune.training.run_log import (
     selection_facts,
     warn_of_starved_classes,
 )
+from ffcv_prune.training.score_file import static_parameters
 from ffcv_prune.training.stop import SAVE, StopSignals, stopped
 from ffcv_prune.training.world import SETUP, join
 
@@ -116,7 +117,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
         accuracy=last["test_accuracy"],
         top5=last["test_top5"],
         samples_seen=last["samples_seen"],
-        seconds=seconds | {"setup": setup_seconds},
+        seconds=seconds | {"setup": setup_seconds, "static": trainer.static_seconds},
     )
     folder.write_result(result_row(trainer.config, result))
     write_report([folder.path], folder.path / "report.html")
@@ -137,12 +138,13 @@ class Trainer:
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
+        parameters, self.static_seconds = static_parameters(config, self.dataset)
         torch.manual_seed(config.run.seed)
         model = build_model(config.model.name, len(self.dataset.classes), self.dataset.mean, self.dataset.std)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
-        self.pruner = build_pruner(config, loaders, amp_dtype)
+        self.pruner = build_pruner(config, loaders, amp_dtype, parameters)
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.clock = Clock()
         self._waited = self.loader.wait_seconds

@@ -1,0 +1,25 @@
+"""Compute static scores: python -m ffcv_prune.static_scores --config rn_configs/cifar10_el2n.yaml [--key=value ...]
+
+Section `static` of the configuration says what to compute, prune.scores where to; train_imagenet.py with the
+same configuration then prunes by it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ffcv_prune import config
+from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.training.static_scores import compute
+
+
+def main() -> None:
+    settings, resume = config.read_command(sys.argv[1:])
+    if resume is not None:
+        raise UserError("static scores are not resumed; give --config")
+    made = compute(settings)
+    print(f"static scores {made.path}: {made.method} by {made.model}, computed in {made.seconds['total']:.1f} s")
+
+
+if __name__ == "__main__":
+    run_command(main)

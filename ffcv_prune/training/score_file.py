@@ -1,0 +1,138 @@
+"""Static scores on the disk: computed once, used by any number of runs on the same data.
+
+NAME.npy          float32[n]: the score of each sample by dataset position, the mean over the models
+NAME.trials.npy   float32[models, n]: the scores by each model, where there are several
+NAME.json         what made them; written last: without it the others do not count
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffcv_prune.config import SCORED_BEFORE, Config
+from ffcv_prune.errors import UserError
+from ffcv_prune.training.loaders import Dataset
+from ffcv_prune.training.run_folder import replace_file
+
+Floats = NDArray[np.float32]
+REMEDY = "compute it again with python -m ffcv_prune.static_scores"
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """A sound score file and what stands in its description.
+
+    Attributes:
+        method, model: which score, by which network.
+        recipe: the keys of the configuration that decide the scores, and their values.
+        data: fingerprint of the training set.
+        seconds: by phase; "total" is their cost.
+        digests: of the arrays, by suffix.
+    """
+
+    path: Path
+    method: str
+    model: str
+    recipe: dict[str, Any]
+    data: str
+    seconds: dict[str, float]
+    digests: dict[str, str]
+
+    def scores(self) -> Floats:
+        """Return float32[n]."""
+        return self._array(".npy")
+
+    def trials(self) -> Floats:
+        """Return float32[models, n]; UserError where only one model scored."""
+        if ".trials.npy" not in self.digests:
+            raise UserError(f"{self.path} holds the scores by one model, UCB needs several: raise static.models")
+        return self._array(".trials.npy")
+
+    def _array(self, suffix: str) -> Floats:
+        path = self.path.with_suffix(suffix)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}; {REMEDY}") from error
+        if _digest(content) != self.digests[suffix]:
+            raise UserError(f"{path} is damaged, or not what its .json describes; {REMEDY}")
+        return np.load(io.BytesIO(content))
+
+
+def save(path: Path, trials: Floats, description: Mapping[str, Any]) -> None:
+    """Write the scores float32[models, n]; `description` holds what `ScoreFile` says and may hold more."""
+    arrays = {".npy": trials.mean(axis=0, dtype=np.float64).astype(np.float32)}
+    if len(trials) > 1:
+        arrays[".trials.npy"] = trials
+    digests = {}
+    for suffix, array in arrays.items():
+        content = io.BytesIO()
+        np.save(content, array)
+        digests[suffix] = _digest(content.getbuffer())
+        replace_file(path.with_suffix(suffix), content.getbuffer(), f"mend that, then {REMEDY}")
+    text = json.dumps({**description, "digests": digests}, indent=2, ensure_ascii=False)
+    replace_file(path.with_suffix(".json"), (text + "\n").encode(), f"mend that, then {REMEDY}")
+
+
+def load(path: str | Path, data: str) -> ScoreFile:
+    """Read the description of ``path``, a ``.npy``.
+
+    Args:
+        data: fingerprint of the training set that the scores are to be used on.
+
+    Raises:
+        UserError: it is missing or damaged, or the scores are of another data set.
+    """
+    path = Path(path)
+    description = path.with_suffix(".json")
+    try:
+        content = json.loads(description.read_text(encoding="utf-8"))
+        kinds = {"method": str, "model": str, "recipe": dict, "data": str, "seconds": dict, "digests": dict}
+        if not all(isinstance(content[name], kind) for name, kind in kinds.items()):
+            raise TypeError
+        float(content["seconds"]["total"]), str(content["digests"][".npy"])
+    except FileNotFoundError:
+        raise UserError(f"{description} does not exist: no static scores there yet; {REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {description}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{description} does not describe static scores; {REMEDY}") from None
+    if content["data"] != data:
+        raise UserError(f"{path} was computed on another data set than data.train; name another prune.scores")
+    return ScoreFile(path, **{name: content[name] for name in kinds})
+
+
+def static_parameters(config: Config, dataset: Dataset) -> tuple[dict[str, Any], float]:
+    """What a static policy of `config` is made of, and the seconds that its scores cost; nothing for any other.
+
+    Raises:
+        UserError: see `load`, and files that are damaged or hold the scores by one model where UCB needs several.
+    """
+    prune = config.prune
+    if prune.policy == "static_random":
+        return {"n": dataset.train.num_samples, "seed": config.run.seed}, 0.0
+    if prune.policy not in SCORED_BEFORE:
+        return {}, 0.0
+    file = load(prune.scores, dataset.fingerprints["train"])
+    name = file.method if file.model == config.model.name else f"{file.method}({file.model})"
+    parameters: dict[str, Any] = {"name": name}
+    if prune.policy == "static_ucb":
+        parameters |= {"trials": file.trials(), "alpha": prune.alpha, "c": prune.c}
+    else:
+        parameters["scores"] = file.scores()
+    if prune.policy == "static_epsilon_greedy":
+        parameters["epsilon"] = prune.epsilon
+    return parameters, file.seconds["total"]
+
+
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

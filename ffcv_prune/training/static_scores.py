@@ -1,0 +1,227 @@
+"""Trains the models that static scores need, and scores every sample with them (paper, section 4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+
+from ffcv_prune.config import Config, fixed_keys
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.models import build_model
+from ffcv_prune.pruning.scoring import score_dataset
+from ffcv_prune.pruning.static_scores import ForgetCounts, el2n, grand
+from ffcv_prune.training import score_file
+from ffcv_prune.training.clock import Clock
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
+from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.run_folder import provenance
+from ffcv_prune.training.score_file import ScoreFile
+
+# Keys that decide the scores, besides the network: not how runs prune with them, nor what is only reported.
+_RECIPE_SECTIONS = ("data", "train", "static")
+_NOT_IN_RECIPE = ("train.eval_every", "static.model")
+_PHASES = ("load", "train", "score", "total")
+
+
+def compute(config: Config, loaders: Loaders | None = None) -> ScoreFile:
+    """Compute the scores that `config.static` asks for, write them to `prune.scores`, and return them.
+
+    Where that file already holds what would be computed, nothing is done. Nothing is written before the end.
+
+    Args:
+        config: from `ffcv_prune.config.load`.
+        loaders: of a run with the same data settings, to save their compilation.
+
+    Raises:
+        UserError: whatever is wrong with data or configuration, before anything is computed; a file that holds
+            other scores; or a diverged model or full disk.
+    """
+    start = time.perf_counter()
+    _check(config)
+    path = Path(config.prune.scores)
+    with ExitStack() as stack:
+        if loaders is None:
+            loaders = stack.enter_context(closing(Loaders(config)))
+        elif loaders.settings != settings_of(config, loaders.world):
+            raise ValueError("these loaders were made for other data settings")
+        data = loaders.dataset.fingerprints["train"]
+        recipe = _recipe(config)
+        if path.with_suffix(".json").exists():
+            found = score_file.load(path, data)
+            _check_same(found, recipe)
+            found.scores()  # refuses a damaged file
+            return found
+        scorer = _Scorer(config, loaders)
+        scorer.prepare()
+        _make_folder(path.parent)
+        setup_seconds = time.perf_counter() - start
+        seeds = [_seed(config.run.seed, number) for number in range(config.static.models)]
+        trials, seconds = scorer.score_all(seeds)
+    made = {
+        "method": config.static.method,
+        "model": recipe["model.name"],
+        "samples": trials.shape[1],
+        "data": data,
+        "seconds": seconds | {"setup": setup_seconds},
+        "seeds": seeds,
+        "recipe": recipe,
+        "machine": provenance(),
+    }
+    score_file.save(path, trials, made)
+    return score_file.load(path, data)
+
+
+class _Scorer:
+    """Trains and scores one model after the other on the same loaders."""
+
+    def __init__(self, config: Config, loaders: Loaders) -> None:
+        self.config = config
+        self.loaders = loaders
+        self.dataset = loaders.dataset
+        self.device = loaders.world.device
+        self.amp_dtype = choose_amp_dtype(config.train.amp, self.device)
+        self.clock = Clock()
+
+    def prepare(self) -> None:
+        """Build the loaders that will be needed, and refuse what cannot work, outside of the measured time."""
+        self._model(0)
+        if self.config.static.epochs:
+            self.loaders.train(0)
+        if self.config.static.method != "forget":
+            _ = self.loaders.score
+
+    def score_all(self, seeds: list[int]) -> tuple[NDArray[np.float32], dict[str, float]]:
+        """Return float32[models, n], the scores by a model of each seed, and the seconds by phase."""
+        self.clock.start()
+        trials = np.stack([self._score(number, seed) for number, seed in enumerate(seeds)])
+        if not np.isfinite(trials).all():
+            raise UserError("some static scores are not finite: a model diverged; lower train.lr, or set train.amp=off")
+        return trials, {phase: seconds for phase, seconds in self.clock.take().items() if phase in _PHASES}
+
+    def _score(self, number: int, seed: int) -> NDArray[np.float32]:
+        """Return float32[n], the scores by model `number`, counted from 0."""
+        stepper = Stepper(self._model(seed), self.config.train, self.amp_dtype)
+        if self.config.static.method == "forget":
+            counts = ForgetCounts(self.dataset.train.num_samples, self.device)
+            self._train(stepper, number, seed, counts)
+            return counts.scores(self.config.static.epochs)
+        self._train(stepper, number, seed)
+        if self.config.static.method == "el2n":
+            scores = score_dataset(stepper.model, self.loaders.score, amp_dtype=self.amp_dtype, criterion=el2n)
+        else:
+            scores = grand_scores(stepper.model, self.loaders.score)
+        self.clock.lap("score")
+        return scores
+
+    def _model(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        name = self.config.static.model or self.config.model.name
+        return build_model(name, len(self.dataset.classes), self.dataset.mean, self.dataset.std).to(self.device)
+
+    def _train(self, stepper: Stepper, number: int, seed: int, counts: ForgetCounts | None = None) -> None:
+        epochs = self.config.static.epochs
+        if not epochs:
+            return
+        loader = self.loaders.train(seed)
+        waited = loader.wait_seconds
+        for epoch in range(epochs):
+            description = f"model {number + 1}/{self.config.static.models}, epoch {epoch + 1}/{epochs}"
+            observer = None if counts is None else _observe(stepper.model, loader, counts)
+            with tqdm(
+                desc=description, total=len(loader) * loader.batch_size, unit="img", leave=False, disable=None
+            ) as bar:
+                loss = stepper.train_epoch(loader, epoch, mean_loss, bar, lambda: None)
+            if observer is not None:
+                observer.remove()
+            if not math.isfinite(loss):
+                raise UserError(f"{description}: the loss is {loss}, the model diverged; lower train.lr")
+            print(f"{description}: loss {loss:.4f}", flush=True)
+        self.clock.lap("train", load=loader.wait_seconds - waited)
+
+
+def _observe(model: nn.Module, loader: PrunedLoader, counts: ForgetCounts) -> RemovableHandle:
+    """Count on the logits of the next epoch's training steps, as they are made: no pass of its own, no waiting."""
+    device = counts.counts.device
+    assert loader.labels is not None  # open_dataset's check
+    ids = torch.from_numpy(loader.next_traversal_order())
+    labels = torch.from_numpy(loader.labels)[ids].to(device)
+    ids = ids.to(device)
+    position = 0
+
+    def count(model: nn.Module, images: Any, logits: Tensor) -> None:
+        nonlocal position
+        batch = slice(position, position + len(logits))
+        counts.update(ids[batch], logits.detach().argmax(dim=1) == labels[batch])
+        position = batch.stop
+
+    return model.register_forward_hook(count)
+
+
+def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.float32]:
+    """Return float32[n]: the gradient norm of each sample (`grand`), in float32, the model in evaluation mode."""
+    model.eval()
+    parts = []
+    with closing(iter(score_loader)) as batches:
+        for images, labels in tqdm(batches, desc="gradients", total=len(score_loader), leave=False, disable=None):
+            parts.append(grand(model, images, labels))
+    return torch.cat(parts).numpy(force=True)
+
+
+def _check(config: Config) -> None:
+    static = config.static
+    if not config.prune.scores:
+        raise UserError("prune.scores is empty: set it to the file to write, such as runs/static_scores/el2n.npy")
+    if static.epochs > config.train.epochs:
+        raise UserError(
+            f"static.epochs={static.epochs} is more than the schedule's train.epochs={config.train.epochs}; lower it"
+        )
+    if static.method == "forget" and static.epochs < 2:
+        raise UserError("static.method=forget counts from one epoch to the next; set static.epochs=2 or more")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("static scores are computed by one process; start it without torchrun")
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    keys = {
+        name: value
+        for name, value in fixed_keys(config).items()
+        if name.split(".")[0] in _RECIPE_SECTIONS and name not in _NOT_IN_RECIPE
+    }
+    keys |= {"model.name": config.static.model or config.model.name, "run.seed": config.run.seed}
+    return json.loads(json.dumps(keys))  # as it reads back: a tuple is a list
+
+
+def _check_same(found: ScoreFile, recipe: dict[str, Any]) -> None:
+    for name in sorted(found.recipe.keys() | recipe.keys()):
+        if found.recipe.get(name) != recipe.get(name):
+            raise UserError(
+                f"{found.path} holds scores made with {name}={found.recipe.get(name)}, not {recipe.get(name)}; "
+                "name another prune.scores, or remove that file and its .json"
+            )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {folder}: {error.strerror}; see prune.scores") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write in {folder}; see prune.scores")
+
+
+def _seed(seed: int, number: int) -> int:
+    """An independent seed for each model; a run with the same `run.seed` shares none of them."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])

@@ -1,0 +1,57 @@
+"""docs/methods: every policy has a card, and the cards name only keys, configs and files that exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from ffcv_prune.config import POLICIES, Config
+
+ROOT = Path(__file__).resolve().parent.parent
+CARDS = ROOT / "docs" / "methods"
+INDEX = (CARDS / "README.md").read_text(encoding="utf-8")
+KEYS = {
+    f"{section}.{field.name}" for section, kind in get_type_hints(Config).items() for field in dataclasses.fields(kind)
+}
+PARTS = ("# ", "**Rule", "arameters", "**Cost", "**When it hurts.**", "**Source.**")
+LINKS = re.compile(r"\]\((\w+\.md)\)")
+
+
+def cards_of(policy: str) -> list[str]:
+    """The cards that the index names for a policy."""
+    (row,) = (line for line in INDEX.splitlines() if line.startswith(f"| `{policy}` |"))
+    return LINKS.findall(row)
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "none"])
+def test_every_policy_has_its_cards(policy: str) -> None:
+    cards = cards_of(policy)
+    assert cards
+    for name in cards:
+        card = (CARDS / name).read_text(encoding="utf-8")
+        for key in re.findall(r"`((?:prune|static|run|model|train|data)\.\w+)", card):
+            assert key in KEYS, f"{name} names {key}"
+        for path in re.findall(r"`((?:rn_configs|benchmarks)/[\w/.]+)`", card):
+            assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def test_the_index_and_the_cards_agree() -> None:
+    files = {path.name for path in CARDS.glob("*.md")} - {"README.md"}
+    assert set(LINKS.findall(INDEX)) == files
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*[a-z].md")), ids=lambda path: path.stem)
+def test_every_card_is_one_page_with_all_its_parts(path: Path) -> None:
+    card = path.read_text(encoding="utf-8")
+    positions = [card.find(part) for part in PARTS]
+    assert -1 not in positions
+    assert len(card.splitlines()) <= 60
+    assert set(LINKS.findall(card)) <= {other.name for other in CARDS.glob("*.md")}
+
+
+def test_the_keys_of_static_scores_are_in_the_index() -> None:
+    assert {key for key in KEYS if key.startswith("static.")} <= set(re.findall(r"`(static\.\w+)`", INDEX))

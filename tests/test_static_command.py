@@ -1,0 +1,87 @@
+"""python -m ffcv_prune.static_scores: what works, and the one line that bad input gets."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ffcv_prune import config
+from ffcv_prune.errors import UserError
+from tests.betons import Beton
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, beton: Beton) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"""
+data: {{train: {beton.path}, test: {beton.path}}}
+model: {{name: basic_cnn}}
+train: {{epochs: 3, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
+static: {{method: el2n, models: 2, epochs: 1}}
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def command(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def call(*options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["static_scores", "--config", str(config_file), *options])
+        runpy.run_module("ffcv_prune.static_scores", run_name="__main__")
+
+    return call
+
+
+def test_the_command_writes_and_reports(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a" / "b" / "scores.npy"
+    command(f"--prune.scores={path}", "--static.epochs=0")
+    assert f"static scores {path}: el2n by basic_cnn, computed in" in capsys.readouterr().out
+    assert sorted(file.name for file in path.parent.iterdir()) == ["scores.json", "scores.npy", "scores.trials.npy"]
+    description = json.loads(path.with_suffix(".json").read_text())
+    assert description["samples"] == len(np.load(path)) == 203
+    assert torch.__version__.startswith(description["machine"]["torch"])
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ([], "prune.scores is empty"),
+        (["--prune.scores=scores.txt"], "prune.scores"),
+        (["--prune.scores=s.npy", "--static.method=el2m"], "el2n"),
+        (["--prune.scores=s.npy", "--static.epochs=4"], "train.epochs=3"),
+        (["--prune.scores=s.npy", "--static.method=forget"], "static.epochs=2 or more"),
+        (["--prune.scores=s.npy", "--static.model=resnet19"], "resnet18"),
+        (["--prune.scores=/proc/none/s.npy"], "cannot create"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    command: Callable[..., None],
+    options: list[str],
+    names: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command(*options)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("notice: ")]
+    assert len(lines) == 1 and names in lines[0]
+    assert not list(tmp_path.glob("**/*.npy"))
+
+
+@pytest.mark.parametrize("policy", config.SCORED_BEFORE)
+def test_static_policies_need_their_scores(config_file: Path, policy: str) -> None:
+    with pytest.raises(UserError, match=r"needs prune\.scores=FILE\.npy"):
+        config.load(["--config", str(config_file), f"--prune.policy={policy}"])
