@@ -262,7 +262,8 @@ def test_setup_explains_what_ffcv_needs(tmp_path: Path) -> None:
         (libraries / path.name).symlink_to(path)
     project = tmp_path / "project"
     shutil.copytree(ROOT / "ffcv_prune", project / "ffcv_prune")
-    shutil.copy(ROOT / "setup.py", project)
+    for name in ("setup.py", "README.md"):
+        shutil.copy(ROOT / name, project)
     done = subprocess.run(
         [tmp_path / "venv" / "bin" / "python", "setup.py", "-q", "dist_info"],
         cwd=project,
