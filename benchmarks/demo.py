@@ -170,8 +170,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         other = _accuracies(rows, rival)
         gap, noise = statistics.mean(ucb) - statistics.mean(other), _noise(ucb, other)
         word = "level with" if abs(gap) <= 2 * noise else "better than" if gap > 0 else "worse than"
-        parts.append(f"{word} {METHODS[rival]} ({100 * gap:+.2f} points, standard error {100 * noise:.2f})")
-    return [f"{METHODS['fashion_ucb']} is {'; '.join(parts)}."]
+        parts.append(f"{word} {METHODS[rival]} ({100 * gap:+.2f} ± {100 * noise:.2f} points)")
+    source = f"{len(ucb)} seeds" if len(ucb) > 1 else f"one seed on {TEST_SAMPLES:,} test images"
+    return [f"{METHODS['fashion_ucb']} is {'; '.join(parts)}; ± is the standard error, of {source}."]
 
 
 def _noise(a: Sequence[float], b: Sequence[float]) -> float:

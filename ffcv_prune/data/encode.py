@@ -170,7 +170,7 @@ class _BetonWriter(DatasetWriter):
         """Show progress until every worker has handed in its allocations; raise what a worker raised."""
         allocations: list[tuple[int, int, int]] = []
         missing = len(workers)
-        with tqdm(total=self.num_samples, desc=self.title, unit="img") as progress:
+        with tqdm(total=self.num_samples, desc=self.title, unit="img", disable=None) as progress:
             while missing:
                 try:
                     result = results.get(timeout=0.1)

@@ -58,15 +58,19 @@ def selection_facts(ids: NDArray[np.int64], dataset: Dataset) -> dict[str, Any]:
 
 
 def warn_of_starved_classes(epoch: int, ids: NDArray[np.int64], dataset: Dataset) -> None:
-    """Say on standard error when the selection `ids` holds next to nothing of some classes."""
+    """Say on standard error when the selection `ids` holds next to nothing of some classes.
+
+    Classes whose proportional share is below 1 / STARVED samples can lose them by chance: nothing is said of those.
+    """
     keep = len(ids) / dataset.train.num_samples
-    fractions = class_fractions(ids, dataset.labels, dataset.class_counts)
-    starved = np.flatnonzero(fractions < STARVED * keep)  # a class without samples is NaN: not starved
+    fractions = class_fractions(ids, dataset.labels, dataset.class_counts)  # NaN for a class without samples
+    starved = np.flatnonzero((fractions < STARVED * keep) & (keep * dataset.class_counts >= 1 / STARVED))
     if len(starved):
-        worst = dataset.classes[int(np.nanargmin(fractions))]
+        worst = starved[np.argmin(fractions[starved])]
         tqdm.write(
-            f"warning: epoch {epoch + 1}: the selection keeps less than {STARVED * keep:.3f} "
-            f"of {len(starved)} of {len(dataset.classes)} classes (least of {worst}: {np.nanmin(fractions):.4f})",
+            f"warning: epoch {epoch + 1}: {len(starved)} of {len(dataset.classes)} classes hold less than "
+            f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of {dataset.classes[worst]}, "
+            f"{keep:.1%} of all samples are kept)",
             file=sys.stderr,
         )
 
