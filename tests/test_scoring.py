@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,11 @@ def test_a_loader_that_shuffles_or_drops_is_refused(beton: Beton) -> None:
 
 
 def test_labels_outside_the_model(score_loader: PrunedLoader) -> None:
-    with pytest.raises(UserError, match="labels run from 0 to 9, but the model has 7 classes"):
+    with pytest.raises(UserError, match="labels run from 0 to 9, but the model has 7 classes") as caught:
         score_dataset(SmallNet(classes=7), score_loader)
+    # `caught` holds the pass's frames and with them its iterator: the thread must have ended all the same.
+    assert caught.tb is not None
+    assert not [thread for thread in threading.enumerate() if thread.name == "ffcv_prune-loader"]
 
 
 class WrongShape(SmallNet):
@@ -124,9 +128,10 @@ def test_out_of_memory_tries_smaller_batches(score_loader: PrunedLoader) -> None
 
 
 @pytest.mark.cuda
-def test_cuda_equals_the_cpu(beton: Beton) -> None:
-    device = torch.device("cuda")
-    pipelines = score_pipelines(check_beton(beton.path), device=device)
-    loader = PrunedLoader(beton.path, 64, pipelines, shuffle=False, drop_last=False)
-    losses = score_dataset(SmallNet().to(device), loader, amp_dtype=None)
+@pytest.mark.parametrize("delivered_to", ["cpu", "cuda"])
+def test_cuda_equals_the_cpu(beton: Beton, delivered_to: str) -> None:
+    pipelines = score_pipelines(check_beton(beton.path), device=delivered_to)
+    loader = PrunedLoader(beton.path, 4, pipelines, shuffle=False, drop_last=False)  # laps the ring ten times
+    torch.cuda._sleep(100_000_000)  # the device lags behind: a buffer overwritten too early would show
+    losses = score_dataset(SmallNet().to("cuda"), loader, amp_dtype=None)
     np.testing.assert_allclose(losses, plain_losses(SmallNet(), beton), rtol=1e-4, atol=1e-5)

@@ -138,7 +138,8 @@ class Epoch:
         order: int64[m], the ids in the order they are served.
         served: batches handed out so far, those skipped at the start included.
 
-    Batches are views into a ring of buffers: clone what outlives the step. Dropping the iterator, or calling
+    Batches are views into a ring of buffers: clone what outlives the step. Those on the CPU are overwritten without
+    asking any device, so copy them to one without `non_blocking`. Dropping the iterator, or calling
     `close`, ends its thread.
     """
 
@@ -187,6 +188,7 @@ class Epoch:
         first = self.served * self._loader.batch_size
         self.served += 1
         if self._loader.with_ids:
+            # Of this epoch's own array, in no ring: a copy of them to a device may be as asynchronous as it likes.
             outputs = (*outputs, torch.from_numpy(self.order[first : first + self._loader.batch_size]))
         return outputs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Literal
 
 import numpy as np
@@ -58,17 +58,19 @@ def score_dataset(
     device = torch.device(device) if device is not None else next(model.parameters()).device
     dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
     scorer = _Scorer(_unwrap(model), score_loader.labels, criterion)
-    epoch = iter(score_loader)
-    losses = torch.empty(len(epoch.order), dtype=torch.float32, device=device)  # [m], this rank's share
+    losses = torch.empty(order.num_served, dtype=torch.float32, device=device)  # [m], this rank's share
     position = 0
     with (
+        closing(iter(score_loader)) as epoch,
         _evaluating(model),
         torch.inference_mode(),
         torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
     ):
         for images, labels, *_ in epoch:
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            labels = labels.to(device, non_blocking=True)
+            # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
+            # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
+            images = images.to(device, memory_format=torch.channels_last)
+            labels = labels.to(device)
             scorer.score(images, labels, losses[position : position + len(images)])
             position += len(images)
     result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)
@@ -103,7 +105,7 @@ class _Scorer:
                         "scoring runs out of memory with a single sample: use smaller images or free the device"
                     ) from None
                 self.piece = piece // 2
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # here the error, whose traceback holds the activations, is gone
 
     def _check(self, logits: Tensor, samples: int) -> None:
         # Host-side facts only: nothing here waits for the device.
