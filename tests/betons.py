@@ -27,6 +27,27 @@ class Beton:
         return self.images[i], int(self.labels[i])
 
 
+class LabelFirst:
+    """The samples of a `Beton` as (number, label, image)."""
+
+    def __init__(self, beton: Beton) -> None:
+        self.beton = beton
+
+    def __len__(self) -> int:
+        return len(self.beton)
+
+    def __getitem__(self, i: int) -> tuple[int, int, NDArray[np.uint8]]:
+        image, label = self.beton[i]
+        return 1000 + i, label, image
+
+
+def write_label_first(path: Path, beton: Beton, label: str = "label") -> Beton:
+    """Write `beton` as a user may have: with a number of each sample, then its label, then its image."""
+    fields: dict[str, Any] = {"number": IntField(), label: IntField(), "image": RGBImageField("raw")}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(LabelFirst(beton))
+    return Beton(path, beton.images, beton.labels)
+
+
 def write_beton(path: Path, n: int = 203, size: int = 16, classes: int = 10, mode: str = "raw", seed: int = 0) -> Beton:
     """Write n random images that a small net can tell apart: each class has a colour of its own."""
     rng = np.random.default_rng(seed)

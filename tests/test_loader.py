@@ -23,7 +23,7 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.epoch import LoaderError
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
-from tests.betons import Beton
+from tests.betons import Beton, write_label_first
 
 BATCH = 32
 
@@ -88,6 +88,25 @@ def test_every_sample_arrives_as_it_was_written(loader: PrunedLoader, beton: Bet
     np.testing.assert_array_equal(images, beton.images[ids])
     np.testing.assert_array_equal(labels, beton.labels[ids])
     np.testing.assert_array_equal(loader.labels, beton.labels)
+
+
+def test_a_file_with_numbers_and_labels_before_the_images(beton: Beton, tmp_path: Path) -> None:
+    """Images come first and labels next; the labels are the field of that name, not the first integers."""
+    beton = write_label_first(tmp_path / "label_first.beton", beton)
+    pipelines = score_pipelines(check_beton(beton.path))
+    for _ in range(2):  # the caller's pipelines stay as they are
+        loader = make_loader(beton, pipelines=pipelines, drop_last=False)
+        images, labels, ids = serve(loader)
+        np.testing.assert_array_equal(images, beton.images[ids])
+        np.testing.assert_array_equal(labels, beton.labels[ids])
+        np.testing.assert_array_equal(loader.labels, beton.labels)
+
+
+def test_labels_that_cannot_be_told_from_other_integers(beton: Beton, tmp_path: Path) -> None:
+    path = write_label_first(tmp_path / "unclear.beton", beton, label="class").path
+    with pytest.raises(UserError, match="has integer fields number, class, none called label: write it again"):
+        score_pipelines(check_beton(path))
+    assert PrunedLoader(path, BATCH).labels is None  # served all the same, with the user's own pipelines
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

@@ -50,7 +50,8 @@ class BetonInfo:
     """What a sound ``.beton`` holds. Arrays are indexed by dataset position; n is the number of samples.
 
     `fields` maps each field's name to FFCV's type id. The image arrays describe the first image field;
-    `label_field` and `labels`, the first integer field, are None where the file has none.
+    `label_field` and `labels` are of the integer field called "label", or else of the only integer field; None where
+    there is neither.
     """
 
     path: Path
@@ -80,6 +81,15 @@ def fingerprint(info: BetonInfo) -> str:
         for offset in np.linspace(0, info.bytes, FINGERPRINT_BLOCKS, endpoint=False, dtype=np.int64):
             digest.update(os.pread(file.fileno(), FINGERPRINT_BLOCK_BYTES, int(offset)))
     return digest.hexdigest()
+
+
+def require_labels(info: BetonInfo) -> tuple[str, np.ndarray]:
+    """Return the name of the label field and the labels, int64[n]. UserError where it is not clear which they are."""
+    if info.label_field is None or info.labels is None:
+        integers = [name for name, type_id in info.fields.items() if TYPE_ID_HANDLER[type_id] is IntField]
+        reason = f"integer fields {', '.join(integers)}, none called label" if integers else "no integer field"
+        raise UserError(f'{info.path} has {reason}: write it again with the labels in an IntField called "label"')
+    return info.label_field, info.labels
 
 
 class _DamagedError(Exception):
@@ -127,7 +137,8 @@ def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonInfo:
     descriptors = _records(file, FieldDescType, num_fields, HeaderType.itemsize)
     handlers = _handlers(descriptors)
     image_field = next(_names_of(handlers, RGBImageField), None)
-    label_field = next(_names_of(handlers, IntField), None)
+    integers = list(_names_of(handlers, IntField))
+    label_field = "label" if "label" in integers else integers[0] if len(integers) == 1 else None
     if image_field is None:
         raise _DamagedError(f"has no image field (fields: {', '.join(map(repr, handlers)) or 'none'})")
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ffcv.loader.loader as ffcv_loader
 import numba
@@ -17,6 +17,7 @@ import torch
 from ffcv.loader import Loader
 from ffcv.memory_managers import OSCacheManager
 from ffcv.memory_managers.os_cache import OSCacheContext
+from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.graph import DecoderNode, TransformNode
 from ffcv.pipeline.operation import Operation
 from ffcv.reader import Reader
@@ -27,6 +28,8 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading.augment import KeyedOperation
 from ffcv_prune.loading.epoch import Epoch, Ring
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
+
+Pipeline: TypeAlias = Sequence[Any] | PipelineSpec | None
 
 
 class PrunedLoader(Loader):
@@ -47,7 +50,7 @@ class PrunedLoader(Loader):
     Attributes:
         num_samples: number of samples in the file.
         seed: may be set between epochs; nothing is compiled anew.
-        labels: int64[num_samples], the file's first integer field; None if it has none.
+        labels: int64[num_samples], of the field that `BetonInfo` takes for them; None if there is none.
         next_epoch: number of the epoch that the next `iter()` starts.
         first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
         wait_seconds: total time the consumer has waited for batches.
@@ -60,7 +63,7 @@ class PrunedLoader(Loader):
         self,
         path: str | os.PathLike[str],
         batch_size: int = 512,
-        pipelines: Mapping[str, Sequence[Any] | None] | None = None,
+        pipelines: Mapping[str, Pipeline] | None = None,
         num_workers: int = -1,
         seed: int = 0,
         shuffle: bool = True,
@@ -82,7 +85,7 @@ class PrunedLoader(Loader):
         self._epoch: weakref.ref[Epoch] | None = None
         self._ring: Ring | None = None
         # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
-        copies = {name: None if ops is None else list(ops) for name, ops in (pipelines or {}).items()}
+        copies = {name: _copied(pipeline) for name, pipeline in (pipelines or {}).items()}
         with _ffcv_constructor():
             super().__init__(
                 str(path),
@@ -241,6 +244,12 @@ class _LeanOSCache(OSCacheManager):
         self.ptrs = reader.alloc_table["ptr"][order]
         self.sizes = reader.alloc_table["size"][order]
         self.context = OSCacheContext(self)
+
+
+def _copied(pipeline: Pipeline) -> Pipeline:
+    if isinstance(pipeline, PipelineSpec):
+        return PipelineSpec(pipeline.source, pipeline.decoder, list(pipeline.transforms))
+    return None if pipeline is None else list(pipeline)
 
 
 _constructor_lock = threading.Lock()

@@ -1,7 +1,8 @@
 """FFCV pipelines for training and for scoring.
 
-Images leave them as uint8[B, 3, H, W] in channels_last on the device, labels as int64[B]. Normalising is the
-model's business (`models.normalize`): four times fewer bytes cross to the device.
+A batch is (images, labels), whatever other fields the file has and in whatever order. Images leave the pipelines as
+uint8[B, 3, H, W] in channels_last on the device, labels as int64[B]. Normalising is the model's business
+(`models.normalize`): four times fewer bytes cross to the device.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from typing import Any
 
 import torch
 from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, SimpleRGBImageDecoder
+from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 
-from ffcv_prune.data.beton import BetonInfo
+from ffcv_prune.data.beton import BetonInfo, require_labels
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.augment import PadCropFlip, RandomResizedCrop
 
 AUGMENTATIONS = ("none", "pad_crop_flip", "random_resized_crop")
+
+# Output of the labels where they are stored before the images. Longer than FFCV lets a field's name be.
+AFTER_IMAGES = "labels_after_images"
 
 
 def train_pipelines(
@@ -75,12 +80,16 @@ def _all_are(info: BetonInfo, size: int) -> bool:
 
 
 def _complete(info: BetonInfo, image: list[Any], device: torch.device | str) -> dict[str, list[Any]]:
-    if info.label_field is None:
-        raise UserError(f"{info.path} has no integer field for the labels: write it again with write_datasets.py")
+    label_field, _ = require_labels(info)
     device = torch.device(device)
     # On the CPU there is nothing to move, and FFCV's ToDevice would copy every batch.
     to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
+    labels = [IntDecoder(), ToTensor(), *to_device, Squeeze(1)]
     pipelines: dict[str, Any] = dict.fromkeys(info.fields)
     pipelines[info.image_field] = [*image, ToTensor(), *to_device, ToTorchImage()]
-    pipelines[info.label_field] = [IntDecoder(), ToTensor(), *to_device, Squeeze(1)]
+    fields = list(info.fields)
+    if fields.index(info.image_field) < fields.index(label_field):
+        pipelines[label_field] = labels
+    else:  # FFCV delivers the fields in the order of the file, and after them what has a name of its own
+        pipelines[AFTER_IMAGES] = PipelineSpec(label_field, transforms=labels)
     return pipelines

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffcv_prune.config import Config, Data
-from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint
+from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint, require_labels
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader, usable_cores
@@ -58,7 +58,7 @@ def open_dataset(data: Data, model_classes: int) -> Dataset:
             between the two files or with `model_classes`.
     """
     train, test = check_beton(data.train), check_beton(data.test)
-    train_labels, test_labels = _labels(train), _labels(test)
+    train_labels, test_labels = (require_labels(info)[1] for info in (train, test))
     manifests = [Manifest.load(info.path) if manifest_path(info.path).exists() else None for info in (train, test)]
     if manifests[0] is not None:
         classes, mean, std = manifests[0].classes, manifests[0].mean, manifests[0].std
@@ -85,12 +85,6 @@ def open_dataset(data: Data, model_classes: int) -> Dataset:
             )
     counts = np.bincount(train_labels, minlength=len(classes))
     return Dataset(train, test, train_labels, classes, counts, mean, std)
-
-
-def _labels(info: BetonInfo) -> NDArray[np.int64]:
-    if info.labels is None:
-        raise UserError(f"{info.path} has no integer field for the labels; write it with an IntField")
-    return info.labels
 
 
 class Loaders:
