@@ -207,6 +207,26 @@ def test_a_running_epoch_is_not_disturbed_by_a_new_selection(loader: PrunedLoade
     assert len(loader) == 1
 
 
+def test_a_state_holds_the_running_epochs_selection_and_the_next_one(loader: PrunedLoader) -> None:
+    loader.set_selection(np.arange(160))
+    expected = serve(loader)[2]
+    loader.set_epoch(0)
+    iterator = iter(loader)
+    next(iterator)
+    loader.set_selection(np.arange(100, 160))
+    state = loader.state_dict()
+    iterator.close()
+    following = serve(loader)[2]
+    for _ in range(2):  # the second time from a state taken right after resuming
+        loader.set_selection(None)
+        loader.load_state_dict(state)
+        assert len(loader) == 4
+        state = loader.state_dict()
+    np.testing.assert_array_equal(serve(loader)[2], expected[BATCH:])
+    assert loader.selection.tolist() == list(range(100, 160))
+    np.testing.assert_array_equal(serve(loader)[2], following)
+
+
 @pytest.mark.parametrize("taken", [0, 1, 3, 7])
 def test_state_dict_resumes_in_the_middle_of_an_epoch(loader: PrunedLoader, taken: int) -> None:
     loader.set_selection(np.arange(0, 203, 2)[:70])
@@ -231,10 +251,20 @@ def test_state_dict_resumes_in_the_middle_of_an_epoch(loader: PrunedLoader, take
 
 def test_foreign_state_is_refused(loader: PrunedLoader) -> None:
     state = loader.state_dict()
-    with pytest.raises(UserError, match="num_samples"):
-        loader.load_state_dict(state | {"num_samples": 5})
-    with pytest.raises(UserError, match="seed"):
-        loader.load_state_dict(state | {"seed": 5})
+    changes = {"num_samples": 5, "seed": 5, "batch_size": 5, "shuffle": False, "drop_last": True}
+    for key, value in changes.items():
+        with pytest.raises(UserError, match=f"the loader's state has {key} {value}, but .* is loaded with"):
+            loader.load_state_dict(state | {"epoch": 7, key: value})
+    with pytest.raises(UserError, match="outside the data set"):
+        loader.load_state_dict(state | {"epoch": 7, "next_selection": torch.tensor([999])})
+    assert loader.next_epoch == 0
+
+
+def test_the_selection_cannot_be_written_to(loader: PrunedLoader) -> None:
+    for ids in (None, np.arange(50)):
+        loader.set_selection(ids)
+        with pytest.raises(ValueError, match="read-only"):
+            loader.selection[0] = 100_000  # in native code, a segmentation fault
 
 
 def test_thread_counts_are_left_alone(beton: Beton) -> None:
@@ -276,6 +306,11 @@ def test_without_ids_and_with_default_pipelines(beton: Beton) -> None:
 def test_too_many_workers(beton: Beton) -> None:
     with pytest.raises(UserError, match="may use"):
         make_loader(beton, num_workers=os.cpu_count() + 1)  # type: ignore[operator]
+
+
+def test_a_negative_seed(beton: Beton) -> None:
+    with pytest.raises(UserError, match="seed is -1"):
+        make_loader(beton, seed=-1)
 
 
 def test_filter_is_not_offered(loader: PrunedLoader) -> None:

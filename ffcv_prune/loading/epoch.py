@@ -136,6 +136,7 @@ class Epoch:
     Attributes:
         epoch: number of the epoch.
         order: int64[m], the ids in the order they are served.
+        selection: int64[k], sorted: what the order was made of; None: all samples.
         served: batches handed out so far, those skipped at the start included.
 
     Batches are views into a ring of buffers: clone what outlives the step. Those on the CPU are overwritten without
@@ -143,9 +144,17 @@ class Epoch:
     `close`, ends its thread.
     """
 
-    def __init__(self, loader: PrunedLoader, epoch: int, order: NDArray[np.int64], first_batch: int) -> None:
+    def __init__(
+        self,
+        loader: PrunedLoader,
+        epoch: int,
+        order: NDArray[np.int64],
+        first_batch: int,
+        selection: NDArray[np.int64] | None,
+    ) -> None:
         self.epoch = epoch
         self.order = order
+        self.selection = selection
         self.served = first_batch
         self._loader = loader
         size = loader.batch_size

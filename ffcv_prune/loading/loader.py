@@ -72,16 +72,19 @@ class PrunedLoader(Loader):
         with_ids: bool = False,
         batches_ahead: int = 3,
     ) -> None:
+        self.path = Path(path)
+        self._file_state = _file_state(self.path)  # before the check: what changes after it is noticed
         info = check_beton(path)
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1")
-        self.path = Path(path)
+        if seed < 0:
+            raise UserError(f"seed is {seed}: it must be at least 0")
         self.num_samples = info.num_samples
         self.labels: NDArray[np.int64] | None = info.labels
         self.with_ids = with_ids
         self.wait_seconds = 0.0
-        self._file_state = _file_state(self.path)
         self.first_batch = 0
+        self._after_resumed: list[NDArray[np.int64] | None] = []  # at most one selection, see load_state_dict
         self._epoch: weakref.ref[Epoch] | None = None
         self._ring: Ring | None = None
         # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
@@ -116,6 +119,7 @@ class PrunedLoader(Loader):
         checked = None if ids is None else validate_ids(ids, self.num_samples)
         self._check_length(self.num_samples if checked is None else len(checked))
         self.traversal_order.select(checked)
+        self._after_resumed.clear()
 
     @property
     def world_size(self) -> int:
@@ -124,13 +128,17 @@ class PrunedLoader(Loader):
 
     @property
     def selection(self) -> NDArray[np.int64]:
-        """int64[k], sorted: the selected dataset positions."""
-        return self.traversal_order.selection
+        """int64[k], sorted, read-only: the selected dataset positions."""
+        view = self.traversal_order.selection.view()
+        view.flags.writeable = False
+        return view
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Make the next `iter()` start epoch `epoch` at batch `first_batch` (not 0 when resuming)."""
         self.next_epoch = epoch
         self.first_batch = first_batch
+        while self._after_resumed:
+            self.traversal_order.select(self._after_resumed.pop())
 
     def __len__(self) -> int:
         """Batches of the next epoch."""
@@ -142,11 +150,11 @@ class PrunedLoader(Loader):
         self.check_unchanged()
         self.close()
         epoch, first_batch = self.next_epoch, self.first_batch
-        order = self.traversal_order.sample_order(epoch)
+        order, selection = self.traversal_order.sample_order(epoch), self.traversal_order.ids
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
         self.set_epoch(epoch + 1)
-        iterator = Epoch(self, epoch, order, first_batch)
+        iterator = Epoch(self, epoch, order, first_batch, selection)
         self._epoch = weakref.ref(iterator)
         return iterator
 
@@ -162,26 +170,50 @@ class PrunedLoader(Loader):
             running.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The selection and the position: (epoch, batch) of a running epoch, or the start of the next one."""
-        running = self._running_epoch()
-        epoch, batch = (self.next_epoch, self.first_batch) if running is None else (running.epoch, running.served)
-        selection = None if self.traversal_order.selects_all else torch.from_numpy(self.selection.copy())
-        return {
-            "num_samples": self.num_samples,
-            "seed": self.seed,
+        """The position, (epoch, batch) of a running epoch or the start of the next one; its selection; and the next.
+
+        The two selections differ if the selection was exchanged while the epoch was running.
+        """
+        running, current = self._running_epoch(), self.traversal_order.ids
+        after = self._after_resumed[0] if self._after_resumed else current
+        epoch, batch, selection = self.next_epoch, self.first_batch, current
+        if running is not None:
+            epoch, batch, selection = running.epoch, running.served, running.selection
+        return self._settings() | {
             "epoch": epoch,
             "batch": batch,
-            "selection": selection,
+            "selection": None if selection is None else torch.from_numpy(selection.copy()),
+            "next_selection": None if after is None else torch.from_numpy(after.copy()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the position and selection of `state`. A state of other data or another seed is refused."""
-        for key, own in (("num_samples", self.num_samples), ("seed", self.seed)):
+        """Take up position and selections of `state`; a running epoch is ended.
+
+        Raises UserError, and changes nothing, for a state of other data, seed, batch size over all ranks,
+        shuffle or drop_last: its position would mean other samples.
+        """
+        for key, own in self._settings().items():
             if state[key] != own:
                 raise UserError(f"the loader's state has {key} {state[key]}, but {self.path} is loaded with {own}")
-        selection = state["selection"]
-        self.set_selection(None if selection is None else selection.numpy())
+        stored = (state["selection"], state["next_selection"])
+        now, after = (None if ids is None else validate_ids(ids.numpy(), self.num_samples) for ids in stored)
+        for ids in (now, after):
+            self._check_length(self.num_samples if ids is None else len(ids))
+        self.close()
         self.set_epoch(state["epoch"], state["batch"])
+        self.traversal_order.select(now)
+        self._after_resumed = [after]
+
+    def _settings(self) -> dict[str, Any]:
+        """What a position depends on."""
+        order = self.traversal_order
+        return {
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "batch_size": self.batch_size * order.world_size,
+            "shuffle": order.shuffle,
+            "drop_last": order.drop_last,
+        }
 
     def filter(self, field_name: str, condition: Any) -> Loader:
         """Not offered: FFCV's `filter` would build a second loader that ignores the selection."""

@@ -43,21 +43,21 @@ class PrunedOrder(TraversalOrder):
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
-        self._ids: NDArray[np.int64] | None = None
+        self.ids: NDArray[np.int64] | None = None  # the selection as `select` took it
         self._selected: NDArray[np.bool_] | None = None
 
     @property
     def selection(self) -> NDArray[np.int64]:
         """int64[k], sorted: the selected dataset positions."""
-        return np.arange(self.num_samples, dtype=np.int64) if self._ids is None else self._ids
+        return np.arange(self.num_samples, dtype=np.int64) if self.ids is None else self.ids
 
     @property
     def selects_all(self) -> bool:
-        return self._ids is None
+        return self.ids is None
 
     @property
     def num_selected(self) -> int:
-        return self.num_samples if self._ids is None else len(self._ids)
+        return self.num_samples if self.ids is None else len(self.ids)
 
     @property
     def num_served(self) -> int:
@@ -72,9 +72,9 @@ class PrunedOrder(TraversalOrder):
     def select(self, ids: NDArray[np.int64] | None) -> None:
         """Exchange the selection: sorted, valid int64 ids as `validate_ids` returns them, or None for all."""
         if ids is None:
-            self._ids = self._selected = None
+            self.ids = self._selected = None
             return
-        self._ids = ids
+        self.ids = ids
         self._selected = np.zeros(self.num_samples, dtype=np.bool_)
         self._selected[ids] = True
 
