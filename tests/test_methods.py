@@ -91,6 +91,7 @@ def test_an_infobatch_run_tells_the_truth(
     assert all(n / 4 < k < 0.9 * n for k in pruned) and len(set(pruned)) > 1
     assert len(selections[0]) == len(selections[7]) == n
     assert rows[0]["mean_weight"] == rows[7]["mean_weight"] == 1
+    assert [row["nonfinite_losses"] for row in rows] == [0] * len(rows)
     for row in rows[1:7]:  # the kept weigh, in expectation, as much as all would
         assert row["mean_weight"] * (1 if unbiased == "true" else row["keep"]) == pytest.approx(1, abs=0.2)
     assert result.keep == pytest.approx(np.mean([row["keep"] for row in rows[:7]]), abs=1e-5)

@@ -10,6 +10,7 @@ from ffcv_prune import PrunedLoader, Pruner, Schedule, policies, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.pruning import score_source
 from tests.betons import Beton, write_beton
 from tests.nets import SmallNet
 
@@ -110,6 +111,41 @@ def test_foreign_state_is_refused(loaders: tuple[PrunedLoader, PrunedLoader]) ->
     state = make_pruner(loaders, policies.UCB()).state_dict()
     with pytest.raises(UserError, match="seed"):
         make_pruner(loaders, policies.UCB(), seed=99).load_state_dict(state)
+
+
+def test_a_refused_state_changes_nothing(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    donor = make_pruner(loaders, policies.UCB())
+    donor.begin_epoch(0, SmallNet())
+    state = donor.state_dict()
+    pruner = make_pruner(loaders, policies.UCB())
+    damaged = {
+        "table": {**state["table"], "alpha": 0.1},
+        "loader": {**state["loader"], "batch_size": 5},
+        "source": {"batches": 0},
+    }
+    for part, content in damaged.items():
+        with pytest.raises(UserError):
+            pruner.load_state_dict({**state, part: content})
+        assert pruner.table.updates == 0
+        assert len(loaders[0].selection) == N
+    pruner.load_state_dict(state)
+    assert pruner.table.updates == 1
+    assert len(loaders[0].selection) == 61
+
+
+@pytest.mark.filterwarnings("ignore:1 of 203 losses:RuntimeWarning")
+def test_losses_that_are_not_finite_are_counted_and_the_count_resumed(
+    loaders: tuple[PrunedLoader, PrunedLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruner = make_pruner(loaders, policies.UCB())
+    losses = np.ones(N, np.float32)
+    losses[3] = np.inf
+    monkeypatch.setattr(score_source, "score_dataset", lambda *args, **options: losses)
+    made = pruner.begin_epoch(0, SmallNet())
+    assert made is not None and made.nonfinite == pruner.nonfinite == 1
+    resumed = make_pruner(loaders, policies.UCB())
+    resumed.load_state_dict(pruner.state_dict())
+    assert resumed.nonfinite == 1
 
 
 def test_a_diverged_model_is_an_error_and_the_selection_stays(

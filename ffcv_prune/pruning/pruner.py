@@ -32,7 +32,7 @@ class Checkpoint:
     Attributes:
         epoch: the epoch that it precedes.
         phase: "full", "random" or "policy".
-        ids: int64[k], sorted: the selection.
+        ids: int64[k], sorted, read-only: the selection.
         nonfinite: losses that were not finite and did not enter the table.
         score_seconds, select_seconds, swap_seconds: wall-clock time of its parts.
     """
@@ -84,6 +84,7 @@ class Pruner:
     Attributes:
         table: the `ScoreTable` with each sample's statistics.
         mean_weight: of the losses of the current selection; 1.0 for a policy without weights.
+        nonfinite: losses that the last checkpoint left out because they were not finite.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Pruner:
             self._source = LossSource(score_source, self.table, loader, score_loader, amp_dtype)
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
+        self.nonfinite = 0
 
     @classmethod
     def infobatch(
@@ -164,8 +166,8 @@ class Pruner:
             _check_ranks_agree(epoch, ids)
         selected = time.perf_counter()
         self.loader.set_selection(ids)
-        self._last_checkpoint = epoch
-        self._set_weights()
+        self._last_checkpoint, self.nonfinite = epoch, nonfinite
+        self._set_weights(ids)
         swapped = time.perf_counter()
         return Checkpoint(
             epoch=epoch,
@@ -199,10 +201,10 @@ class Pruner:
         self._weights = self._weights.to(losses.device)  # moves once a checkpoint
         return (losses * self._weights[ids.to(losses.device, non_blocking=True)]).mean()
 
-    def _set_weights(self) -> None:
-        """Weigh the current selection: a function of it and of the table, both as they are until the next one."""
+    def _set_weights(self, ids: NDArray[np.int64] | None) -> None:
+        """Weigh the last checkpoint's selection: a function of it and of the table, as they are until the next one."""
         self._weights, self.mean_weight = None, 1.0
-        ids = self.loader.selection
+        ids = np.arange(self.loader.num_samples) if ids is None else ids
         in_policy = self._last_checkpoint >= 0 and self.schedule.phase(self._last_checkpoint) == "policy"
         weights = self.policy.weights(self.table, ids) if in_policy else None
         if weights is not None:
@@ -225,21 +227,29 @@ class Pruner:
         return {
             "seed": self.seed,
             "last_checkpoint": self._last_checkpoint,
+            "nonfinite": self.nonfinite,
             "table": self.table.state_dict(),
             "source": None if self._source is None else self._source.state_dict(),
             "loader": self.loader.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; the loader's selection and position are restored with it."""
+        """Go on from `state`; the loader's selection and position are restored with it.
+
+        Raises UserError for a state of another run; then nothing has changed, in the loader neither.
+        """
         if state["seed"] != self.seed:
             raise UserError(f"the pruner's state has seed {state['seed']}, but this run has seed {self.seed}")
-        self.table.load_state_dict(state["table"])
+        if (state["source"] is None) != (self._source is None or not self._source.records):
+            raise UserError("the pruner's state is of a run with another score source: set score_source as it was")
+        ScoreTable(self.table.n, self.table.alpha).load_state_dict(state["table"])  # refuses before the loader moves
         self.loader.load_state_dict(state["loader"])
-        self._last_checkpoint = state["last_checkpoint"]
+        self.table.load_state_dict(state["table"])
+        self._last_checkpoint, self.nonfinite = state["last_checkpoint"], state["nonfinite"]
         if self._source is not None:
             self._source.load_state_dict(state["source"])
-        self._set_weights()
+        selection = state["loader"]["next_selection"]
+        self._set_weights(None if selection is None else selection.numpy())
 
 
 def _check_ranks_agree(epoch: int, ids: NDArray[np.int64] | None) -> None:
@@ -256,6 +266,7 @@ def _check_ranks_agree(epoch: int, ids: NDArray[np.int64] | None) -> None:
 
 def _now(model: nn.Module) -> float:
     """perf_counter after the device's work is done: twice a checkpoint, so that its parts are charged rightly."""
-    if next(model.parameters()).is_cuda:
-        torch.cuda.synchronize()
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()

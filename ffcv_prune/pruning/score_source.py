@@ -57,6 +57,11 @@ class LossSource:
                 f"{table.n}: both must read the same data set"
             )
 
+    @property
+    def records(self) -> bool:
+        """Whether training losses are (among) its source."""
+        return self._recorded is not None
+
     def record(self, losses: Tensor, ids: Tensor) -> None:
         """Take in the training losses of a batch, if they are a source; see `TrainingLosses.record`."""
         if self._recorded is not None:
@@ -98,7 +103,6 @@ class LossSource:
         return None if self._recorded is None else self._recorded.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        if (state is None) != (self._recorded is None):
-            raise UserError("the pruner's state is of a run with another score source: set score_source as it was")
+        """Take up the state of a source that `records` as this one does."""
         if self._recorded is not None and state is not None:
             self._recorded.load_state_dict(state)

@@ -180,10 +180,12 @@ class Trainer:
             self.clock.lap("eval")
             if folder is not None:
                 seen = folder.rows[-1]["samples_seen"] if folder.rows else 0
+                at_checkpoint = self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch)
                 row = {
                     "epoch": epoch,
                     "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
-                    "checkpoint": self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch),
+                    "checkpoint": at_checkpoint,
+                    "nonfinite_losses": self.pruner.nonfinite if self.pruner and at_checkpoint else 0,
                     **selection_facts(self.loader.selection, self.dataset),
                     "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
                     "samples_seen": seen + steps * self.config.train.batch_size,
