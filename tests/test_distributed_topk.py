@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ffcv_prune import distributed_top_k
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.distributed_topk import AllReduce, distributed_top_k
+from ffcv_prune.pruning.distributed_topk import AllReduce
 from ffcv_prune.pruning.selectors import top_k
 
 FEW_MESSAGES = 7
@@ -139,6 +140,8 @@ def some_shards() -> list[Shard]:
         (lambda scores, ids: (scores.astype(np.float64), ids), "float32"),
         (lambda scores, ids: (scores[:-1], ids), "one id a score"),
         (lambda scores, ids: (scores, ids - 100), "negative"),
+        (lambda scores, ids: (scores.tolist(), ids), "scores must be a numpy array, not list"),
+        (lambda scores, ids: (scores, torch.from_numpy(ids)), "ids must be a numpy array, not Tensor"),
     ],
 )
 def test_what_is_wrong_on_one_rank_is_an_error_on_all(damage: Callable[..., Shard], expected: str) -> None:
@@ -157,6 +160,15 @@ def test_k_that_cannot_be_selected_is_an_error_on_all_ranks(ks: tuple[int, ...],
     shards = some_shards()
     results = Ranks(3).run(lambda rank, all_reduce: distributed_top_k(*shards[rank], ks[rank], all_reduce))
     assert all(isinstance(result, UserError) and expected in str(result) for result in results)
+
+
+@pytest.mark.parametrize("k", [2.0, "2", None, [2], True])
+def test_a_k_that_is_no_integer_on_one_rank_is_an_error_on_all(k: object) -> None:
+    shards = some_shards()
+    ks = (2, k, np.int64(2))
+    results = Ranks(3).run(lambda rank, all_reduce: distributed_top_k(*shards[rank], ks[rank], all_reduce))  # type: ignore[arg-type]
+    assert all(isinstance(result, UserError) for result in results)
+    assert str(results[1]) == f"k must be an integer, not {type(k).__name__}"
 
 
 def test_an_id_held_twice_among_ties_is_an_error_on_all_ranks() -> None:

@@ -51,7 +51,7 @@ def distributed_top_k(scores: Floats, ids: Ids, k: int, all_reduce: AllReduce = 
         all_reduce: returns the elementwise sum of int64 arrays over the ranks. Every rank calls it equally often.
 
     Raises:
-        UserError: on every rank alike, so that none is left waiting: malformed arrays on any rank, ranks that
+        UserError: on every rank alike, so that none is left waiting: malformed arrays or k on any rank, ranks that
             disagree about k, k outside 1 … number of samples, ids held twice (seen only among ties).
     """
     id_bits = _introduce(scores, ids, k, all_reduce)
@@ -78,7 +78,7 @@ def _introduce(scores: Floats, ids: Ids, k: int, all_reduce: AllReduce) -> int:
     ranks[0], problems[0] = 1, bool(problem)
     if not problem:
         samples[0] = ids.size
-        bits_of_k[:] = [k >> bit & 1 for bit in range(ID_BITS)]
+        bits_of_k[:] = [int(k) >> bit & 1 for bit in range(ID_BITS)]
         id_bits[int(ids.max(initial=0)).bit_length()] = 1
     message[:] = all_reduce(message)
     if problems[0]:
@@ -90,7 +90,12 @@ def _introduce(scores: Floats, ids: Ids, k: int, all_reduce: AllReduce) -> int:
 
 
 def _problem(scores: Floats, ids: Ids, k: int) -> str:
-    """Say what is wrong with the arguments of this rank; empty if nothing is."""
+    """Say what is wrong with the arguments of this rank; empty if nothing is. Raises nothing, whatever they are."""
+    for name, array in (("scores", scores), ("ids", ids)):
+        if not isinstance(array, np.ndarray):
+            return f"{name} must be a numpy array, not {type(array).__name__}"
+    if not isinstance(k, int | np.integer) or isinstance(k, bool):
+        return f"k must be an integer, not {type(k).__name__}"
     if scores.ndim != 1 or scores.dtype != np.float32:
         return f"scores must be a one-dimensional float32 array, not {scores.dtype} of shape {scores.shape}"
     if ids.shape != scores.shape or ids.dtype != np.int64:
