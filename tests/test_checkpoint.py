@@ -111,7 +111,7 @@ def test_foreign_checkpoints_are_refused_with_the_reason(
         assert same(checkpoint.load(saved, changed(settings, section, **keys), DATA))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
-        refused(r"has format 1, this version reads 2")
+        refused(rf"has format {checkpoint.FORMAT - 1}, this version reads {checkpoint.FORMAT}")
     torch.save({"weight": torch.ones(3)}, saved / "checkpoint.pt")
     refused(r"is not the checkpoint of a run")
     torch.save(print, saved / "checkpoint.pt")  # code, which is never loaded
