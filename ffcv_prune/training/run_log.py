@@ -69,8 +69,8 @@ def warn_of_starved_classes(epoch: int, ids: NDArray[np.int64], dataset: Dataset
         worst = starved[np.argmin(fractions[starved])]
         tqdm.write(
             f"warning: epoch {epoch + 1}: {len(starved)} of {len(dataset.classes)} classes hold less than "
-            f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of {dataset.classes[worst]}, "
-            f"{keep:.1%} of all samples are kept)",
+            f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
+            f"{dataset.classes[worst]}, {keep:.1%} of all samples are kept)",
             file=sys.stderr,
         )
 
