@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from ffcv_prune import config, policies
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
 from ffcv_prune.training import methods
-from ffcv_prune.training.epoch import evaluate
+from ffcv_prune.training.epoch import Stepper, evaluate
 from ffcv_prune.training.loaders import Loaders, open_dataset
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
@@ -254,6 +256,33 @@ def test_a_diverged_model_stops_the_run_with_an_error(settings: Settings, loader
     with pytest.raises(UserError, match=r"diverged.*train\.lr"):
         train(own, loaders)
     assert json.loads((Path(own.run.out) / "small" / "status.json").read_text())["status"] == "failed"
+
+
+def test_momentum_begins_at_zero_when_the_loss_scaler_skips_the_first_step(loaders: Loaders) -> None:
+    factors = iter([math.inf, 0.0])
+
+    def batch_loss(losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return losses.mean() * next(factors, 1.0)
+
+    momenta = []
+
+    def after_step() -> None:
+        momenta.append([state["momentum_buffer"].clone() for state in stepper.optimizer.state.values()])
+
+    model = build_model("basic_cnn", 10, loaders.dataset.mean, loaders.dataset.std)
+    stepper = Stepper(model, config.Train(epochs=1, lr=0.01, weight_decay=0.0), torch.float16)
+    torch.use_deterministic_algorithms(True)  # fills what is not initialised with NaN
+    try:
+        with tqdm(disable=True) as bar:
+            stepper.train_epoch(loaders.train(0), 0, batch_loss, bar, after_step)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert stepper.scaler.get_scale() < 2**16  # the first step was skipped
+    for first, second, third in zip(*momenta[:3], strict=True):
+        assert not first.any()
+        assert not second.any()
+        assert third.any()
+        assert third.isfinite().all()
 
 
 def test_a_selection_that_loses_classes_warns_once(

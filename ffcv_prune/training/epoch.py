@@ -45,6 +45,10 @@ class Stepper:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        if settings.momentum > 0:
+            # Else the fused kernel takes uninitialised memory, and keeps it if the scaler skips the first step.
+            for parameter in model.parameters():
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         # Over the batches of the running epoch; on the device, so that no step waits for it.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
