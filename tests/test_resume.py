@@ -300,6 +300,27 @@ def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, unin
     resume(run, loaders).check_equal(uninterrupted)
 
 
+def test_a_finished_run_stays_finished(
+    settings: Settings, loaders: Loaders, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between the last two acts, again and again: the status and the removal of the checkpoint go together."""
+    written = run_folder.RunFolder.set_status
+
+    def press(self: run_folder.RunFolder, status: str, reason: str = "") -> None:
+        written(self, status, reason)
+        if status == "finished":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run_folder.RunFolder, "set_status", press)
+    own = settings()
+    with suppress(KeyboardInterrupt):
+        train(own, loaders)
+    run = Path(own.run.out) / own.run.name
+    assert not (run / "checkpoint.pt").exists()
+    Outcome.of(run).check_equal(uninterrupted)
+
+
 @pytest.mark.parametrize(
     "method",
     [

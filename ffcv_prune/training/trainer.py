@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ffcv_prune.analysis.report import write_report
 from ffcv_prune.config import Config, fixed_keys
-from ffcv_prune.errors import Terminated, UserError
+from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.models import build_model
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
@@ -82,12 +82,17 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 trainer.run(folder, stop)
             with world.together():
                 result = None if folder is None else _finish(trainer, folder, setup_seconds)
-            return cast(RunResult, world.share(result))
+            result = world.share(result)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | Terminated)
             if folder is not None:
                 folder.set_status("interrupted" if interrupted else "failed", str(error))
             raise
+        if folder is not None:  # the last act: until here, whatever ends a rank, there is a checkpoint to go on from
+            with uninterrupted():
+                folder.set_status("finished")
+                checkpoint.remove(folder.path)
+        return cast(RunResult, result)
 
 
 def _describe_run(folder: RunFolder, config: Config, dataset: Dataset) -> None:
@@ -105,7 +110,7 @@ def _describe_run(folder: RunFolder, config: Config, dataset: Dataset) -> None:
 
 
 def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunResult:
-    """Write what came out; there is nothing to resume any more."""
+    """Write what came out."""
     folder.save_weights(trainer.stepper.model)
     last = folder.rows[-1]
     saving = trainer.clock.take()  # the last save came after the last row
@@ -121,8 +126,6 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     )
     folder.write_result(result_row(trainer.config, result))
     write_report([folder.path], folder.path / "report.html")
-    folder.set_status("finished")
-    checkpoint.remove(folder.path)
     return result
 
 
