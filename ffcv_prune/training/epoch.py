@@ -55,7 +55,10 @@ class Stepper:
 
     def distribute(self) -> None:
         """From here on, average the gradients over all ranks."""
-        self.forward = nn.parallel.DistributedDataParallel(self.model)
+        # DDP sorts its buckets anew after the first step of a process, and with the buckets changes the order in which
+        # three or more ranks add. It does not where it looks for unused parameters: a resumed run then adds alike.
+        # On GPUs, where kernels differ in the last bits anyway, that is not worth its time.
+        self.forward = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
 
     def train_epoch(
         self,
