@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ffcv_prune import config, policies
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
-from ffcv_prune.training import methods
+from ffcv_prune.training import checkpoint, methods
 from ffcv_prune.training.epoch import Stepper, evaluate
 from ffcv_prune.training.loaders import Loaders, open_dataset
 from ffcv_prune.training.trainer import train
@@ -252,10 +252,14 @@ def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Se
 
 
 def test_a_diverged_model_stops_the_run_with_an_error(settings: Settings, loaders: Loaders) -> None:
-    own = settings(train__lr=1e30)
+    own = settings(train__lr=1e30, run__save_every=0)
     with pytest.raises(UserError, match=r"diverged.*train\.lr"):
         train(own, loaders)
-    assert json.loads((Path(own.run.out) / "small" / "status.json").read_text())["status"] == "failed"
+    run = Path(own.run.out) / "small"
+    assert json.loads((run / "status.json").read_text())["status"] == "failed"
+    saved = checkpoint.load(run, own, loaders.dataset.fingerprints)
+    assert math.isfinite(saved["ranks"][0]["loss_sum"])
+    assert all(tensor.isfinite().all() for tensor in saved["stepper"]["model"].values())
 
 
 def test_momentum_begins_at_zero_when_the_loss_scaler_skips_the_first_step(loaders: Loaders) -> None:

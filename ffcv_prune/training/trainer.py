@@ -129,6 +129,14 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     return result
 
 
+def check_converges(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the training loss is {loss}, the model diverged; "
+            "begin a new run with a lower train.lr, or with train.amp=off"
+        )
+
+
 class Trainer:
     """A run in memory: all that moves from step to step, and the loop that moves it.
 
@@ -170,11 +178,7 @@ class Trainer:
             if signal:
                 raise stopped(signal, folder)
             loss, steps = self._train_epoch(epoch, folder, stop)
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"epoch {epoch + 1}: the training loss is {loss}, the model diverged; "
-                    "lower train.lr, or set train.amp=off"
-                )
+            check_converges(loss)
             accuracy = top5 = None
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
                 accuracy, top5 = evaluate(
@@ -238,6 +242,7 @@ class Trainer:
 
     def _save(self, folder: RunFolder | None) -> None:
         state = self.state_dict()
+        check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
         with self.world.together():
             if folder is not None:
                 checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)
