@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,7 @@ def check_everything(path: str) -> None:
         check_training(shared, whole)
         check_training_losses(world, shared[0])
         check_agreement(world, shared[0])
+        check_patience(world)
         if world.is_main:
             print("all checks passed")
 
@@ -139,6 +143,16 @@ def check_agreement(world: World, loader: PrunedLoader) -> None:
             raise UserError("no such file")
     assert world.agree(world.rank) == last
     assert world.share(world.rank) == 0
+
+
+def check_patience(world: World) -> None:
+    """In set-up every rank waits for a slow one longer than it would in training."""
+    hasty = replace(world, _group=torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=3)))
+    with hasty.together():
+        pass
+    with hasty.together(setup=True):
+        time.sleep(4 if world.rank == 1 else 0)
+    assert hasty.agree(world.rank) == world.size - 1
 
 
 class SavingTrainer(trainer.Trainer):

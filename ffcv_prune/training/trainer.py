@@ -32,7 +32,7 @@ from ffcv_prune.training.run_log import (
 )
 from ffcv_prune.training.score_file import static_parameters
 from ffcv_prune.training.stop import SAVE, StopSignals, stopped
-from ffcv_prune.training.world import SETUP, join
+from ffcv_prune.training.world import join
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -54,7 +54,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
     with ExitStack() as stack:
         world = stack.enter_context(join(config.train.device))
         folder = state = None
-        with world.together():
+        with world.together(setup=True):
             if loaders is None:
                 loaders = stack.enter_context(closing(Loaders(config, world)))
             elif loaders.settings != settings_of(config, world):
@@ -62,9 +62,10 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             if resume is not None and world.is_main:
                 folder = stack.enter_context(closing(RunFolder.reopen(resume)))
                 state = checkpoint.load(folder.path, config, loaders.dataset.fingerprints)
+            fingerprints = loaders.dataset.fingerprints  # reads the files
         world.check_same("configuration", fixed_keys(config))
-        world.check_same("data set", loaders.dataset.fingerprints)
-        with world.together(SETUP):
+        world.check_same("data set", fingerprints)
+        with world.together(setup=True):
             trainer = Trainer(config, loaders)
         if resume is not None:
             trainer.load_state_dict(cast(dict[str, Any], world.share(state)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -41,7 +41,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    _group: Any = None
+    _group: Any = field(default=None, compare=False)
+    _setup_group: Any = field(default=None, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -72,10 +73,10 @@ class World:
         return int(largest)
 
     @contextmanager
-    def together(self, patience: timedelta = SILENCE) -> Iterator[None]:
+    def together(self, setup: bool = False) -> Iterator[None]:
         """Raise on all ranks the `UserError` that any of them raises in this block: none is left waiting.
 
-        `patience` is how long the fastest rank may have to wait for the slowest.
+        The fastest rank waits for the slowest as long as `SILENCE`, or in `setup` as long as `SETUP`.
         """
         error: UserError | None = None
         try:
@@ -83,7 +84,8 @@ class World:
         except UserError as caught:
             error = caught
         if self.size > 1:
-            dist.monitored_barrier(self._group, patience)
+            # Both the wait of rank 0 for the others and theirs for rank 0 are bounded by the timeout of the group.
+            dist.monitored_barrier(self._setup_group if setup else self._group)
             messages = self.gather(None if error is None else str(error))
             for rank, message in enumerate(messages):
                 if message is not None and error is None:
@@ -123,7 +125,8 @@ def join(device: str) -> Iterator[World]:
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=SILENCE)
     agreed = False
     try:
-        yield World(own, rank, size, local_rank, local_size, dist.new_group(backend="gloo", timeout=SILENCE))
+        groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (SILENCE, SETUP)]
+        yield World(own, rank, size, local_rank, local_size, *groups)
         agreed = True
     except (UserError, Terminated):
         agreed = True
