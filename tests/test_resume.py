@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from ffcv_prune import config
-from ffcv_prune.errors import UserError
-from ffcv_prune.training import run_folder
+from ffcv_prune.errors import Terminated, UserError
+from ffcv_prune.training import run_folder, trainer
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
@@ -319,6 +319,36 @@ def test_a_finished_run_stays_finished(
     run = Path(own.run.out) / own.run.name
     assert not (run / "checkpoint.pt").exists()
     Outcome.of(run).check_equal(uninterrupted)
+
+
+def test_sigterm_in_set_up_changes_nothing(
+    settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trainer.build_model
+
+    def build(*arguments: Any) -> torch.nn.Module:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "build_model", build)
+    own = settings()
+    with pytest.raises(Terminated):
+        train(own, loaders)
+    assert not Path(own.run.out).exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_while_the_result_is_written_does_not_stop_that(
+    settings: Settings, loaders: Loaders, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trainer.write_report
+
+    def write(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        real(*arguments)
+
+    monkeypatch.setattr(trainer, "write_report", write)
+    Outcome.of(train(settings(), loaders).folder).check_equal(uninterrupted)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class StopSignals:
             return
         # Not print: a handler may interrupt another print.
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        os.write(2, f"\n{ASKS[signal.Signals(number)]}: finishing the step and saving{again}\n".encode())
+        os.write(2, f"\n{ASKS[signal.Signals(number)]}: stopping as soon as all is saved{again}\n".encode())
 
 
 def stopped(number: int, folder: RunFolder | None) -> BaseException:

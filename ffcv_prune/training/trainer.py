@@ -53,6 +53,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
     start = time.perf_counter()
     with ExitStack() as stack:
         world = stack.enter_context(join(config.train.device))
+        stop = stack.enter_context(StopSignals(announce=world.is_main))
         folder = state = None
         with world.together(setup=True):
             if loaders is None:
@@ -69,6 +70,9 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             trainer = Trainer(config, loaders)
         if resume is not None:
             trainer.load_state_dict(cast(dict[str, Any], world.share(state)))
+        signal = world.agree(stop.requested)
+        if signal:  # nothing is written; a run to resume is as it was
+            raise stopped(signal, None)
         setup_seconds = time.perf_counter() - start
         with world.together():
             if folder is not None:
@@ -79,8 +83,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             if folder is not None:
                 folder.set_status("running")
         try:
-            with StopSignals(announce=world.is_main) as stop:
-                trainer.run(folder, stop)
+            trainer.run(folder, stop)
             with world.together():
                 result = None if folder is None else _finish(trainer, folder, setup_seconds)
             result = world.share(result)
