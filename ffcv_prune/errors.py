@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,12 @@ class UserError(ValueError):
     """Something the user can mend. Its message is one line: it names the thing and the remedy.
 
     Control characters in what the message quotes, a key of a damaged file say, are shown as escapes.
+
+    Attributes:
+        agreed: all processes that train together raise it.
     """
+
+    agreed = False
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
@@ -66,7 +72,8 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.agreed or os.environ.get("LOCAL_RANK", "0") == "0":  # of one that all raise, one line a machine
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are leaving: another one has nothing to add

@@ -141,10 +141,13 @@ def test_when_a_rank_dies_the_others_stop(options: list[str], tmp_path: Path) ->
     finally:
         for rank in ranks:
             rank.kill()
-    assert [ranks[rank].returncode for rank in (0, 2)] == [1, 1]
-    assert all("Error" in error for error in errors)
+    assert [ranks[rank].returncode for rank in (0, 2)] == [2, 2]
+    assert all("error: another rank ended or cannot be reached; see its output" in error for error in errors)
+    assert not any("Traceback" in error for error in errors)
     run = tmp_path / "small"
-    assert json.loads((run / "status.json").read_text())["status"] == "failed"
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert status["reason"].startswith("another rank ended")
     assert (run / "checkpoint.pt").exists()
 
 
@@ -162,3 +165,13 @@ def test_what_several_processes_cannot_share_is_refused(options: list[str], monk
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="start several processes with torchrun"), world.join("cpu"):
         pass
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match=r"not a number.*'two'"), world.join("cpu"):
+        pass
+
+
+def test_loaders_fit_another_world_of_the_same_shape(options: list[str]) -> None:
+    first, second = (world.World(torch.device("cpu"), 0, 2, 0, 2, object(), object()) for _ in range(2))
+    own = config.load(options)
+    assert settings_of(own, first) == settings_of(own, second)
+    assert settings_of(own, first) != settings_of(own, world.World(torch.device("cpu"), 1, 2, 1, 2))

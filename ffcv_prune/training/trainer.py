@@ -32,7 +32,7 @@ from ffcv_prune.training.run_log import (
 )
 from ffcv_prune.training.score_file import static_parameters
 from ffcv_prune.training.stop import SAVE, StopSignals, stopped
-from ffcv_prune.training.world import join
+from ffcv_prune.training.world import join, naming_lost_ranks
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -60,6 +60,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 loaders = stack.enter_context(closing(Loaders(config, world)))
             elif loaders.settings != settings_of(config, world):
                 raise ValueError("these loaders were made for other data settings")
+            loaders.world = world  # an earlier one's process group is gone
             if resume is not None and world.is_main:
                 folder = stack.enter_context(closing(RunFolder.reopen(resume)))
                 state = checkpoint.load(folder.path, config, loaders.dataset.fingerprints)
@@ -83,10 +84,11 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             if folder is not None:
                 folder.set_status("running")
         try:
-            trainer.run(folder, stop)
-            with world.together():
-                result = None if folder is None else _finish(trainer, folder, setup_seconds)
-            result = world.share(result)
+            with naming_lost_ranks():  # here, too, for the reason in status.json
+                trainer.run(folder, stop)
+                with world.together():
+                    result = None if folder is None else _finish(trainer, folder, setup_seconds)
+                result = world.share(result)
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | Terminated)
             if folder is not None:
@@ -189,27 +191,40 @@ class Trainer:
                     self.stepper.model, self.test_loader, len(self.dataset.classes), self.stepper.amp_dtype
                 )
             self.clock.lap("eval")
-            if folder is not None:
-                seen = folder.rows[-1]["samples_seen"] if folder.rows else 0
-                at_checkpoint = self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch)
-                row = {
-                    "epoch": epoch,
-                    "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
-                    "checkpoint": at_checkpoint,
-                    "nonfinite_losses": self.pruner.nonfinite if self.pruner and at_checkpoint else 0,
-                    **selection_facts(self.loader.selection, self.dataset),
-                    "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
-                    "samples_seen": seen + steps * self.config.train.batch_size,
-                    "steps": steps,
-                    "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
-                    "train_loss": loss,
-                    "test_accuracy": accuracy,
-                    "test_top5": top5,
-                    "seconds": self.clock.take(),
-                }
-                folder.log(row)
-                print(epoch_line(row, epochs), flush=True)
+            with self.world.together():
+                if folder is not None:
+                    row = self._row(epoch, loss, steps, accuracy, top5, folder.rows)
+                    folder.log(row)
+                    print(epoch_line(row, epochs), flush=True)
             self._save(folder)
+
+    def _row(
+        self,
+        epoch: int,
+        loss: float,
+        steps: int,
+        accuracy: float | None,
+        top5: float | None,
+        rows: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        """The log's line about an epoch that has ended; `rows` are those before."""
+        seen = rows[-1]["samples_seen"] if rows else 0
+        at_checkpoint = self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch)
+        return {
+            "epoch": epoch,
+            "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
+            "checkpoint": at_checkpoint,
+            "nonfinite_losses": self.pruner.nonfinite if self.pruner and at_checkpoint else 0,
+            **selection_facts(self.loader.selection, self.dataset),
+            "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
+            "samples_seen": seen + steps * self.config.train.batch_size,
+            "steps": steps,
+            "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
+            "train_loss": loss,
+            "test_accuracy": accuracy,
+            "test_top5": top5,
+            "seconds": self.clock.take(),
+        }
 
     def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float, int]:
         """Select if it is due, then train on the selection: returns the mean loss and the number of steps."""
@@ -219,8 +234,10 @@ class Trainer:
             pruner, batch_loss = self.pruner, self.pruner.batch_loss if self.pruner else mean_loss
             made = pruner.begin_epoch(epoch, self.stepper.model) if pruner else None
             if made is not None:
+                with self.world.together():
+                    if folder is not None:
+                        folder.save_selection(epoch, made.ids)
                 if folder is not None:
-                    folder.save_selection(epoch, made.ids)
                     warn_of_starved_classes(epoch, made.ids, self.dataset)
                 self.clock.lap(score=made.score_seconds, select=made.select_seconds, swap=made.swap_seconds)
             done, steps = self.loader.first_batch, self.loader.first_batch + len(self.loader)  # after the swap

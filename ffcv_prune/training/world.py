@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ T = TypeVar("T")
 SILENCE = timedelta(seconds=60)
 # Ranks open files and compile at their own pace, and may do so on machines of different speed.
 SETUP = timedelta(minutes=10)
+# A lost rank in the words of gloo and NCCL, which have no exception of its own for it.
+BACKEND = re.compile("gloo|nccl|monitoredBarrier", re.IGNORECASE)
+LOST = re.compile("closed|reset by peer|broken pipe|timed? ?out|monitoredBarrier|remote process", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class World:
                 if message is not None and error is None:
                     error = UserError(message if rank == 0 else f"rank {rank}: {message}")
         if error is not None:
+            error.agreed = self.size > 1
             raise error
 
     def check_same(self, what: str, own: Any) -> None:
@@ -98,7 +103,22 @@ class World:
         every = self.gather(own)
         different = [str(rank) for rank, other in enumerate(every) if other != every[0]]
         if different:
-            raise UserError(f"rank {', '.join(different)} has another {what} than rank 0; start all ranks alike")
+            error = UserError(f"rank {', '.join(different)} has another {what} than rank 0; start all ranks alike")
+            error.agreed = True
+            raise error
+
+
+@contextmanager
+def naming_lost_ranks() -> Iterator[None]:
+    """UserError in place of what gloo and NCCL raise when another rank has ended or fallen silent."""
+    try:
+        yield
+    except RuntimeError as error:
+        if BACKEND.search(str(error)) and LOST.search(str(error)):
+            raise UserError(
+                "another rank ended or cannot be reached; see its output, then go on with --resume"
+            ) from error
+        raise
 
 
 @contextmanager
@@ -111,25 +131,30 @@ def join(device: str) -> Iterator[World]:
     Raises:
         UserError: a device that is not there, or fewer GPUs on this machine than processes.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        size = int(os.environ.get("WORLD_SIZE", 1))
+        if size != 1:
+            names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            rank, local_rank, local_size = (int(os.environ[name]) for name in names)
+    except KeyError as missing:
+        raise UserError(f"WORLD_SIZE is set but {missing} is not; start several processes with torchrun") from None
+    except ValueError as error:
+        raise UserError(f"a variable that torchrun sets is not a number: {error}") from None
     if size == 1:
         yield World(choose_device(device))
         return
-    try:
-        rank, local_rank, local_size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    except KeyError as missing:
-        raise UserError(f"WORLD_SIZE is set but {missing} is not; start several processes with torchrun") from None
     own = choose_device(device, local_rank, local_size)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=SILENCE)
     agreed = False
     try:
-        groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (SILENCE, SETUP)]
-        yield World(own, rank, size, local_rank, local_size, *groups)
+        with naming_lost_ranks():
+            groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (SILENCE, SETUP)]
+            yield World(own, rank, size, local_rank, local_size, *groups)
         agreed = True
-    except (UserError, Terminated):
-        agreed = True
+    except (UserError, Terminated) as error:
+        agreed = isinstance(error, Terminated) or error.agreed
         raise
     finally:
         if agreed:  # otherwise other ranks may be gone, and NCCL would wait for them
