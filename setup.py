@@ -76,6 +76,7 @@ setup(
         "matplotlib",
     ],
     extras_require={
+        "analysis": ["pymc"],  # fits the always, sometimes and never samples
         "test": ["pytest", "hypothesis", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "setuptools"],
     },
     cmdclass={"dist_info": CheckedDistInfo},

@@ -1,0 +1,43 @@
+"""The histogram of selection counts with the fitted groups (paper, Fig. 3, 7, 8b, 9b and 11)."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from ffcv_prune.analysis.mixture import GROUPS, Mixture
+
+
+def plot_distribution(axes: Axes, counts: NDArray[np.int64], checkpoints: int, fit: Mixture | None = None) -> None:
+    """Draw the share of samples by count, and over it the density of each group and of all.
+
+    The red lines are, as in Fig. 3, one standard deviation from the means of the outer groups.
+
+    Args:
+        counts: int64[n], how often each sample was selected, of `checkpoints` times.
+        fit: of these counts; None draws the histogram alone.
+    """
+    times = np.arange(checkpoints + 1)
+    axes.bar(times, np.bincount(counts, minlength=checkpoints + 1) / counts.size, width=1.0, color="0.8")
+    axes.set(xlabel=f"times selected, of {checkpoints}", ylabel="share of the samples")
+    if fit is None:
+        return
+    masses = fit.masses()
+    for group, mass in zip(GROUPS, masses, strict=True):
+        axes.plot(times, mass, linewidth=1, label=group)
+    axes.plot(times, masses.sum(axis=0), color="black", label="all")
+    means, deviations = fit.means.mean(axis=0), fit.deviations.mean(axis=0)
+    for line in (means[0] + deviations[0], means[2] - deviations[2]):
+        axes.axvline(line, color="red", linewidth=1)
+    axes.legend(fontsize="small")
+
+
+def describe_groups(fit: Mixture) -> str:
+    """``never 30.1 % (29.6–30.7), …``: posterior means with 95 % intervals; a warning where the chains disagree."""
+    parts = [
+        f"{group} {100 * mean:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+        for group, (mean, low, high) in zip(GROUPS, fit.shares(), strict=True)
+    ]
+    doubt = f"; the chains disagree (R-hat {fit.rhat:.2f}), do not rely on it" if fit.rhat > 1.1 else ""
+    return ", ".join(parts) + doubt
