@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import json
 import re
 import runpy
 import sys
@@ -14,28 +16,43 @@ import numpy as np
 import pytest
 
 from ffcv_prune.analysis.counts import class_fractions, selection_counts, selection_files
-from ffcv_prune.analysis.report import read_run, write_report
+from ffcv_prune.analysis.report import write_report
+from ffcv_prune.analysis.runs import read_run
+from ffcv_prune.analysis.verdicts import verdicts
+from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import RunFolder
+from tests.betons import Beton
 
 PHASES = ("load", "score", "select", "swap", "train", "eval", "save", "total")
 
 
-def log_row(epoch: int, accuracy: float | None, seconds: float) -> dict[str, Any]:
+def log_row(epoch: int, accuracy: float | None, seconds: float, phase: str = "policy") -> dict[str, Any]:
     return {
         "epoch": epoch,
+        "phase": phase,
         "keep": 0.3,
         "pruning_rate": 0.7,
         "samples_seen": 1234 * (epoch + 1),
         "test_accuracy": accuracy,
         "seconds": dict.fromkeys(PHASES, seconds),
+        "class_fraction": {"cat": 0.25, "dog": None},
     }
 
 
-def make_run(out: Path, name: str, rows: list[dict[str, Any]], selections: dict[int, list[int]]) -> Path:
+def make_run(
+    out: Path,
+    name: str,
+    rows: list[dict[str, Any]],
+    selections: dict[int, list[int]],
+    policy: str = "ucb",
+    data: str = "gone.beton",
+    seed: int = 0,
+) -> Path:
     folder = RunFolder.create(out, name)
+    folder.write_config(f"run: {{seed: {seed}}}\ndata: {{train: {data}}}\nprune: {{policy: {policy}}}\n")
     folder.write_json("machine.json", {"cpu": "A & B", "gpus": [], "date": "2026-01-01T00:00:00+00:00"})
-    folder.write_json("dataset.json", {"train_samples": 6})
+    folder.write_json("dataset.json", {"train_samples": 6, "test_samples": 10_000, "classes": ["cat", "dog"]})
     for row in rows:
         folder.log(row)
     for epoch, ids in selections.items():
@@ -66,16 +83,17 @@ class Page(HTMLParser):
 
 
 def test_the_report_holds_the_numbers_of_the_log_and_its_own_pictures(tmp_path: Path) -> None:
-    pruned = make_run(
-        tmp_path, "ucb", [log_row(0, 0.25, 1.5), log_row(1, 0.8125, 2.0)], {0: [0, 1], 10: [0, 2], 2: [0, 5]}
-    )
-    full = make_run(tmp_path, "full", [log_row(0, None, 4.0)], {})
+    rows = [log_row(epoch, accuracy, 1.0) for epoch, accuracy in enumerate([0.25, None, None, 0.8125])]
+    rows[3]["phase"] = "random"
+    pruned = make_run(tmp_path, "ucb", rows, {0: [0, 1], 2: [0, 2], 1: [0, 5], 3: [3, 4]})
+    full = make_run(tmp_path, "full", [log_row(0, None, 4.0, "full")], {}, "none")
     text = write_report([pruned, full], tmp_path / "r.html", title="<two>", remarks=["A < B."]).read_text()
     page = Page(text)
-    assert page.cells[:6] == ["ucb", "2", "0.30", "0.70", "2,468", "0.8125"]
-    assert page.cells[6:14] == ["3.5"] * 8
+    assert page.cells[:6] == ["ucb", "4", "0.30", "0.70", "4,936", "0.8125"]
+    assert page.cells[6:14] == ["4.0"] * 8
     assert page.cells[14:20] == ["full", "1", "0.30", "0.70", "1,234", "not tested"]
-    assert len(page.images) == 3
+    assert len(page.images) == 5  # against the rate, against time, phases, selections, classes
+    assert "no example images: gone.beton does not exist" in text
     for source in page.images:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
     assert "&lt;two&gt;" in text
@@ -86,7 +104,7 @@ def test_the_report_holds_the_numbers_of_the_log_and_its_own_pictures(tmp_path: 
 
 
 def test_runs_without_selections_and_runs_cut_short_are_read(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "full", [log_row(0, 0.5, 1.0)], {})
+    run = make_run(tmp_path, "full", [log_row(0, 0.5, 1.0, "full")], {}, "none")
     assert read_run(run).counts is None
     assert "No selections" in write_report([run], tmp_path / "r.html").read_text()
 
@@ -129,3 +147,100 @@ def test_class_fractions_count_what_is_kept_of_each_class() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1])
     fractions = class_fractions(np.array([0, 4, 5]), labels, np.array([4, 2, 0]))
     np.testing.assert_array_equal(fractions, [0.25, 1.0, np.nan])
+
+
+def test_always_and_never_samples_are_shown_with_their_classes(tmp_path: Path, beton: Beton) -> None:
+    data = str(beton.path)
+    run = make_run(tmp_path, "run", [log_row(0, 0.5, 1.0), log_row(1, 0.5, 1.0)], {0: [1, 2], 1: [2, 5]}, data=data)
+    dataset = {"train_samples": len(beton), "test_samples": 10, "classes": [f"class {c}" for c in range(10)]}
+    (run / "dataset.json").write_text(json.dumps(dataset))
+    page = Page(write_report([run], tmp_path / "r.html").read_text())
+    assert len(page.images) == 5  # one picture of examples more, none against the rate of a single run
+    chance = make_run(tmp_path, "chance", [log_row(0, 0.5, 1.0)], {0: [1, 2]}, "random", data)
+    (chance / "dataset.json").write_text(json.dumps(dataset))
+    assert len(Page(write_report([chance], tmp_path / "r.html").read_text()).images) == 4
+
+
+@pytest.mark.parametrize("which", ["beton", "jpg_beton"])
+def test_single_images_come_back_as_they_were_written(which: str, request: pytest.FixtureRequest) -> None:
+    data: Beton = request.getfixturevalue(which)
+    ids = [7, 0, len(data) - 1]
+    for i, image in zip(ids, read_images(data.path, ids), strict=True):
+        if which == "beton":
+            np.testing.assert_array_equal(image, data.images[i])
+        else:
+            assert np.abs(image.astype(int).mean((0, 1)) - data.images[i].mean((0, 1))).max() < 3
+    for wrong in (-1, len(data)):
+        with pytest.raises(UserError, match="is not among them"):
+            read_images(data.path, [wrong])
+
+
+def full_and_pruned(out: Path, full: list[float], pruned: list[float], steps: int = 10) -> list[str]:
+    """Verdicts on runs with these accuracies, one a seed: full data in 1 epoch of 2 s, pruned in 3 of 1 s."""
+    folders = []
+    for seed, accuracy in enumerate(full):
+        row = log_row(0, accuracy, 2.0, "full") | {"samples_seen": 1234 * steps}
+        folders.append(make_run(out, f"full_{seed}", [row], {}, "none", seed=seed))
+    for seed, accuracy in enumerate(pruned):
+        rows = [log_row(e, accuracy, 1.0) | {"samples_seen": 1234 * 10 * (e + 1) // 3} for e in range(3)]
+        folders.append(make_run(out, f"ucb_{seed}", rows, {0: [0]}, seed=seed))
+    return verdicts([read_run(folder) for folder in folders])
+
+
+@pytest.mark.parametrize(
+    ("full", "pruned", "words"),
+    [
+        ([0.80], [0.75], "Pruning lost 5.00 points and took 0.0 s less time"),
+        ([0.80], [0.85], "Pruning won 5.00 points"),
+        ([0.80], [0.803], "Pruning bought no accuracy beyond noise"),
+        ([0.80, 0.90], [0.82, 0.92], "Pruning bought no accuracy beyond noise"),  # ten points apart by chance alone
+        ([0.80, 0.801], [0.82, 0.821], "Pruning won 2.00 points"),
+    ],
+)
+def test_the_verdict_on_a_run_follows_from_its_numbers(
+    tmp_path: Path, full: list[float], pruned: list[float], words: str
+) -> None:
+    (sentence,) = full_and_pruned(tmp_path, full, pruned)
+    assert words in sentence
+    assert sentence.startswith(f"ucb_0 reached {100 * np.mean(pruned):.2f} %")
+    assert f"full_0, reached {100 * np.mean(full):.2f} %" in sentence
+
+
+def test_without_a_baseline_at_the_same_samples_seen_nothing_is_claimed(tmp_path: Path) -> None:
+    (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=30)
+    assert "no run of full data at the same samples seen" in sentence
+    assert "won" not in sentence
+
+
+def test_repetitions_are_counted_together(tmp_path: Path) -> None:
+    rows = [log_row(e, 0.5, 1.0) for e in range(2)]
+    folders = [
+        make_run(tmp_path, "a", rows, {0: [0, 1], 1: [1]}, seed=0),
+        make_run(tmp_path, "b", rows, {0: [1, 2], 1: [1]}, seed=1),
+        make_run(tmp_path, "c", rows, {0: [5], 1: [5]}, policy="ema"),
+    ]
+    text = write_report(folders, tmp_path / "r.html").read_text()
+    assert "a and 1 more: 4 selections; 50.0% of the samples in none, 16.7% in all of them" in text
+    assert "c: 2 selections; 83.3% of the samples in none, 16.7% in all of them" in text
+
+
+@pytest.mark.slow
+def test_each_sample_gets_its_group(tmp_path: Path) -> None:
+    pytest.importorskip("pymc")
+    selections = {e: [0, 1 + e % 3] for e in range(12)}  # 0 always, 1 to 3 sometimes, 4 and 5 never
+    run = make_run(tmp_path, "run", [log_row(e, 0.5, 1.0) for e in range(12)], selections)
+    text = write_report([run], tmp_path / "r.html", fit=True).read_text()
+    assert "Fitted groups: never " in text
+    with (tmp_path / "r_groups.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["selected"] for row in rows] == ["12", "4", "4", "4", "0", "0"]
+    assert [row["group"] for row in rows] == ["always", *["sometimes"] * 3, *["never"] * 2]
+    for row in rows:
+        assert sum(float(row[group]) for group in ("never", "sometimes", "always")) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_fit_is_made_when_asked_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run", [log_row(e, 0.5, 1.0) for e in range(3)], {e: [e] for e in range(3)})
+    with pytest.raises(UserError, match="3 selections are too few"):
+        write_report([run], tmp_path / "r.html", fit=True)
+    assert not (tmp_path / "r.html").exists()

@@ -1,4 +1,4 @@
-"""python -m ffcv_prune.analysis RUN… [--out FILE]: write one HTML report about one or several run folders."""
+"""python -m ffcv_prune.analysis RUN… [--out FILE] [--fit]: write one HTML report about one or several run folders."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ffcv_prune.analysis", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as runs/fashion_ucb")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: report.html")
+    parser.add_argument("--fit", action="store_true", help="fit always, sometimes and never groups (needs PyMC)")
     args = parser.parse_args()
-    print(write_report(args.runs, args.out))
+    print(write_report(args.runs, args.out, fit=args.fit))
 
 
 if __name__ == "__main__":

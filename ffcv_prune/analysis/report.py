@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ffcv_prune.analysis.counts import selection_counts, selection_files
+from ffcv_prune.analysis.distribution import describe_groups
+from ffcv_prune.analysis.mixture import GROUPS, Mixture, fit_mixture
+from ffcv_prune.analysis.plots import (
+    EXAMPLES,
+    plot_accuracy,
+    plot_against_rate,
+    plot_class_rates,
+    plot_examples,
+    plot_phases,
+    plot_selections,
+)
+from ffcv_prune.analysis.runs import Run, phases, read_run, repetitions, together
+from ffcv_prune.analysis.verdicts import verdicts
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
-
-PHASES = ("load", "score", "select", "swap", "train", "eval", "save")
-COLORS = matplotlib.color_sequences["tab10"]
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -39,7 +47,10 @@ th:first-child, td:first-child { text-align: left } img { max-width: 100% } .wid
 <h1>$title</h1>
 $remarks
 <div class="wide">$table</div>
-<h2>Accuracy against wall-clock time</h2>
+<h2>What pruning cost or saved</h2>
+$verdicts
+$rates
+<h2>Accuracy against time and samples seen</h2>
 <p>Seconds since the first epoch began, testing included; a dot is a test of the whole test set.</p>
 $accuracy
 <h2>Time by phase</h2>
@@ -48,155 +59,139 @@ save: the run's state, to resume from.</p>
 $phases
 <h2>How often each sample was selected</h2>
 $selections
+<h2>How much of each class was kept</h2>
+$classes
 <p class="made">$made</p>
 </body>
 </html>
 """)
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds: the log's rows, and in how many of its selections each sample is."""
-
-    name: str
-    rows: list[dict[str, Any]]
-    counts: np.ndarray | None  # int64[n]; None without a checkpoint (full data)
-    checkpoints: int
-    machine: dict[str, Any]
-
-    @property
-    def tested(self) -> list[dict[str, Any]]:
-        return [row for row in self.rows if row["test_accuracy"] is not None]
-
-    def seconds(self, phase: str) -> float:
-        return sum(row["seconds"][phase] for row in self.rows)
-
-
-def read_run(folder: str | Path) -> Run:
-    """Read a run folder. A run that was interrupted is read as far as it came.
-
-    Raises:
-        UserError: not a run folder, or one whose first epoch did not end.
-    """
-    folder = Path(folder)
-    try:
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
-        dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a run folder: {Path(error.filename).name} is missing") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the run folder {folder}: {error}") from None
-    if not rows:
-        raise UserError(f"{folder} has no finished epoch; there is nothing to report")
-    files = selection_files(folder)
-    counts = selection_counts(files, dataset["train_samples"]) if files else None
-    return Run(folder.name, rows, counts, len(files), machine)
-
-
-def write_report(folders: Sequence[str | Path], out: str | Path, title: str = "", remarks: Sequence[str] = ()) -> Path:
+def write_report(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    title: str = "",
+    remarks: Sequence[str] = (),
+    fit: bool = False,
+) -> Path:
     """Write one HTML file, pictures included, about the runs in `folders`, which begins with `remarks`.
 
+    The selections of runs that differ in their seeds only are counted together. `fit` fits the always, sometimes and
+    never groups to them, and writes each sample's probabilities and group to OUT_groups.csv: it takes PyMC, and about
+    half a minute for each setting.
+
     Raises:
-        UserError: no folder, a folder that is not a run folder, or a file that cannot be written.
+        UserError: no folder, a folder that is not a run folder, a file that cannot be written, no PyMC for `fit`.
     """
     if not folders:
         raise UserError("no run folder given; name one or more, such as runs/fashion_ucb")
     runs = [read_run(folder) for folder in folders]
+    pruned = [run for run in runs if run.counts is not None]
+    counted = [together(group) for group in repetitions(pruned)]
+    fits = [_fitted(run) if fit else None for run in counted]
+    compared = len({run.samples_seen for run in runs}) > 1
     page = PAGE.substitute(
         title=escape(title or ", ".join(run.name for run in runs)),
         remarks="\n".join(f"<p>{escape(remark)}</p>" for remark in remarks),
         table=_table(runs),
-        accuracy=_picture(_plot_accuracy(runs), "test accuracy against wall-clock seconds"),
-        phases=_picture(_plot_phases(runs), "seconds by phase"),
-        selections=_selections(runs),
+        verdicts=_verdicts(runs),
+        rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared else "",
+        accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen"),
+        phases=_picture(plot_phases(runs), "seconds by phase"),
+        selections=_selections(counted, fits) if pruned else "<p>No selections of a policy.</p>",
+        classes=_picture(plot_class_rates(pruned), "share of each class kept") if pruned else "<p>All of all.</p>",
         made=escape(_made(runs)),
     )
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
+        if fit:
+            _write_groups(counted, fits, out.with_name(f"{out.stem}_groups.csv"))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from None
     return out
 
 
 def _table(runs: Sequence[Run]) -> str:
-    head = ("run", "epochs", "keep", "pruning rate", "samples seen", "test accuracy", *PHASES, "total")
+    named = phases(runs)
+    head = ("run", "epochs", "keep", "pruning rate", "samples seen", "test accuracy", *named, "total")
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for run in runs:
         last = run.rows[-1]
-        accuracy = f"{run.tested[-1]['test_accuracy']:.4f}" if run.tested else "not tested"
         cells = (
             escape(run.name),
             f"{len(run.rows)}",
             f"{last['keep']:.2f}",
             f"{last['pruning_rate']:.2f}",
-            f"{last['samples_seen']:,}",
-            accuracy,
-            *(f"{run.seconds(phase):.1f}" for phase in PHASES),
+            f"{run.samples_seen:,}",
+            f"{run.accuracy:.4f}" if run.tested else "not tested",
+            *(f"{run.seconds(phase):.1f}" for phase in named),
             f"{run.seconds('total'):.1f}",
         )
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "<table>\n" + "\n".join(lines) + "\n</table>"
 
 
-def _plot_accuracy(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for i, run in enumerate(runs):
-        ends = np.cumsum([row["seconds"]["total"] for row in run.rows])
-        points = [(t, row["test_accuracy"]) for t, row in zip(ends, run.rows, strict=True)]
-        points = [(t, accuracy) for t, accuracy in points if accuracy is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=COLORS[i % 10], label=run.name, markersize=4)
-    axes.set(xlabel="wall-clock seconds", ylabel="test accuracy", xlim=(0, None))
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(loc="lower right")
-    return figure
+def _verdicts(runs: Sequence[Run]) -> str:
+    sentences = verdicts(runs)
+    if not sentences:
+        return "<p>Nothing was pruned.</p>"
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
-def _plot_phases(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(9, 1.2 + 0.45 * len(runs)), layout="constrained")
-    axes = figure.subplots()
-    left = np.zeros(len(runs))
-    for i, phase in enumerate(PHASES):
-        seconds = np.array([run.seconds(phase) for run in runs])
-        axes.barh([run.name for run in runs], seconds, left=left, color=COLORS[i], label=phase)
-        left += seconds
-    axes.invert_yaxis()
-    axes.set(xlabel="seconds")
-    axes.legend(ncols=len(PHASES), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
-    return figure
+def _fitted(run: Run) -> Mixture:
+    assert run.counts is not None
+    return fit_mixture(run.counts, run.checkpoints)
 
 
-def _selections(runs: Sequence[Run]) -> str:
-    pruned = [run for run in runs if run.counts is not None]
-    if not pruned:
-        return "<p>No selections: all samples were trained on in every epoch.</p>"
+def _write_groups(runs: Sequence[Run], fits: Sequence[Mixture | None], path: Path) -> None:
+    """One row a sample: how often it was selected, the probability of each group, and the most probable one."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["run", "sample", "selected", *GROUPS, "group"])
+        for run, fit in zip(runs, fits, strict=True):
+            assert run.counts is not None and fit is not None
+            probabilities = fit.responsibilities().round(4).tolist()
+            groups = [GROUPS[i] for i in fit.label(np.arange(run.checkpoints + 1))]
+            for sample, count in enumerate(run.counts.tolist()):
+                writer.writerow([run.name, sample, count, *probabilities[count], groups[count]])
+
+
+def _selections(pruned: Sequence[Run], fits: Sequence[Mixture | None]) -> str:
+    """Shares in words, the histograms, and what always and never samples look like."""
     sentences = []
-    for run in pruned:
+    for run, fit in zip(pruned, fits, strict=True):
         assert run.counts is not None
         never, always = np.mean(run.counts == 0), np.mean(run.counts == run.checkpoints)
-        sentences.append(
-            f"<li>{escape(run.name)}: {run.checkpoints} selections; {never:.1%} of the samples in none, "
-            f"{always:.1%} in all of them.</li>"
+        sentence = (
+            f"{run.name}: {run.checkpoints} selections; {never:.1%} of the samples in none, {always:.1%} in all of them"
         )
-    picture = _picture(_plot_selections(pruned), "samples by the number of selections they are in")
-    return f"<ul>{''.join(sentences)}</ul>\n{picture}"
+        sentence += f". Fitted groups: {describe_groups(fit)}" if fit else ""
+        sentences.append(f"<li>{escape(sentence)}.</li>")
+    picture = _picture(plot_selections(pruned, fits), "samples by the number of selections they are in")
+    shown = "\n".join(_examples(run) for run in pruned)
+    return f"<ul>{''.join(sentences)}</ul>\n{picture}\n{shown}"
 
 
-def _plot_selections(runs: Sequence[Run]) -> Figure:
-    figure = Figure(figsize=(9, 2.4 * len(runs)), layout="constrained")
-    for axes, run in zip(np.atleast_1d(figure.subplots(len(runs), 1)), runs, strict=True):
-        assert run.counts is not None
-        samples = np.bincount(run.counts, minlength=run.checkpoints + 1)
-        axes.bar(np.arange(run.checkpoints + 1), samples, color=COLORS[0])
-        axes.set(title=run.name, xlabel=f"times selected, of {run.checkpoints}", ylabel="samples")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    return figure
+def _examples(run: Run) -> str:
+    """Images of the samples selected most and least often, spread over the data set."""
+    if run.method == "random":  # chance alone decided
+        return ""
+    assert run.counts is not None
+    path, classes = Path(run.settings["data.train"]), run.dataset["classes"]
+    lines = []
+    try:
+        labels = check_beton(path).labels
+        for word, extreme in (("most", run.counts.max()), ("least", run.counts.min())):
+            ids = np.flatnonzero(run.counts == extreme)
+            ids = ids[np.unique(np.linspace(0, len(ids) - 1, EXAMPLES, dtype=np.int64))]
+            names = ["" if labels is None else classes[labels[i]] for i in ids]
+            title = f"{run.name}: selected {word} often, {extreme} of {run.checkpoints} times"
+            lines.append((title, read_images(path, ids.tolist()), names))
+    except UserError as error:  # the data may be gone or written again since: the report has the rest
+        return f"<p>{escape(f'{run.name}: no example images: {error}')}.</p>"
+    return _picture(plot_examples(lines), "images of always and of never samples")
 
 
 def _picture(figure: Figure, description: str) -> str:

@@ -1,0 +1,123 @@
+"""Run folders as the report reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffcv_prune.analysis.counts import policy_selections, selection_counts
+from ffcv_prune.errors import UserError
+from ffcv_prune.strict_args import flatten, read_yaml
+
+PLACE = ("run.seed", "run.name", "run.out", "run.save_every", "data.num_workers")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds.
+
+    Attributes:
+        name: of the folder.
+        settings: dotted keys of its configuration, as text.
+        rows: of the log, one an epoch.
+        dataset: classes, class_counts, train_samples, test_samples.
+        counts: int64[n], in how many of the policy's selections each sample is; None without any (full data).
+        checkpoints: the policy's selections; those of a random warm-up or final phase do not count.
+        machine: where and with what versions it was made.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    dataset: dict[str, Any]
+    counts: NDArray[np.int64] | None
+    checkpoints: int
+    machine: dict[str, Any]
+
+    @property
+    def method(self) -> str:
+        """The policy, or "full"."""
+        policy = str(self.settings.get("prune.policy", "none"))
+        return "full" if policy == "none" else policy
+
+    @property
+    def tested(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["test_accuracy"] is not None]
+
+    @property
+    def accuracy(self) -> float:
+        """Of the last test, 0..1; NaN for a run that was never tested."""
+        return float(self.tested[-1]["test_accuracy"]) if self.tested else float("nan")
+
+    @property
+    def samples_seen(self) -> int:
+        return int(self.rows[-1]["samples_seen"])
+
+    @property
+    def kept(self) -> float:
+        """Samples seen, over those that full data would have shown in as many epochs: 1 - the pruning rate."""
+        return self.samples_seen / (len(self.rows) * int(self.dataset["train_samples"]))
+
+    def seconds(self, phase: str) -> float:
+        return float(sum(row["seconds"].get(phase, 0.0) for row in self.rows))
+
+    @property
+    def training_seconds(self) -> float:
+        """Wall-clock time without the tests."""
+        return self.seconds("total") - self.seconds("eval")
+
+
+def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group the runs that differ in nothing but seed and place, and came equally far."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        same = sorted((name, str(text)) for name, text in run.settings.items() if name not in PLACE)
+        groups.setdefault(f"{same}{len(run.rows)}", []).append(run)
+    return list(groups.values())
+
+
+def together(group: Sequence[Run]) -> Run:
+    """Repetitions as one run, as far as selections go: counts and checkpoints are sums (paper, Fig. 3)."""
+    counted = [run.counts for run in group if run.counts is not None]
+    counts = np.sum(counted, axis=0) if counted else None
+    name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
+    return replace(group[0], name=name, counts=counts, checkpoints=sum(run.checkpoints for run in group))
+
+
+def phases(runs: Sequence[Run]) -> list[str]:
+    """The phases that the runs' time is split into, in the order of the log."""
+    named = dict.fromkeys(phase for run in runs for phase in run.rows[0]["seconds"])
+    return [phase for phase in named if phase != "total"]
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder. A run that was interrupted is read as far as it came.
+
+    Raises:
+        UserError: not a run folder, or one whose first epoch did not end.
+    """
+    folder = Path(folder)
+
+    def read(name: str, parse: Callable[[str], Any]) -> Any:
+        return parse((folder / name).read_text(encoding="utf-8"))
+
+    try:
+        rows = read("log.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+        machine, dataset = read("machine.json", json.loads), read("dataset.json", json.loads)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not a run folder: {Path(error.filename).name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the run folder {folder}: {error}") from None
+    if not rows:
+        raise UserError(f"{folder} has no finished epoch; there is nothing to report")
+    config = folder / "config.yaml"
+    settings = {name: setting.text for name, setting in flatten(read_yaml(config), str(config)).items()}
+    files = policy_selections(folder, rows)
+    counts = selection_counts(files, dataset["train_samples"]) if files else None
+    return Run(folder.name, settings, rows, dataset, counts, len(files), machine)
