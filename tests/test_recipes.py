@@ -35,6 +35,7 @@ def test_recipes_of_the_project() -> None:
         "cinic10",
         "fashion_mnist",
         "imagenet",
+        "imagenet_small",
     ]
     for name in recipe_names():
         recipe = load_recipe(name)

@@ -1,0 +1,279 @@
+"""The experiments: every file multiplies out, runs are found again, and the drawing follows from the rows."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import grid, paper
+from benchmarks.estimate import duration, estimate
+from benchmarks.figures import curve
+from benchmarks.results import cells, read_rows, table
+from benchmarks.selections import read_histogram
+from ffcv_prune.errors import UserError
+from tests.betons import Beton, write_beton
+
+ROOT = Path(__file__).parents[1]
+MINIMAL = """
+about: {title: tiny}
+grid: {methods: full full_equal random ucb_guarded, rates: [0.5, 0.75], config: base.yaml}
+paper: {}
+"""
+BASE = """
+data: {train: a.beton, test: b.beton}
+model: {name: basic_cnn}
+train: {epochs: 20, warmup_epochs: 1}
+"""
+
+
+def experiment(folder: Path, text: str, base: str = BASE) -> Path:
+    (folder / "base.yaml").write_text(base)
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def tiny_config(train: Path, test: Path) -> str:
+    return f"""
+data: {{train: {train}, test: {test}}}
+model: {{name: basic_cnn}}
+train: {{epochs: 4, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
+prune: {{period: 1}}
+"""
+
+
+def loaded(folder: Path, text: str, scale: str = "paper") -> list[grid.Run]:
+    return grid.load(experiment(folder, text), scale)[1]
+
+
+@pytest.mark.parametrize("name", grid.experiment_names())
+def test_every_experiment_multiplies_out_at_each_of_its_scales(name: str) -> None:
+    path = grid.find(name)
+    lines = path.read_text().splitlines()
+    scales = [scale for scale in grid.SCALES if any(line.startswith(f"{scale}:") for line in lines)]
+    assert lines[0] in (f"# python -m benchmarks.paper {name}", f"# python -m benchmarks.paper {name} --scale small")
+    for scale in scales:
+        about, runs = grid.load(path, scale)
+        assert about.title == grid.title(name) != ""
+        assert {"full", "full_equal"} & {run.method for run in runs}  # the baseline that every claim must face
+        assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+        if about.distribution:
+            assert paper.find_cell(about.distribution, runs)
+        for run in runs:
+            schedule = run.config.prune
+            checkpoints = (run.config.train.epochs - schedule.warmup - schedule.final) // schedule.period
+            least = 6 if schedule.warmup else 9 if scale == "paper" else 10
+            swept_or_full = run.swept is not None or schedule.policy == "none"
+            assert swept_or_full or checkpoints >= least, run
+
+
+def test_the_settings_of_the_paper() -> None:
+    """Section 4 and 4.1, in the configs that are run."""
+    for name, rates in (("fig2", 9), ("fig6", 9)):
+        runs = grid.load(grid.find(name), "paper")[1]
+        (ucb,) = [run for run in runs if (run.method, run.rate, run.seed) == ("ucb", 0.7, 3)]
+        assert (ucb.config.train.epochs, ucb.config.train.batch_size, ucb.config.prune.period) == (200, 128, 10)
+        assert (ucb.config.train.lr, ucb.config.train.weight_decay, ucb.config.prune.alpha) == (0.1, 5e-4, 0.8)
+        assert ucb.config.prune.keep == 0.3
+        assert len({run.rate for run in runs if run.rate}) == rates
+    assert ucb.config.model.name == "resnet34_cifar"
+    (stretched,) = [run for run in grid.load(grid.find("fig5"), "paper")[1] if str(run) == "ucb 0.8 seed 0"]
+    assert stretched.config.train.epochs == 1000
+
+
+def test_rates_epochs_and_guards_follow_from_the_method(tmp_path: Path) -> None:
+    runs = {str(run): run.config for run in loaded(tmp_path, MINIMAL)}
+    assert list(runs) == [
+        "full seed 0",
+        "full_equal 0.5 seed 0",
+        "full_equal 0.75 seed 0",
+        "random 0.5 seed 0",
+        "random 0.75 seed 0",
+        "ucb_guarded 0.5 seed 0",
+        "ucb_guarded 0.75 seed 0",
+    ]
+    equal = runs["full_equal 0.75 seed 0"]
+    assert (equal.train.epochs, equal.train.warmup_epochs, equal.prune.policy) == (5, 0.25, "none")
+    assert (runs["random 0.75 seed 0"].prune.keep, runs["random 0.75 seed 0"].train.epochs) == (0.25, 20)
+    guarded = runs["ucb_guarded 0.5 seed 0"].prune
+    assert (guarded.warmup, guarded.final, guarded.random_share) == (4, 4, 0.5)
+    stretched = {str(run): run.config for run in loaded(tmp_path, MINIMAL.replace("grid: {", "grid: {stretch: true, "))}
+    assert [c.train.epochs for c in stretched.values()] == [20, 20, 20, 40, 80, 40, 80]
+    assert stretched["ucb_guarded 0.75 seed 0"].prune.warmup == 16
+
+
+def test_scales_and_parts_go_over_the_rest_and_seeds_come_first(tmp_path: Path) -> None:
+    text = """
+about: {title: tiny}
+settings: {train.epochs: 8, train.lr: 0.05}
+grid: {methods: random, rates: [0.5], config: base.yaml, seeds: 2}
+small:
+  settings: {train: {epochs: 4}}
+parts:
+  one: {}
+  two:
+    settings: {data.train: other.beton}
+    grid: {rates: [0.25]}
+    sweeps: {prune.period: {values: [1, 2], methods: ucb}}
+"""
+    runs = loaded(tmp_path, text, "small")
+    assert [str(run) for run in runs] == [
+        "one random 0.5 seed 0",
+        "two random 0.25 seed 0",
+        "two ucb 0.25 prune.period=1 seed 0",
+        "two ucb 0.25 prune.period=2 seed 0",
+        "one random 0.5 seed 1",
+        "two random 0.25 seed 1",
+        "two ucb 0.25 prune.period=1 seed 1",
+        "two ucb 0.25 prune.period=2 seed 1",
+    ]
+    assert {run.config.train.epochs for run in runs} == {4}
+    assert {run.config.train.lr for run in runs} == {0.05}
+    assert [run.config.data.train for run in runs[:2]] == ["a.beton", "other.beton"]
+    assert runs[3].config.prune.period == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("rates:", "rate:"), 'unknown key "grid.rate".*did you mean "grid.rates"'),
+        (("full_equal", "full_equals"), 'unknown method "full_equals"; did you mean "full_equal"'),
+        (("paper: {}", "paper: {settings: {train.epoch: 5}}"), '"train.epoch".*did you mean "train.epochs"'),
+        (("paper: {}", "paper: {}\nsetings: {}"), 'unknown key "setings"; did you mean "settings"'),
+        (("title: tiny", "title: tiny, figures: acuracy"), 'unknown figure "acuracy"; did you mean "accuracy"'),
+        (("paper: {}", "small: {}"), "no scale paper; add --scale small"),
+        (("paper: {}", "paper: {sweeps: {prune.c: {value: 1}}}"), "sweep of prune.c needs"),
+        (("rates: [0.5, 0.75]", "rates: [1.5]"), r"grid\.rates=1\.5"),
+        (("methods: full full_equal random ucb_guarded, ", ""), "no run; name methods"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    assert change[0] in MINIMAL
+    with pytest.raises(UserError, match=message) as caught:
+        loaded(tmp_path, MINIMAL.replace(*change))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_key_is_of_what_decides_the_result(tmp_path: Path) -> None:
+    run = loaded(tmp_path, MINIMAL)[-1]
+    config = run.config
+    elsewhere = replace(
+        run,
+        label="other",
+        config=replace(config, run=replace(config.run, name="x", out="y"), data=replace(config.data, num_workers=1)),
+    )
+    assert elsewhere.key == run.key
+    assert replace(run, config=replace(config, run=replace(config.run, seed=1))).key != run.key
+    assert replace(run, config=replace(config, train=replace(config.train, lr=0.2))).key != run.key
+    assert len({run.key for run in loaded(tmp_path, MINIMAL)}) == 7
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (12, 29, 430, 7500)] == ["12 s", "29 s", "7 min", "2 h 05 min"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> tuple[grid.About, list[grid.Run], Path, Path]:
+    """A grid of three methods and two seeds, of which the first runs were done before and one was interrupted."""
+    folder = tmp_path_factory.mktemp("grid")
+    test = write_beton(folder / "test.beton", n=83, seed=1)
+    text = """
+about: {title: "tiny, indeed", figures: accuracy zoom top5 time samples sweep distribution, distribution: ucb 0.5}
+grid: {methods: full full_equal random ucb, rates: [0.5, 0.75], config: base.yaml, seeds: 2}
+small:
+  sweeps: {prune.c: {values: [0, 1], methods: ucb}}
+"""
+    about, runs = grid.load(experiment(folder, text, tiny_config(beton.path, test.path)), "small")
+    csv_file = folder / "small.csv"
+    paper.run_all(runs[:3], csv_file, folder / "runs")
+    first = csv_file.read_text()
+    paper.run_all(runs, csv_file, folder / "runs")
+    assert csv_file.read_text().startswith(first)
+    return about, runs, csv_file, folder
+
+
+Done = tuple[grid.About, list[grid.Run], Path, Path]
+
+
+def test_each_run_is_done_once_and_its_row_says_all(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    _, runs, csv_file, folder = done
+    rows = read_rows(csv_file)
+    lines = csv_file.read_text().splitlines()
+    assert len(lines) == 1 + len(rows) == 1 + len({run.key for run in runs})
+    assert len(rows) == len(runs) - 4  # c = 1 is the default: two rates and two seeds of the sweep are runs of ucb
+    before = csv_file.read_text()
+    paper.run_all(runs, csv_file, folder / "runs")
+    assert csv_file.read_text() == before
+    row = rows[next(run.key for run in runs if str(run) == "ucb 0.5 seed 1")]
+    assert (row["seed"], row["keep"], row["method"], row["epochs"]) == ("1", "0.5", "ucb", "4")
+    points = curve(dict(row))
+    assert len(points) == 4
+    assert points[-1] == (int(row["samples_seen"]), pytest.approx(float(row["accuracy"]), abs=1e-4))
+    assert float(row["score_seconds"]) > 0
+    assert row["torch"] and row["cpu"] and row["date"]
+
+
+def test_the_table_and_the_figures_come_from_the_rows(done: Done, tmp_path: Path) -> None:
+    about, runs, csv_file, folder = done
+    out = tmp_path / "tiny"
+    rows = read_rows(csv_file)
+    paper.redraw(about, runs, rows, folder / "runs", out)
+    text = out.with_suffix(".md").read_text()
+    accuracies = [100 * float(rows[run.key]["accuracy"]) for run in runs if run.method == "random" and run.rate == 0.5]
+    assert f"| random | 0.5 |  | {np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f} | 2 |" in text
+    assert "missing" not in text
+    pictures = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    assert set(pictures) == {f"tiny_{kind}.svg" for kind in about.figures.split()}
+    counts, checkpoints = read_histogram(tmp_path / "tiny_selections.csv")
+    assert (checkpoints, counts.size) == (8, 203)
+    assert counts.sum() == 8 * 102  # two seeds, four checkpoints, half of the samples each time
+    (folder / "runs" / "selections").rename(folder / "runs" / "elsewhere")
+    try:  # a fresh clone has no run folders: the committed histogram serves
+        paper.redraw(about, runs, rows, folder / "runs", out)
+    finally:
+        (folder / "runs" / "elsewhere").rename(folder / "runs" / "selections")
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")} == pictures
+
+
+def test_what_is_missing_is_said(done: Done, tmp_path: Path) -> None:
+    about, runs, csv_file, folder = done
+    rows = read_rows(csv_file)
+    part = dict(list(rows.items())[:2])
+    paper.redraw(about, runs, part, folder / "runs", tmp_path / "tiny")
+    assert f"{len(runs) - 2} of {len(runs)} runs are missing" in (tmp_path / "tiny.md").read_text()
+    assert table(cells(runs, part)).count("\n") == 3
+    with pytest.raises(UserError, match="no run of this experiment"):
+        paper.redraw(about, runs, {}, folder / "runs", tmp_path / "none")
+    assert not (tmp_path / "none.md").exists()
+    plan = paper.plan(runs, part)
+    assert plan.count(" done ") == 2
+    assert f"{len(rows) - 2} of {len(rows)} different runs to do, about " in plan
+    assert min(estimate(runs).values()) > 0
+
+
+def test_a_damaged_csv_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "small.csv"
+    assert read_rows(path) == {}
+    path.write_text("key,accuracy\nabc,0.5\ndef\n")
+    with pytest.raises(UserError, match="cut short"):
+        read_rows(path)
+
+
+def test_the_command_lists_and_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["paper", *arguments])
+        paper.main()
+        return capsys.readouterr().out
+
+    listed = run("--list")
+    assert [line.split()[0] for line in listed.splitlines()] == grid.experiment_names()
+    with pytest.raises(UserError, match='unknown experiment "fig3"'):
+        run("fig3")
+    with pytest.raises(UserError, match="name an experiment"):
+        run()
