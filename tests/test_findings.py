@@ -1,0 +1,116 @@
+"""The page of findings: verdicts follow from the rows, noise is taken into account, nothing is typed by hand."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import findings, grid
+from benchmarks.claims import CLAIMS, Claim
+from benchmarks.results import Cell, Row, cells
+from ffcv_prune.errors import UserError
+
+MADE = {
+    "cpu": "A",
+    "cores": "2",
+    "torch": "1",
+    "ffcv": "1",
+    "numba": "1",
+    "numpy": "1",
+    "commit": "abc",
+    "date": "2026-01-01T00:00:00+00:00",
+}
+
+
+def row(run: grid.Run, accuracy: float, seconds: float = 10.0) -> Row:
+    numbers = {"accuracy": accuracy, "total_seconds": seconds, "eval_seconds": 1.0, "samples_seen": 1000}
+    return {"key": run.key, "curve": "1000:0.5", **MADE, **{name: str(value) for name, value in numbers.items()}}
+
+
+def cell(accuracies: list[float]) -> Cell:
+    run = grid.load(grid.find("findings"), "small")[1][0]
+    return Cell(run, [row(run, accuracy) for accuracy in accuracies], 0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "relation", "verdict"),
+    [
+        ([0.80, 0.81, 0.80], [0.70, 0.71, 0.70], "above", "holds"),
+        ([0.70, 0.71, 0.70], [0.80, 0.81, 0.80], "above", "does not hold"),
+        ([0.70, 0.71, 0.70], [0.80, 0.81, 0.80], "below", "holds"),
+        ([0.70, 0.80, 0.90], [0.70, 0.79, 0.91], "above", "undecided"),
+        ([0.80, 0.60, 0.95], [0.70, 0.71, 0.70], "above", "undecided"),  # better on average, by one lucky seed
+        ([0.80, 0.81, 0.80], [0.80, 0.80, 0.81], "level with", "holds"),
+        ([0.80, 0.81, 0.80], [0.70, 0.71, 0.70], "level with", "does not hold"),
+        ([0.80, 0.81, 0.80], [0.80, 0.80, 0.81], "not above", "holds"),
+        ([0.80, 0.81, 0.80], [0.70, 0.71, 0.70], "not above", "does not hold"),
+        ([0.9], [0.1], "above", "undecided"),  # single runs have no spread
+    ],
+)
+def test_a_verdict_takes_the_noise_into_account(a: list[float], b: list[float], relation: str, verdict: str) -> None:
+    assert findings.compare(cell(a), cell(b), relation).verdict == verdict
+
+
+def test_the_margin_is_that_of_welchs_interval() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    a, b = [70.0, 72.0, 71.0], [60.0, 66.0, 62.0, 63.0]
+    test = stats.ttest_ind(a, b, equal_var=False)
+    exact = (test.confidence_interval(0.95).high - test.confidence_interval(0.95).low) / 2
+    assert exact <= findings.welch_margin(a, b) < 1.25 * exact  # degrees of freedom are rounded down
+    for freedom, quantile in enumerate(findings.T_QUANTILES, start=1):
+        assert quantile == pytest.approx(stats.t.ppf(0.975, freedom), abs=0.005)
+    assert findings.welch_margin([1.0], b) == math.inf
+    assert findings.welch_margin([1.0, 1.0], [2.0, 2.0]) == 0
+
+
+def test_several_verdicts_make_one() -> None:
+    assert findings.overall(["holds", "holds"]) == "holds"
+    assert findings.overall(["holds", "undecided"]) == "holds in part"
+    assert findings.overall(["undecided", "does not hold"]) == "does not hold"
+    assert findings.overall([]) == "not measured"
+
+
+def planted_rows(gains: dict[str, float]) -> dict[str, Row]:
+    """Rows for the whole grid: 70 % everywhere but for the gains of single methods, with a little noise."""
+    rng = np.random.default_rng(0)
+    runs = grid.load(grid.find("findings"), "small")[1]
+    return {run.key: row(run, 0.7 + gains.get(run.method, 0.0) + rng.normal(0, 0.001)) for run in runs}
+
+
+def test_the_page_states_what_was_planted(tmp_path: Path) -> None:
+    rows = planted_rows({"ema": 0.05, "epsilon_greedy": 0.05, "ucb": -0.2, "ucb_guarded": 0.05})
+    out = findings.write_findings(rows, tmp_path, tmp_path / "docs" / "findings.md")
+    text = out.read_text()
+    assert "| EMA, ε-greedy and UCB beat random on CIFAR-10 | holds in part |" in text
+    assert "| The guards help on a short schedule | holds |" in text
+    assert "| On downsampled data UCB matches random | does not hold |" in text
+    assert "| On downsampled data EMA and ε-greedy are worse than random | does not hold |" in text
+    assert re.search(r"- CIFAR-10, UCB at 0\.8: worse \(-(20\.0|19\.9)\d points\)", text)
+    assert re.search(r"- imbalanced, uncertainty with EMA at 0\.7: better \(\+(5\.0|4\.9)\d points\)", text)
+    assert f"{len(rows)} runs on A, 2 cores" in text
+    assert "missing" not in text
+    picture = tmp_path / "docs" / "findings" / "findings_accuracy.svg"
+    assert picture.exists()
+    assert "![](findings/findings_accuracy.svg)" in text
+    before = (text, picture.read_bytes())
+    findings.write_findings(rows, tmp_path, out)
+    assert (out.read_text(), picture.read_bytes()) == before  # the same rows make the same files
+    some = dict(list(rows.items())[:-7])
+    assert "7 runs of the grid are missing" in findings.write_findings(some, tmp_path, out).read_text()
+
+
+def test_without_rows_there_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run of this grid"):
+        findings.write_findings({}, tmp_path, tmp_path / "findings.md")
+    assert not (tmp_path / "findings.md").exists()
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.title)
+def test_every_claim_names_cells_of_the_grid(claim: Claim) -> None:
+    runs = grid.load(grid.find("findings"), "small")[1]
+    found = findings.comparisons(claim, cells(runs, planted_rows({})))
+    assert len(found) == len(claim.rates) * len(claim.methods.split()) * len(claim.rivals.split())
