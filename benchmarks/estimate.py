@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -32,12 +34,19 @@ class Speed(NamedTuple):
 
 
 def estimate(runs: Sequence[Run]) -> dict[str, float]:
-    """Seconds that each run will take, by its key.
+    """Seconds that each run will take, by its key, with the static scores that it is the first to need.
 
     Raises:
         UserError: a data set is missing.
     """
-    return {run.key: _training(run.config) for run in runs}
+    seconds, scored = {}, set()
+    for run in runs:
+        seconds[run.key] = _training(run.config)
+        path = run.config.prune.scores
+        if run.scoring is not None and path not in scored and not Path(path).with_suffix(".json").exists():
+            seconds[run.key] += _scores(run.scoring)
+        scored.add(path)
+    return seconds
 
 
 def _training(config: Config) -> float:
@@ -53,6 +62,12 @@ def _training(config: Config) -> float:
         passes = sum(schedule.is_checkpoint(e) and schedule.phase(e) == "policy" for e in range(epochs))
     tests = -(-epochs // config.train.eval_every) * check_beton(config.data.test).num_samples
     return seen * speed.train + (passes * n + tests) * speed.score
+
+
+def _scores(config: Config) -> float:
+    model = replace(config.model, name=config.static.model or config.model.name)
+    n, speed = _samples_and_speed(replace(config, model=model))
+    return config.static.models * n * (config.static.epochs * speed.train + speed.score)
 
 
 def _samples_and_speed(config: Config) -> tuple[int, Speed]:

@@ -36,7 +36,8 @@ def draw(kind: str, cells: Sequence[Cell], title: str, out: Path) -> Path | None
         KINDS[kind](axes, [cell for cell in done if cell.run.part == part])
         axes.set_title(part)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
     figure.suptitle(title)
     return _save(figure, out.with_name(f"{out.name}_{kind}.svg"))
 
@@ -64,9 +65,9 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _against_rate(values: Callable[[Cell], Sequence[float]], label: str) -> Callable[..., None]:
+def _against_rate(values: Callable[[Cell], Sequence[float]], label: str, zoom: bool = False) -> Callable[..., None]:
     def plot(axes: Axes, cells: Sequence[Cell]) -> None:
-        cells = [cell for cell in cells if not cell.run.swept]
+        cells = [cell for cell in cells if not cell.run.swept and not (zoom and cell.run.is_static)]
         for i, name in enumerate(dict.fromkeys(cell.run.method for cell in cells)):
             own = [cell for cell in cells if cell.run.method == name and values(cell)]
             if not own:
@@ -135,7 +136,7 @@ def _sweep(axes: Axes, cells: Sequence[Cell]) -> None:
 
 KINDS: dict[str, Callable[..., None]] = {
     "accuracy": _against_rate(_percent("accuracy"), "test accuracy, %"),
-    "zoom": _against_rate(_percent("accuracy"), "test accuracy, %"),
+    "zoom": _against_rate(_percent("accuracy"), "test accuracy, %", zoom=True),
     "top5": _against_rate(_percent("top5"), "top-5 test accuracy, %"),
     "time": _against_rate(_all_seconds, "seconds, static scores included"),
     "time_without_scores": _against_rate(lambda cell: cell.seconds, "seconds, static scores left out"),

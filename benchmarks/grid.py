@@ -31,6 +31,8 @@ from ffcv_prune.strict_args import Setting, key
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 METHODS = EXPERIMENTS / "methods.yaml"
 SCALES = ("paper", "small")
+SCORES = "runs/paper/scores"  # static scores, shared by all runs that prune by them
+SCORE_SECTIONS = ("data", "model", "train", "static")
 SECTIONS = ("about", "grid", "settings", "sweeps")
 FIGURES = ("accuracy", "zoom", "top5", "time", "time_without_scores", "samples", "sweep", "distribution")
 
@@ -57,8 +59,6 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One file at one scale, or one part of it."""
-
     about: About
     grid: Grid
 
@@ -76,6 +76,8 @@ class Method:
     guard: float = key(
         0.0, "share of the epochs that is random warm-up, and again random final phase", within="[0, 0.5]"
     )
+    score_epochs: float = key(0.0, "static scores: share of the epochs that their models train", within="[0, 1]")
+    selections_of: str = key("", "a method whose selections make the static scores: its run with another seed")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class _MethodFile:
 class Run:
     """One training run of a grid.
 
-    `rate` is None for a method that has none; `swept` is the swept key and its value, or None.
+    `rate` is None for a method that has none; `swept` is the swept key and its value, or None. Static scores are made
+    of the selections of the run `source`, or computed as `scoring` says, with seed 0 whatever the run's.
     """
 
     part: str
@@ -97,6 +100,12 @@ class Run:
     seed: int
     config: Config
     swept: tuple[str, str] | None = None
+    source: Run | None = None
+    scoring: Config | None = None
+
+    @property
+    def is_static(self) -> bool:
+        return self.config.prune.policy.startswith("static")
 
     @property
     def key(self) -> str:
@@ -110,14 +119,15 @@ class Run:
         return " ".join([word for word in words if word] + [f"seed {self.seed}"])
 
 
-def significant(config: Config) -> dict[str, Any]:
-    """The keys that decide the outcome of a training and are not at their default.
+def significant(config: Config, sections: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys (of these sections) that decide the outcome of a training and are not at their default.
 
     Keys that a later version adds leave the results of earlier ones valid.
     """
     own = {
         f"{section}.{field.name}": value
         for section, values in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+        if not sections or section in sections
         for field in dataclasses.fields(values)
         if (value := getattr(values, field.name)) != field.default
     }
@@ -248,12 +258,28 @@ def _run(
         computed["prune.keep"] = f"{_keep(rate)}"
     elif "." in method.rate:
         computed[method.rate] = f"{rate}"
+    if method.score_epochs or method.selections_of:
+        computed["prune.scores"] = "to_be_named.npy"  # by what makes them, once that is known
     if swept is not None:
         computed[swept[0]] = swept[1]
     settings |= {word: Setting(text, f"{layers.path.name}, {name}") for word, text in computed.items()}
-    config = _with_epochs(strict_args.resolve(Config, settings), grid, method, rate)
-    run = Run(part, name, method.label, rate, seed, config, swept)
+    base = strict_args.resolve(Config, settings)
+    config = _with_epochs(base, grid, method, rate)
+    source = scoring = None
+    if method.selections_of:  # another initialisation: the scores must not be of the run that they serve
+        source = _run(part, layers, method.selections_of, rate, (seed + 1) % grid.seeds if grid.seeds > 1 else 1)
+        config = _with_scores(config, f"{name}_{source.key}")
+    elif method.score_epochs:
+        static = replace(base.static, epochs=round(method.score_epochs * base.train.epochs))
+        scoring = replace(base, static=static, run=replace(base.run, seed=0))
+        scoring = _with_scores(scoring, f"{static.method}_{_hash(significant(scoring, SCORE_SECTIONS))}")
+        config = replace(config, static=static, prune=replace(config.prune, scores=scoring.prune.scores))
+    run = Run(part, name, method.label, rate, seed, config, swept, source, scoring)
     return replace(run, config=replace(config, run=replace(config.run, name=str(run).replace(" ", "_"))))
+
+
+def _with_scores(config: Config, name: str) -> Config:
+    return replace(config, prune=replace(config.prune, scores=f"{SCORES}/{name}.npy"))
 
 
 def _keep(rate: float | None) -> float:

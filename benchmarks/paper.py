@@ -27,6 +27,7 @@ from benchmarks import figures, grid
 from benchmarks.estimate import duration, estimate
 from benchmarks.grid import Run
 from benchmarks.results import RESULTS, Row, cells, read_rows, table
+from benchmarks.scores import make_scores
 from benchmarks.selections import find_cell, read_histogram, save_counts, write_histogram
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.loaders import Loaders, settings_of
@@ -80,11 +81,12 @@ def plan(runs: Sequence[Run], rows: Mapping[str, Row]) -> str:
 
 
 def to_do(runs: Sequence[Run], rows: Mapping[str, Row]) -> dict[str, Run]:
-    """The runs without a row, each once."""
+    """The runs without a row, each once, and before a run the one whose selections it needs."""
     left: dict[str, Run] = {}
     for run in runs:
-        if run.key not in rows:
-            left.setdefault(run.key, run)
+        for needed in (run.source, run) if run.key not in rows else ():
+            if needed is not None and needed.key not in rows:
+                left.setdefault(needed.key, needed)
     return left
 
 
@@ -102,6 +104,7 @@ def run_all(runs: Sequence[Run], csv_file: Path, out: Path) -> None:
             own = settings_of(config, World(choose_device(config.train.device)))
             loaders[own] = loaders.get(own) or Loaders(config)
             start = time.perf_counter()
+            make_scores(run, loaders[own], out / "selections")
             result = train(config, loaders[own])
             save_counts(key, result.folder, out / "selections")
             append_csv(csv_file, row_of(run, result.folder))

@@ -13,6 +13,7 @@ from benchmarks import grid, paper
 from benchmarks.estimate import duration, estimate
 from benchmarks.figures import curve
 from benchmarks.results import cells, read_rows, table
+from benchmarks.scores import make_scores
 from benchmarks.selections import read_histogram
 from ffcv_prune.errors import UserError
 from tests.betons import Beton, write_beton
@@ -65,6 +66,8 @@ def test_every_experiment_multiplies_out_at_each_of_its_scales(name: str) -> Non
             assert paper.find_cell(about.distribution, runs)
         for run in runs:
             schedule = run.config.prune
+            if run.is_static:
+                continue  # one selection for the whole run, or chance
             checkpoints = (run.config.train.epochs - schedule.warmup - schedule.final) // schedule.period
             least = 6 if schedule.warmup else 9 if scale == "paper" else 10
             swept_or_full = run.swept is not None or schedule.policy == "none"
@@ -277,3 +280,53 @@ def test_the_command_lists_and_refuses(monkeypatch: pytest.MonkeyPatch, capsys: 
         run("fig3")
     with pytest.raises(UserError, match="name an experiment"):
         run()
+
+
+STATIC = """
+about: {title: static scores}
+grid: {methods: full full_equal forget el2n_ucb last_ema always_ema, rates: [0.5], config: base.yaml, seeds: 2}
+small: {}
+"""
+
+
+def test_static_scores_are_made_once_and_charged_to_every_run(
+    tmp_path: Path, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the scores' path is relative
+    test = write_beton(tmp_path / "test.beton", n=83, seed=1)
+    runs = grid.load(experiment(tmp_path, STATIC, tiny_config(beton.path, test.path)), "small")[1]
+    by_name = {str(run): run for run in runs}
+    assert by_name["forget 0.5 seed 0"].config.prune.scores == by_name["forget 0.5 seed 1"].config.prune.scores
+    assert by_name["forget 0.5 seed 1"].config.static.epochs == 4
+    csv_file = tmp_path / "small.csv"
+    paper.run_all(runs, csv_file, tmp_path / "runs")
+    rows = read_rows(csv_file)
+    assert len(rows) == len(runs) + 2  # and the EMA runs whose selections are used again
+    cost = {rows[by_name[f"forget 0.5 seed {seed}"].key]["static_seconds"] for seed in range(2)}
+    assert len(cost) == 1
+    assert float(cost.pop()) > 0
+    assert float(rows[by_name["full seed 0"].key]["static_seconds"]) == 0
+
+    def selections(run: grid.Run | None) -> dict[str, np.ndarray]:
+        assert run is not None
+        return dict(np.load(tmp_path / "runs" / "selections" / f"{run.key}.npz"))
+
+    for seed in range(2):
+        static, anew = by_name[f"last_ema 0.5 seed {seed}"], by_name[f"always_ema 0.5 seed {seed}"]
+        assert static.source is not None
+        assert (static.source.method, static.source.seed) == ("ema", 1 - seed)
+        source = selections(static.source)
+        np.testing.assert_array_equal(selections(static)["last"], source["last"])
+        assert set(selections(static)["counts"].tolist()) == {0, 4}  # the same samples at every checkpoint
+        always = np.argsort(-source["counts"], kind="stable")[:51]  # half of the 102 that are kept
+        counts = selections(anew)["counts"]
+        assert (counts[always] == 4).all()
+        assert 0 < counts[np.setdiff1d(np.arange(len(beton)), always)].mean() < 2
+    assert "static scores, s" in table(cells(runs, rows))
+    assert estimate([by_name["forget 0.5 seed 0"]])  # the file is there: it costs no more
+
+
+def test_missing_selections_of_a_finished_run_are_named(tmp_path: Path) -> None:
+    run = loaded(tmp_path, MINIMAL.replace("random ucb_guarded", "last_ema"))[-1]
+    with pytest.raises(UserError, match=r"remove the row \w+ of the CSV to repeat that run"):
+        make_scores(run, None, tmp_path)  # type: ignore[arg-type] - refused before the loaders are used
