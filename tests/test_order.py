@@ -100,6 +100,8 @@ def test_without_shuffle_the_order_is_that_of_the_file() -> None:
         (np.array([1, 2], dtype=np.uint64), "int64"),
         (np.array([1, 2], dtype=np.int32), "int64"),
         (np.array([True, False]), "int64"),
+        (np.ones(8, bool), "flatnonzero"),
+        ([], "non-empty"),
         (np.array([[1, 2]]), "one-dimensional"),
         (np.int64(3), "one-dimensional"),
         ("abc", "int64"),

@@ -279,6 +279,26 @@ def test_a_signal_saves_and_says_how_to_go_on(
     resume(run, loaders).check_equal(uninterrupted)
 
 
+def test_sigterm_breaks_a_scoring_pass_off(settings: Settings, loaders: Loaders, uninterrupted: Outcome) -> None:
+    scored = 0
+
+    def terminate(module: torch.nn.Module, _: Any) -> None:
+        nonlocal scored
+        if not module.training:  # the first pass of all is one of scoring
+            scored += 1
+            signal.raise_signal(signal.SIGTERM)
+
+    own = settings()
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(terminate)
+    try:
+        with pytest.raises(Terminated):
+            train(own, loaders)
+    finally:
+        hook.remove()
+    assert scored == 1
+    resume(Path(own.run.out) / own.run.name, loaders).check_equal(uninterrupted)
+
+
 def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, uninterrupted: Outcome) -> None:
     pressed = 0
 

@@ -104,11 +104,11 @@ def validate_ids(ids: ArrayLike, num_samples: int) -> NDArray[np.int64]:
         array = np.asarray(ids)
     except (ValueError, OverflowError) as error:
         raise UserError(f"a selection is a one-dimensional int64 array, not this: {error}") from error
-    if array.dtype != np.int64:
-        raise UserError(
-            f"a selection holds int64 dataset positions, not {array.dtype}: convert with ids.astype(np.int64)"
-        )
-    if array.ndim != 1 or len(array) == 0:
+    if array.dtype != np.int64 and array.size:
+        remedies = {"b": "pass np.flatnonzero(mask)", "i": "convert with ids.astype(np.int64)"}
+        remedy = remedies.get(array.dtype.kind, "pass whole numbers as an int64 array")
+        raise UserError(f"a selection holds int64 dataset positions, not {array.dtype}: {remedy}")
+    if array.ndim != 1 or array.size == 0:
         raise UserError(
             f"a selection is a non-empty one-dimensional array, not of shape {array.shape}: pass None for all samples"
         )

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted when they come, obeyed between two steps."""
+"""SIGTERM and Ctrl-C: noted when they come, obeyed between two steps, or at once where nothing is lost by it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,10 @@ from ffcv_prune.training.run_folder import RunFolder
 
 SAVE = 1  # asks to save and go on; below the numbers of the signals, which ask to stop, so that the largest wins
 ASKS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+class BrokenOff(BaseException):
+    """A signal came inside `StopSignals.at_once`."""
 
 
 class StopSignals:
@@ -31,6 +37,7 @@ class StopSignals:
     def __init__(self, announce: bool = True) -> None:
         self.requested = 0
         self._announce = announce
+        self._at_once = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -42,12 +49,28 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it a signal raises `BrokenOff`: for work that begins anew when the run goes on."""
+        self._at_once = True
+        try:
+            if self.requested:
+                raise BrokenOff
+            yield
+        finally:
+            self._at_once = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.requested:
             raise KeyboardInterrupt
         self.requested = number
-        if not self._announce:
-            return
+        if self._announce:
+            self._say(number)
+        if self._at_once:
+            raise BrokenOff
+
+    @staticmethod
+    def _say(number: int) -> None:
         # Not print: a handler may interrupt another print.
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
         os.write(2, f"\n{ASKS[signal.Signals(number)]}: stopping as soon as all is saved{again}\n".encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from ffcv_prune.analysis.report import write_report
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.models import build_model
+from ffcv_prune.pruning.pruner import Checkpoint
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, mean_loss
@@ -31,7 +32,7 @@ from ffcv_prune.training.run_log import (
     warn_of_starved_classes,
 )
 from ffcv_prune.training.score_file import static_parameters
-from ffcv_prune.training.stop import SAVE, StopSignals, stopped
+from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.world import join, naming_lost_ranks
 
 
@@ -231,8 +232,8 @@ class Trainer:
         description = f"epoch {epoch + 1}/{self.config.train.epochs}"
         disable = None if folder is not None else True  # None: where there is no terminal
         with tqdm(desc=description, total=0, unit="img", leave=False, disable=disable) as bar:
-            pruner, batch_loss = self.pruner, self.pruner.batch_loss if self.pruner else mean_loss
-            made = pruner.begin_epoch(epoch, self.stepper.model) if pruner else None
+            batch_loss = self.pruner.batch_loss if self.pruner else mean_loss
+            made = self._begin_epoch(epoch, folder, stop)
             if made is not None:
                 with self.world.together():
                     if folder is not None:
@@ -246,6 +247,16 @@ class Trainer:
             loss = self.stepper.train_epoch(self.loader, epoch, batch_loss, bar, lambda: self._after_step(folder, stop))
             self._lap_training()
         return loss, steps
+
+    def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Checkpoint | None:
+        """Score and select if it is due. One process breaks off at a signal: a resumed run repeats what it does here."""
+        if self.pruner is None:
+            return None
+        try:
+            with stop.at_once() if self.world.size == 1 else nullcontext():
+                return self.pruner.begin_epoch(epoch, self.stepper.model)
+        except BrokenOff:
+            raise stopped(stop.requested, folder) from None
 
     def _after_step(self, folder: RunFolder | None, stop: StopSignals) -> None:
         due = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
