@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,7 @@ from ffcv_prune import PrunedLoader, Pruner, ScoreTable, config, policies, score
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.models import build_model
 from ffcv_prune.models.normalize import Normalize
 from ffcv_prune.pruning.training_losses import TrainingLosses
 from ffcv_prune.training import trainer
@@ -37,6 +40,7 @@ def check_everything(path: str) -> None:
         check_order(world, shared[0], whole[0])
         check_scores(world, shared[1], whole[1])
         check_training(shared, whole)
+        check_resuming(shared[0])
         check_training_losses(world, shared[0])
         check_agreement(world, shared[0])
         check_patience(world)
@@ -105,6 +109,31 @@ def check_training(shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, 
     (loss, weight), (expected_loss, expected_weight) = results
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     torch.testing.assert_close(weight, expected_weight, rtol=1e-4, atol=1e-5)
+
+
+def check_resuming(loader: PrunedLoader) -> None:
+    """A process that goes on in the middle of an epoch adds the gradients in the order of one that never stopped."""
+
+    def make() -> Stepper:
+        torch.manual_seed(0)
+        model = build_model("resnet_tiny", 10, [0.5] * 3, [0.25] * 3)
+        stepper = Stepper(model, config.Train(epochs=1, lr=0.01), None)
+        stepper.distribute()
+        return stepper
+
+    def train(stepper: Stepper, after_step: Callable[[], None]) -> dict[str, torch.Tensor]:
+        with tqdm(disable=True) as bar:
+            stepper.train_epoch(loader, 0, mean_loss, bar, after_step)
+        return stepper.model.state_dict()
+
+    loader.set_epoch(0)
+    whole, states = make(), []
+    expected = train(whole, lambda: states.append(copy.deepcopy(whole.state_dict())))
+    stepper = make()
+    stepper.load_state_dict(states[2])
+    loader.set_epoch(0, 3)
+    for name, tensor in train(stepper, lambda: None).items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def check_training_losses(world: World, loader: PrunedLoader) -> None:
