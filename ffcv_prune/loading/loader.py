@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import ffcv.loader.loader as ffcv_loader
 import numba
 import numpy as np
 import torch
 from ffcv.loader import Loader
-from ffcv.memory_managers import OSCacheManager
-from ffcv.memory_managers.os_cache import OSCacheContext
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.graph import DecoderNode, TransformNode
 from ffcv.pipeline.operation import Operation
-from ffcv.reader import Reader
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.data.beton import check_beton
@@ -28,6 +22,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading.augment import KeyedOperation
 from ffcv_prune.loading.epoch import Epoch, Ring
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
+from ffcv_prune.loading.os_cache import ffcv_constructor
 
 Pipeline: TypeAlias = Sequence[Any] | PipelineSpec | None
 
@@ -89,7 +84,7 @@ class PrunedLoader(Loader):
         self._ring: Ring | None = None
         # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
         copies = {name: _copied(pipeline) for name, pipeline in (pipelines or {}).items()}
-        with _ffcv_constructor():
+        with ffcv_constructor():
             super().__init__(
                 str(path),
                 batch_size,
@@ -264,42 +259,10 @@ class PrunedLoader(Loader):
             )
 
 
-class _LeanOSCache(OSCacheManager):
-    """FFCV's page-cache reader without the dictionaries over all samples, which it never reads.
-
-    At 1.28 million samples they take seconds and half a gigabyte in each loader.
-    """
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-        order = np.argsort(reader.alloc_table["ptr"], kind="stable")
-        self.ptrs = reader.alloc_table["ptr"][order]
-        self.sizes = reader.alloc_table["size"][order]
-        self.context = OSCacheContext(self)
-
-
 def _copied(pipeline: Pipeline) -> Pipeline:
     if isinstance(pipeline, PipelineSpec):
         return PipelineSpec(pipeline.source, pipeline.decoder, list(pipeline.transforms))
     return None if pipeline is None else list(pipeline)
-
-
-_constructor_lock = threading.Lock()
-
-
-@contextmanager
-def _ffcv_constructor() -> Iterator[None]:
-    """Build an FFCV loader with the lean page-cache reader, leaving torch's and numba's thread counts alone."""
-    torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
-    with _constructor_lock:
-        original = ffcv_loader.OSCacheManager
-        ffcv_loader.OSCacheManager = _LeanOSCache
-        try:
-            yield
-        finally:
-            ffcv_loader.OSCacheManager = original
-            torch.set_num_threads(torch_threads)
-            numba.set_num_threads(numba_threads)
 
 
 def usable_cores() -> int:
