@@ -91,7 +91,7 @@ def test_without_shuffle_the_order_is_that_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([], "non-empty|int64"),
+        ([], "non-empty"),
         (np.array([], dtype=np.int64), "non-empty"),
         (np.array([1, 10]), "id 10 is outside"),
         (np.array([-1, 3]), "id -1 is outside"),
@@ -99,9 +99,7 @@ def test_without_shuffle_the_order_is_that_of_the_file() -> None:
         (np.array([1.0, 2.0]), "int64"),
         (np.array([1, 2], dtype=np.uint64), "int64"),
         (np.array([1, 2], dtype=np.int32), "int64"),
-        (np.array([True, False]), "int64"),
-        (np.ones(8, bool), "flatnonzero"),
-        ([], "non-empty"),
+        (np.array([True, False]), "flatnonzero"),
         (np.array([[1, 2]]), "one-dimensional"),
         (np.int64(3), "one-dimensional"),
         ("abc", "int64"),

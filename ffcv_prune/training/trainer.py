@@ -249,7 +249,7 @@ class Trainer:
         return loss, steps
 
     def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Checkpoint | None:
-        """Score and select if it is due. One process breaks off at a signal: a resumed run repeats what it does here."""
+        """Score and select if it is due. One process breaks off at a signal: a resumed run repeats this."""
         if self.pruner is None:
             return None
         try:
