@@ -29,8 +29,10 @@ def test_periods_count_from_the_start_of_each_phase():
     assert checkpoints(schedule) == [0, 2, 5, 8, 11]
 
 
-def test_kept_is_rounded():
-    assert Schedule(10, keep=0.3).kept(5) == 2  # round(1.5)
+def test_samples_seen_by_hand():
+    schedule = Schedule(10, keep=0.3, warmup=2, final=1, final_mode="full")
+    assert schedule.samples_seen(1000) == 2 * 300 + 7 * 300 + 1000
+    assert schedule.kept(5) == 2  # round(1.5)
 
 
 SCHEDULES = st.builds(
@@ -59,6 +61,8 @@ def test_every_phase_starts_with_a_checkpoint_and_none_is_further_than_a_period_
     assert starts <= set(due)
     for before, after in itertools.pairwise(due):
         assert after - before == schedule.period or (after in starts and after - before < schedule.period)
+    full = sum(schedule.phase(epoch) == "full" for epoch in range(schedule.epochs))
+    assert schedule.samples_seen(100) == 100 * full + 25 * (schedule.epochs - full)
 
 
 @pytest.mark.parametrize(

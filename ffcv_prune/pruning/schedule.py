@@ -72,6 +72,13 @@ class Schedule:
             raise UserError(f"keep = {self.keep} of {n} samples leaves none: raise keep")
         return k
 
+    def samples_seen(self, n: int) -> int:
+        """Return the samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T).
+
+        For a policy that sizes its selections itself (InfoBatch) it is what they hold at most.
+        """
+        return sum(n if self.phase(epoch) == "full" else self.kept(n) for epoch in range(self.epochs))
+
 
 def infobatch_final(epochs: int, delta: float) -> int:
     """Return the length in epochs of InfoBatch's final phase on all data: the epochs e ≥ δ·epochs, 0 < δ ≤ 1."""
