@@ -136,11 +136,13 @@ def train(model: nn.Module, loader: PrunedLoader) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The steps as a Markdown table."""
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The steps as a Markdown table, and what they were measured with."""
     lines = [f"| {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
     lines += [f"| {' | '.join(str(row[column]) for column in COLUMNS)} |" for row in rows]
-    return "\n".join(lines)
+    made = rows[0]
+    measured = f"{int(made['samples']):,} samples of {SIDE} x {SIDE}, {made['cpu']}, {made['cores']} cores, one run."
+    return "\n".join([*lines, "", measured])
 
 
 def main() -> None:
@@ -154,10 +156,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = run(args.samples, args.workers, Path(folder))
     made = {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
-    print(f"{args.samples:,} samples of {SIDE} x {SIDE}, {made['cpu']}, {made['cores']} cores\n\n{table(rows)}")
+    rows = [row | made for row in rows]
+    print(summary(rows))
     if args.csv:
         for row in rows:
-            append_csv(args.csv, row | made)
+            append_csv(args.csv, row)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the README shows is so: its script runs, its table is the committed one, what it names exists."""
+"""What README and docs show is so: its script runs, its table is the committed one, what it names exists."""
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 import runpy
@@ -33,6 +34,15 @@ def test_the_table_is_that_of_the_committed_results() -> None:
     assert match
     demo = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))
     assert match[2] == demo["summary"](demo["read_rows"]([ROOT / match[1]]))
+
+
+def test_the_table_of_long_runs_is_that_of_the_committed_results() -> None:
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    match = re.search(r"<!-- (\S+) -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert match
+    with (ROOT / match[1]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert match[2] == runpy.run_path(str(ROOT / "benchmarks" / "long_run.py"))["summary"](rows)
 
 
 def test_what_it_names_exists() -> None:
