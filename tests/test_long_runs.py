@@ -20,7 +20,10 @@ from tests.nets import SmallNet
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 100  # checkpoints until allocators and thread pools have what they need
-ALLOWED_MB = 8  # fragmentation; a leak of the selection alone, 512 bytes, is 5 MB in 10,000 checkpoints
+SAMPLES = 2048
+# malloc takes memory in a few jumps of some MB and keeps it. A leak of the losses alone, the smallest array of a
+# checkpoint, is 8 kB each time: 82 MB in 10,000 checkpoints, where measured growth is 5 to 17 MB.
+ALLOWED_MB, ALLOWED_KB_A_CHECKPOINT = 8, 2.5
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,10 @@ class Usage:
     "checkpoints", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
 )
 def test_checkpoints_leave_nothing_behind(checkpoints: int, tmp_path: Path) -> None:
-    beton = write_beton(tmp_path / "train.beton", n=128, size=8)
+    beton = write_beton(tmp_path / "train.beton", n=SAMPLES, size=8)
     info = check_beton(beton.path)
-    loader = PrunedLoader(beton.path, 32, train_pipelines(info, "pad_crop_flip"))
-    score_loader = PrunedLoader(beton.path, 128, score_pipelines(info), shuffle=False, drop_last=False)
+    loader = PrunedLoader(beton.path, 512, train_pipelines(info, "pad_crop_flip"))
+    score_loader = PrunedLoader(beton.path, 1024, score_pipelines(info), shuffle=False, drop_last=False)
     epochs = WARM_UP + checkpoints
     pruner = Pruner(loader, score_loader, policies.UCB(), keep=0.5, period=1, epochs=epochs)
     model = SmallNet()
@@ -56,8 +59,9 @@ def test_checkpoints_leave_nothing_behind(checkpoints: int, tmp_path: Path) -> N
             before = Usage.now()
     after = Usage.now()
     assert steps == 2 * epochs
-    assert after.memory_mb < before.memory_mb + ALLOWED_MB
-    assert (after.threads, after.files) == (before.threads, before.files)
+    assert after.memory_mb < before.memory_mb + ALLOWED_MB + checkpoints * ALLOWED_KB_A_CHECKPOINT / 1000
+    assert after.threads <= before.threads + (os.cpu_count() or 1)  # a pool may start its workers late
+    assert after.files <= before.files
 
 
 def test_the_benchmark_of_a_long_run_reports_every_step(tmp_path: Path) -> None:
