@@ -157,6 +157,10 @@ class Epoch:
         self.selection = selection
         self.served = first_batch
         self._loader = loader
+        self._ids = torch.from_numpy(order)
+        if loader.with_ids and loader.cuda_device:
+            # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
+            self._ids = self._ids.pin_memory()
         size = loader.batch_size
         batches = [order[i : i + size] for i in range(first_batch * size, len(order), size)]
         loader.ring.begin(loader.seed, epoch, loader.cuda_device)
@@ -198,7 +202,7 @@ class Epoch:
         self.served += 1
         if self._loader.with_ids:
             # Of this epoch's own array, in no ring: a copy of them to a device may be as asynchronous as it likes.
-            outputs = (*outputs, torch.from_numpy(self.order[first : first + self._loader.batch_size]))
+            outputs = (*outputs, self._ids[first : first + self._loader.batch_size])
         return outputs
 
     def _next_item(self) -> tuple[int, Any] | BaseException | None:

@@ -186,7 +186,8 @@ class Pruner:
 
         Args:
             losses: [B], of each sample (``reduction="none"``).
-            ids: int64[B], its dataset positions: the last output of a loader with `with_ids`, on the CPU.
+            ids: int64[B], its dataset positions: the last output of a loader with `with_ids`, on the CPU, in pinned
+                memory where the loader delivers to a CUDA device.
         """
         if losses.ndim != 1 or losses.shape != ids.shape or ids.dtype != torch.int64:
             raise UserError(
