@@ -68,6 +68,14 @@ CLAIMS = (
         (0.5, 0.7, 0.8),
     ),
     Claim(
+        "Each guard alone helps UCB",
+        "",
+        "CIFAR-10, each guard",
+        "ucb_phases ucb_half_random ucb_class_floor",
+        "above",
+        "ucb",
+    ),
+    Claim(
         "ε-greedy and UCB improve over EMA",
         "the ϵ-greedy and UCB improve the performance slightly over the uncertainty with the EMA (section 4.1)",
         "CIFAR-10",

@@ -4,7 +4,8 @@
     python -m benchmarks.findings                          write the page and its plots from the CSV
 
 Every number and every verdict on the page follows from the rows. A difference counts when it is larger than its 95 %
-interval (Welch's, over the seeds); otherwise it is called undecided, whichever way it points.
+interval (Welch's, over the seeds); otherwise it is called undecided, whichever way it points. "Level" is what
+differs by at most one point with that interval: an interval that is merely wide shows nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import figures, grid
+from benchmarks.balance import balance_table, write_balance
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.results import RESULTS, Cell, Row, cells, markdown, read_rows, table
 from benchmarks.selections import read_histogram
 from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.training.run_log import STARVED
 
+WHY = (
+    "Looked at to understand what does not hold: of each selection that the method's rule made, the class of which it "
+    "holds least, as a percentage of that class's proportional part (100: as in the data), mean over checkpoints and "
+    f"seeds; and how many selections hold less than {STARVED:.0%} of some class's part."
+)
 ROOT = Path(__file__).resolve().parent.parent
 FULL = ("full", "full_equal")
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+LEVEL = 1.0  # points of accuracy within which two methods count as level
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom, 1 to 10; beyond, that of 10 is on the safe side.
 T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
@@ -44,13 +53,15 @@ class Comparison:
 def compare(cell: Cell, rival: Cell, relation: str) -> Comparison:
     a, b = ([100 * accuracy for accuracy in one.accuracies] for one in (cell, rival))
     gap, margin = statistics.mean(a) - statistics.mean(b), welch_margin(a, b)
-    if relation == "level with":
-        verdict = HOLDS if abs(gap) <= margin else FAILS
-    elif relation == "not above":
-        verdict = HOLDS if gap <= margin else FAILS
-    else:
-        signed = gap if relation == "above" else -gap
-        verdict = HOLDS if signed > margin else FAILS if signed < -margin else UNDECIDED
+    low, high = gap - margin, gap + margin
+    holds, fails = {
+        "above": (low > 0, high < 0),
+        "below": (high < 0, low > 0),
+        "not above": (high <= LEVEL, low > 0),
+        "level with": (low >= -LEVEL and high <= LEVEL, low > 0 or high < 0),
+    }[relation]
+    # Both for what differs for certain, and by less than a point: that is level.
+    verdict = HOLDS if holds else FAILS if fails else UNDECIDED
     return Comparison(cell, rival, gap, margin, verdict)
 
 
@@ -144,7 +155,7 @@ def provenance(rows: Sequence[Row]) -> str:
     return f"{len(rows)} runs on {'; '.join(machines)}; {versions}; commits {of('commit')}; {days}."
 
 
-def page(grouped: Sequence[Cell], claims: Sequence[Claim], groups: str, pictures: Sequence[str]) -> str:
+def page(grouped: Sequence[Cell], claims: Sequence[Claim], groups: str, balance: str, pictures: Sequence[str]) -> str:
     """The whole of docs/findings.md."""
     found = [(claim, comparisons(claim, grouped)) for claim in claims]
     summary = [[claim.title, overall([one.verdict for one in ones])] for claim, ones in found]
@@ -156,12 +167,14 @@ def page(grouped: Sequence[Cell], claims: Sequence[Claim], groups: str, pictures
         "benchmarks/experiments/findings.yaml.",
         provenance(list(rows.values())),
         *([f"{missing} runs of the grid are missing."] if missing else []),
-        "A difference counts when it is larger than its 95 % interval (Welch, over the seeds). These are a small net "
-        "and a short schedule: what does not hold here may hold at the paper's scale.",
+        "A difference counts when it is larger than its 95 % interval (Welch, over the seeds); level is what differs "
+        f"by at most {LEVEL:g} point with that interval. These are a small net and a short schedule: what does not "
+        "hold here may hold at the paper's scale.",
         markdown(["finding", "here"], summary),
         "## The findings one by one",
         *(section(claim, ones) for claim, ones in found),
         *([f"### Sometimes samples\n\n{groups}"] if groups else []),
+        *([f"## What the selections hold of each class\n\n{WHY}\n\n{balance}"] if balance else []),
         "## Against full data at the same samples seen",
         "Full data with the epochs cut is the baseline that pruning must beat. Seconds include scoring and static "
         "scores, and leave out tests.",
@@ -181,7 +194,13 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=RESULTS / "small.csv")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "findings.md")
     args = parser.parse_args()
-    print(write_findings(read_rows(args.csv), args.csv.parent / "small", args.out))
+    results = args.csv.parent / "small"
+    write_balance(grid.load(grid.find("findings"), "small")[1], ROOT / "runs" / "paper" / "small", balance_csv(results))
+    print(write_findings(read_rows(args.csv), results, args.out))
+
+
+def balance_csv(results: Path) -> Path:
+    return results / "findings_classes.csv"
 
 
 def write_findings(rows: Mapping[str, Row], results: Path, out: Path) -> Path:
@@ -199,7 +218,8 @@ def write_findings(rows: Mapping[str, Row], results: Path, out: Path) -> Path:
         drawn.append(path)
     pictures = [path.relative_to(out.parent).as_posix() for path in drawn if path]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(grouped, CLAIMS, groups, pictures), encoding="utf-8")
+    balance = balance_table(grouped, balance_csv(results))
+    out.write_text(page(grouped, CLAIMS, groups, balance, pictures), encoding="utf-8")
     return out
 
 
