@@ -53,7 +53,7 @@ CLAIMS = (
         "Guarded, they beat random on CIFAR-10",
         "",
         "CIFAR-10",
-        "ema_guarded epsilon_greedy_guarded ucb_guarded",
+        "ema_guarded ucb_guarded",
         "above",
         "random",
         (0.5, 0.7, 0.8),
