@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.augment import PadCropFlip, flip_in_place, random_resized_crop, stream_key, uniform
+from ffcv_prune.loading.augment import PadCropFlip
+from ffcv_prune.loading.kernels import flip_in_place, random_resized_crop, stream_key, uniform
 from ffcv_prune.loading.pipelines import score_pipelines, stored_size, train_pipelines
 from tests.betons import Beton, write_beton
 

@@ -21,6 +21,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.augment import CentreCrop, PadCropFlip, RandomResizedCrop, StoredImage
 from ffcv_prune.loading.epoch import LoaderError
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from tests.betons import Beton, write_label_first
@@ -142,8 +143,31 @@ def test_a_swap_compiles_nothing(loader: PrunedLoader, compilations: Compilation
 
 
 def test_the_counter_sees_compilations(compilations: CompilationCounter, beton: Beton) -> None:
-    serve(make_loader(beton))
+    next(iter(PrunedLoader(beton.path, BATCH)))  # FFCV's own decoders, which numba cannot keep
     assert compilations.count > 0
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        [[StoredImage(), PadCropFlip(4, (0, 0, 0))], [StoredImage(), PadCropFlip(4, (1, 2, 3))]],
+        [[StoredImage(), PadCropFlip(4)], [StoredImage(), PadCropFlip(2)]],
+        [[CentreCrop(8, 1.0)], [CentreCrop(8, 0.5)]],
+        [[RandomResizedCrop(8)], [RandomResizedCrop(8, scale=(0.5, 1.0))]],
+    ],
+)
+def test_what_was_compiled_once_is_kept_for_the_same_parameters_only(
+    beton: Beton, compilations: CompilationCounter, variants: list[list[Operation]]
+) -> None:
+    def images(operations: list[Operation]) -> np.ndarray:
+        compilations.count = 0
+        loader = PrunedLoader(beton.path, BATCH, {"image": list(operations), "label": None})
+        return np.concatenate([images.copy() for (images,) in loader])
+
+    first, second = (images(operations) for operations in variants)
+    assert (first != second).any()
+    np.testing.assert_array_equal(images(variants[0]), first)
+    assert compilations.count == 0
 
 
 def test_refused_selections_change_nothing(loader: PrunedLoader) -> None:

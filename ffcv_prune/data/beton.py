@@ -42,6 +42,8 @@ MAX_JPEG_RATIO = 1000
 # ten-thousandth of it, and bounded on a cold disk.
 MAX_JPEG_PROBES = 10_000
 
+TABLE_PIECE = 65_536  # records read at a time
+
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
@@ -65,6 +67,23 @@ class BetonInfo:
     image_modes: np.ndarray  # uint8[n], RAW or JPG
     label_field: str | None
     labels: np.ndarray | None  # int64[n]
+
+
+@dataclass(frozen=True)
+class BetonTables:
+    """The tables of a sound ``.beton`` as FFCV's reader uses them; m allocations, n samples.
+
+    Attributes:
+        info: what they say.
+        metadata: FFCV's records, one a sample.
+        addresses: uint64[m], ascending: where data were allocated.
+        sizes: uint64[m]: bytes allocated there.
+    """
+
+    info: BetonInfo
+    metadata: np.ndarray
+    addresses: np.ndarray
+    sizes: np.ndarray
 
 
 def fingerprint(info: BetonInfo) -> str:
@@ -102,6 +121,11 @@ def check_beton(path: str | os.PathLike[str]) -> BetonInfo:
     Raises UserError, one line, for a missing, truncated, foreign or damaged file. Damage inside an image's
     pixels is not seen.
     """
+    return read_tables(path).info
+
+
+def read_tables(path: str | os.PathLike[str]) -> BetonTables:
+    """As `check_beton`, and keep the tables it read."""
     path = Path(path)
     try:
         # Opening a pipe would block until somebody writes to it.
@@ -117,7 +141,7 @@ def check_beton(path: str | os.PathLike[str]) -> BetonInfo:
         raise UserError(f"{path} {error}; write it again with write_datasets.py") from error
 
 
-def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonInfo:
+def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonTables:
     if file_bytes < HeaderType.itemsize:
         raise _DamagedError(f"is not a .beton: it has {file_bytes} bytes")
     header = _records(file, HeaderType, 1, 0)[0]
@@ -154,7 +178,7 @@ def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonInfo:
     metadata = _records(file, metadata_type, n, metadata_start)
     columns = {name: metadata[key] for name, key in zip(handlers, metadata_type.names or (), strict=True)}
     num_allocations = (file_bytes - table_start) // ALLOC_TABLE_TYPE.itemsize
-    table = _records(file, ALLOC_TABLE_TYPE, num_allocations, table_start)
+    table = _allocation_table(file, num_allocations, table_start)
     allocations = _Allocations(table, n, page_size, data_start, table_start)
     for name, handler in handlers.items():
         if isinstance(handler, RGBImageField):
@@ -165,7 +189,7 @@ def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonInfo:
             allocations.check(name, columns[name], handler.element_size)
 
     images = columns[image_field]
-    return BetonInfo(
+    info = BetonInfo(
         path=path,
         num_samples=n,
         page_size=page_size,
@@ -178,6 +202,7 @@ def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonInfo:
         label_field=label_field,
         labels=None if label_field is None else np.ascontiguousarray(columns[label_field]),
     )
+    return BetonTables(info, metadata, allocations.ptrs, allocations.sizes)
 
 
 def _records(file: BinaryIO, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
@@ -186,6 +211,20 @@ def _records(file: BinaryIO, dtype: np.dtype, count: int, offset: int) -> np.nda
     if len(records) != count:  # the file shrank after its size was taken
         raise _DamagedError("changed while it was read")
     return records
+
+
+def _allocation_table(file: BinaryIO, count: int, offset: int) -> dict[str, np.ndarray]:
+    """Return the columns, uint64[count] each, in ascending order of the addresses. No second copy is ever made."""
+    columns = {name: np.empty(count, dtype=np.uint64) for name in ALLOC_TABLE_TYPE.names or ()}
+    for start in range(0, count, TABLE_PIECE):
+        piece = slice(start, min(start + TABLE_PIECE, count))
+        records = _records(file, ALLOC_TABLE_TYPE, piece.stop - start, offset + start * ALLOC_TABLE_TYPE.itemsize)
+        for name, column in columns.items():
+            column[piece] = records[name]
+    order = np.argsort(columns["ptr"], kind="stable")
+    for column in columns.values():
+        column[:] = column[order]
+    return columns
 
 
 def _handlers(descriptors: np.ndarray) -> dict[str, Field]:
@@ -215,11 +254,10 @@ def _names_of(handlers: dict[str, Field], kind: type[Field]) -> Iterator[str]:
 class _Allocations:
     """The allocation table, sorted by address as FFCV's memory managers sort it, and sound by itself."""
 
-    def __init__(self, table: np.ndarray, n: int, page_size: int, data_start: int, data_end: int) -> None:
-        table = table[np.argsort(table["ptr"], kind="stable")]
-        self.samples = table["sample_id"]
-        self.ptrs = np.ascontiguousarray(table["ptr"])
-        self.sizes = np.ascontiguousarray(table["size"])
+    def __init__(self, table: dict[str, np.ndarray], n: int, page_size: int, data_start: int, data_end: int) -> None:
+        self.samples, self.ptrs, self.sizes = table["sample_id"], table["ptr"], table["size"]
+        differs = np.concatenate([[True], self.ptrs[1:] != self.ptrs[:-1], [True]])
+        self.once = differs[1:] & differs[:-1]  # whether no other allocation has this address
         page = np.uint64(page_size)
         sound = (self.samples < n) & (self.ptrs >= data_start) & (self.ptrs < data_end)
         # The first two terms bound the sum of the third, which therefore cannot wrap around.
@@ -237,8 +275,9 @@ class _Allocations:
         FFCV finds a size by binary search for the address and does not look whether it was there.
         """
         first = np.searchsorted(self.ptrs, ptrs)
-        sound = np.searchsorted(self.ptrs, ptrs, side="right") - first == 1
-        first[~sound] = 0
+        first[first == len(self.ptrs)] = 0
+        sound = self.once[first]
+        sound &= self.ptrs[first] == ptrs
         sound &= self.samples[first] == np.arange(len(ptrs))
         if sizes is not None:
             sound &= self.sizes[first] == sizes
@@ -253,7 +292,9 @@ class _Allocations:
 def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: _Allocations) -> None:
     sizes = allocations.check(field, images["data_ptr"])
     modes = images["mode"]
-    pixels = 3 * images["height"].astype(np.uint64) * images["width"].astype(np.uint64)
+    pixels = images["height"].astype(np.uint64)
+    pixels *= images["width"]
+    pixels *= np.uint64(3)
     is_raw, is_jpg = modes == RAW, modes == JPG
     sound = (is_raw & (sizes == pixels)) | (is_jpg & (pixels <= sizes * np.uint64(MAX_JPEG_RATIO)))
     sound &= pixels > 0

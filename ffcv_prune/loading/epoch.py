@@ -77,7 +77,7 @@ class _Producer(threading.Thread):
                 torch.cuda.set_device(self.loader.cuda_device)  # a new thread starts on device 0
             for b, ids in enumerate(self.batches):
                 slot = b % self.ring.slots
-                self.loader.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
+                self.loader.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
                 if not self._put((slot, self._decode(ids, slot))):
                     return
                 if self.consumer_stream is not None:

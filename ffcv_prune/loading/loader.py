@@ -17,12 +17,11 @@ from ffcv.pipeline.graph import DecoderNode, TransformNode
 from ffcv.pipeline.operation import Operation
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.augment import KeyedOperation
 from ffcv_prune.loading.epoch import Epoch, Ring
+from ffcv_prune.loading.open_file import ffcv_constructor, open_file
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
-from ffcv_prune.loading.os_cache import ffcv_constructor
 
 Pipeline: TypeAlias = Sequence[Any] | PipelineSpec | None
 
@@ -68,8 +67,8 @@ class PrunedLoader(Loader):
         batches_ahead: int = 3,
     ) -> None:
         self.path = Path(path)
-        self._file_state = _file_state(self.path)  # before the check: what changes after it is noticed
-        info = check_beton(path)
+        self.file = open_file(self.path)
+        info = self.file.info
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1")
         if seed < 0:
@@ -84,12 +83,13 @@ class PrunedLoader(Loader):
         self._ring: Ring | None = None
         # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
         copies = {name: _copied(pipeline) for name, pipeline in (pipelines or {}).items()}
-        with ffcv_constructor():
+        with ffcv_constructor(self.file):
             super().__init__(
                 str(path),
                 batch_size,
                 num_workers=_usable_workers(num_workers),
                 seed=seed,
+                indices=np.empty(0, dtype=np.int64),  # in place of all positions, which nothing of ours reads
                 pipelines=copies,
                 drop_last=drop_last,
                 distributed=False,  # FFCV's own sharding pads the selection; PrunedOrder shards
@@ -98,7 +98,6 @@ class PrunedLoader(Loader):
         rank, world_size = _rank_and_world_size() if distributed else (0, 1)
         self.distributed = distributed
         self.traversal_order = PrunedOrder(self, self.num_samples, shuffle, drop_last, rank, world_size)
-        self.memory_manager.context.__enter__()  # maps the file, once
         self._check_length(self.traversal_order.num_selected)
 
     def set_selection(self, ids: ArrayLike | None) -> None:
@@ -142,7 +141,7 @@ class PrunedLoader(Loader):
         return max(0, whole - self.first_batch)
 
     def __iter__(self) -> Epoch:
-        self.check_unchanged()
+        self.file.check_unchanged()
         self.close()
         epoch, first_batch = self.next_epoch, self.first_batch
         order, selection = self.traversal_order.sample_order(epoch), self.traversal_order.ids
@@ -152,11 +151,6 @@ class PrunedLoader(Loader):
         iterator = Epoch(self, epoch, order, first_batch, selection)
         self._epoch = weakref.ref(iterator)
         return iterator
-
-    def check_unchanged(self) -> None:
-        """Raise UserError if the file is not the one that was opened: asked before each epoch and each batch."""
-        if _file_state(self.path) != self._file_state:
-            raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
 
     def close(self) -> None:
         """End the thread of a running epoch, if there is one."""
@@ -283,11 +277,3 @@ def _rank_and_world_size() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         raise UserError("distributed=True needs torch.distributed.init_process_group first: start with torchrun")
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def _file_state(path: Path) -> tuple[int, ...] | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

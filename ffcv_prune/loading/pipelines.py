@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, SimpleRGBImageDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 
 from ffcv_prune.data.beton import BetonInfo, require_labels
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.loading.augment import PadCropFlip, RandomResizedCrop
+from ffcv_prune.loading.augment import CentreCrop, Label, PadCropFlip, RandomResizedCrop, StoredImage
 
 AUGMENTATIONS = ("none", "pad_crop_flip", "random_resized_crop")
 
@@ -69,9 +68,9 @@ def stored_size(info: BetonInfo) -> int:
 def _centre_decoder(info: BetonInfo, size: int, ratio: float) -> Any:
     if ratio == 1.0 and (size == 0 or _all_are(info, size)):
         stored_size(info)  # refuses images that differ in size
-        return SimpleRGBImageDecoder()  # a copy, nothing to crop or resize
+        return StoredImage()  # a copy, nothing to crop or resize
     side = size or stored_size(info)
-    return CenterCropRGBImageDecoder((side, side), ratio)
+    return CentreCrop(side, ratio)
 
 
 def _all_are(info: BetonInfo, size: int) -> bool:
@@ -84,7 +83,7 @@ def _complete(info: BetonInfo, image: list[Any], device: torch.device | str) -> 
     device = torch.device(device)
     # On the CPU there is nothing to move, and FFCV's ToDevice would copy every batch.
     to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
-    labels = [IntDecoder(), ToTensor(), *to_device, Squeeze(1)]
+    labels = [Label(), ToTensor(), *to_device, Squeeze(1)]
     pipelines: dict[str, Any] = dict.fromkeys(info.fields)
     pipelines[info.image_field] = [*image, ToTensor(), *to_device, ToTorchImage()]
     fields = list(info.fields)

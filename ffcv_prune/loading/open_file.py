@@ -1,0 +1,129 @@
+"""The `.beton` behind the loaders: checked, read and mapped once, and handed to FFCV when it builds a loader."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ffcv.loader.loader as ffcv_loader
+import numba
+import torch
+from ffcv.memory_managers import OSCacheManager
+from ffcv.memory_managers.os_cache import OSCacheContext
+from ffcv.pipeline.compiler import Compiler
+from ffcv.reader import Reader
+
+from ffcv_prune.data.beton import BetonTables, read_tables
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading import kernels
+
+FileState = tuple[int, ...] | None
+
+
+class _Reader(Reader):
+    """FFCV's reader of a file whose tables were read by the check."""
+
+    def __init__(self, path: Path, tables: BetonTables) -> None:
+        self.metadata = tables.metadata
+        super().__init__(str(path))
+
+    def read_metadata(self) -> None:
+        self.metadata.setflags(write=False)
+
+    def read_allocation_table(self) -> None:
+        """Only the memory manager asks for it."""
+
+
+class _LeanOSCache(OSCacheManager):
+    """FFCV's page-cache reader without the dictionaries over all samples, which it never reads.
+
+    At 1.28 million samples they take seconds and half a gigabyte in each loader.
+    """
+
+    def __init__(self, path: Path, tables: BetonTables) -> None:
+        self.reader = _Reader(path, tables)
+        self.ptrs, self.sizes = tables.addresses, tables.sizes
+        self.context = OSCacheContext(self)
+        self.context.__enter__()  # maps the file
+
+    def compile_reader(self) -> Callable[..., Any]:
+        return kernels.read
+
+
+class OpenFile:
+    """What all loaders of one file share.
+
+    Attributes:
+        info: what `check_beton` found.
+        memory_manager: FFCV's, with its tables of addresses and sizes, and the mapping.
+    """
+
+    def __init__(self, path: Path, state: FileState) -> None:
+        tables = read_tables(path)
+        self.info = tables.info
+        self.memory_manager = _LeanOSCache(path, tables)
+        self.path = path
+        self._state = state
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if the file is not the one that was opened."""
+        if _file_state(self.path) != self._state:
+            raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
+
+
+_open_files: weakref.WeakValueDictionary[tuple[Path, FileState], OpenFile] = weakref.WeakValueDictionary()
+_lock = threading.RLock()
+
+
+def open_file(path: Path) -> OpenFile:
+    """Return the file as a living loader opened it, or open it. UserError for a missing or damaged one."""
+    with _lock:
+        key = path, _file_state(path)  # before the check: what changes after it is noticed
+        opened = _open_files.get(key)
+        if opened is None:
+            opened = _open_files[key] = OpenFile(*key)
+        return opened
+
+
+@contextmanager
+def ffcv_constructor(opened: OpenFile) -> Iterator[None]:
+    """Build an FFCV loader on an open file, leaving torch's and numba's thread counts alone."""
+    torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
+    with _lock:
+        originals = ffcv_loader.Reader, ffcv_loader.OSCacheManager, Compiler.compile
+        ffcv_loader.Reader = lambda *_: opened.memory_manager.reader
+        ffcv_loader.OSCacheManager = lambda _: opened.memory_manager
+        Compiler.compile = _compile
+        try:
+            yield
+        finally:
+            ffcv_loader.Reader, ffcv_loader.OSCacheManager, Compiler.compile = originals
+            torch.set_num_threads(torch_threads)
+            numba.set_num_threads(numba_threads)
+
+
+_ffcv_compile = Compiler.compile
+
+
+def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
+    """FFCV's `Compiler.compile`, but that numba keeps our own kernels on the disk.
+
+    It cannot keep FFCV's: they hold addresses of C functions, and what they call is part of numba's key by an
+    identity that is new in each process.
+    """
+    if code.__module__ != kernels.__name__ or not Compiler.is_enabled:
+        return _ffcv_compile(code, signature)
+    parallel = getattr(code, "is_parallel", False) and Compiler.num_threads > 1
+    return numba.njit(fastmath=True, nogil=True, error_model="numpy", parallel=parallel, cache=True)(code)
+
+
+def _file_state(path: Path) -> FileState:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
