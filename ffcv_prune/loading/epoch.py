@@ -16,6 +16,7 @@ from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError, uninterrupted
+from ffcv_prune.loading.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from ffcv_prune.loading.loader import PrunedLoader
@@ -59,13 +60,15 @@ class Ring:
 class _Producer(threading.Thread):
     """Decodes the batches of one epoch into the ring. Its exceptions go to the consumer, never to the void."""
 
-    def __init__(self, loader: PrunedLoader, batches: list[NDArray[np.int64]]) -> None:
+    def __init__(self, loader: PrunedLoader, ids: NDArray[np.int64]) -> None:
         super().__init__(daemon=True, name="ffcv_prune-loader")
         self.loader = loader
         self.ring = loader.ring
-        self.batches = batches
+        size = loader.batch_size
+        self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
         self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(loader.batches_ahead)
         self.stop_requested = threading.Event()
+        self.read_ahead = ReadAhead(loader.file, loader.decoded_fields, ids, size) if loader.read_ahead else None
         # The stream that the consumer works on; __next__ keeps it up to date.
         self.consumer_stream = torch.cuda.current_stream(loader.cuda_device) if loader.cuda_device else None
 
@@ -75,8 +78,12 @@ class _Producer(threading.Thread):
             numba.set_num_threads(self.loader.num_workers)  # holds for this thread only
             if self.loader.cuda_device:
                 torch.cuda.set_device(self.loader.cuda_device)  # a new thread starts on device 0
+            if self.read_ahead:
+                self.read_ahead.start()
             for b, ids in enumerate(self.batches):
                 slot = b % self.ring.slots
+                if self.read_ahead:
+                    self.read_ahead.decoding(b)
                 self.loader.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
                 if not self._put((slot, self._decode(ids, slot))):
                     return
@@ -128,6 +135,8 @@ class _Producer(threading.Thread):
                     self.output.get_nowait()
                 except queue.Empty:
                     self.join(timeout=0.01)
+        if self.read_ahead:
+            self.read_ahead.stop()
 
 
 class Epoch:
@@ -161,10 +170,8 @@ class Epoch:
         if loader.with_ids and loader.cuda_device:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
-        size = loader.batch_size
-        batches = [order[i : i + size] for i in range(first_batch * size, len(order), size)]
         loader.ring.begin(loader.seed, epoch, loader.cuda_device)
-        self._producer = _Producer(loader, batches)
+        self._producer = _Producer(loader, order[first_batch * loader.batch_size :])
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.

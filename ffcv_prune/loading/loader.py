@@ -40,6 +40,7 @@ class PrunedLoader(Loader):
         distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
         with_ids: add the int64[B] dataset positions of each batch as last output, on the CPU.
         batches_ahead: batches decoded in advance.
+        read_ahead: fetch from the disk what the coming batches need and is not in memory (`loading.read_ahead`).
 
     Attributes:
         num_samples: number of samples in the file.
@@ -65,6 +66,7 @@ class PrunedLoader(Loader):
         distributed: bool = False,
         with_ids: bool = False,
         batches_ahead: int = 3,
+        read_ahead: bool = True,
     ) -> None:
         self.path = Path(path)
         self.file = open_file(self.path)
@@ -76,6 +78,7 @@ class PrunedLoader(Loader):
         self.num_samples = info.num_samples
         self.labels: NDArray[np.int64] | None = info.labels
         self.with_ids = with_ids
+        self.read_ahead = read_ahead
         self.wait_seconds = 0.0
         self.first_batch = 0
         self._after_resumed: list[NDArray[np.int64] | None] = []  # at most one selection, see load_state_dict
@@ -232,6 +235,11 @@ class PrunedLoader(Loader):
     def keyed_operations(self) -> Iterator[tuple[int, KeyedOperation]]:
         """The operations that draw random numbers keyed by epoch, with their nodes in FFCV's graph."""
         return ((node, op) for node, op in self._operations() if isinstance(op, KeyedOperation))
+
+    @property
+    def decoded_fields(self) -> list[str]:
+        """Names of the file's fields that the pipelines read."""
+        return [node.field_name for node in self.graph.nodes if isinstance(node, DecoderNode)]
 
     def _operations(self) -> Iterator[tuple[int, Operation]]:
         for node in self.graph.nodes:

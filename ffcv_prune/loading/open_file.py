@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class OpenFile:
 
     Attributes:
         info: what `check_beton` found.
+        sample_bytes: mean size of a sample.
         memory_manager: FFCV's, with its tables of addresses and sizes, and the mapping.
     """
 
@@ -66,8 +68,17 @@ class OpenFile:
         tables = read_tables(path)
         self.info = tables.info
         self.memory_manager = _LeanOSCache(path, tables)
+        self.sample_bytes = int(tables.sizes.sum()) / self.info.num_samples
         self.path = path
         self._state = state
+        self._file = path.open("rb", buffering=0)
+        # A probe for what is in memory (`read_ahead`) shall not fetch the surroundings.
+        os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    @property
+    def descriptor(self) -> int:
+        """For advice on what will be read."""
+        return self._file.fileno()
 
     def check_unchanged(self) -> None:
         """Raise UserError if the file is not the one that was opened."""

@@ -112,11 +112,12 @@ def validate_ids(ids: ArrayLike, num_samples: int) -> NDArray[np.int64]:
         raise UserError(
             f"a selection is a non-empty one-dimensional array, not of shape {array.shape}: pass None for all samples"
         )
-    array = np.sort(array)
+    ascending = bool((array[1:] > array[:-1]).all())  # as policies return them: sorting would cost most of a swap
+    array = array.copy() if ascending else np.sort(array)
     if array[0] < 0 or array[-1] >= num_samples:
         bad = array[0] if array[0] < 0 else array[-1]
         raise UserError(f"id {bad} is outside the data set's positions 0 … {num_samples - 1}")
-    repeated = np.flatnonzero(array[1:] == array[:-1])
+    repeated = np.flatnonzero(array[1:] == array[:-1]) if not ascending else np.empty(0, dtype=np.int64)
     if len(repeated):
         raise UserError(f"id {array[repeated[0]]} appears twice in the selection: pass each id once (np.unique)")
     return array

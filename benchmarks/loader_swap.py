@@ -1,0 +1,260 @@
+"""Exchanging the samples of a loader at ImageNet's number of samples: seconds, memory, and what is compiled.
+
+    python -m benchmarks.loader_swap --csv benchmarks/results/loader_swap.csv     1,281,167 samples, about 5 minutes
+    python -m benchmarks.loader_swap --table benchmarks/results/loader_swap.csv   the table again
+
+What it measures, each repeat with a new random selection of 30 %:
+
+* "swap": `set_selection` and the order of the next epoch. "to the first batch": from `set_selection` until the first
+  batch is there; "one batch": the median time a batch takes after that, when only the loader works. Two batches in
+  that time are what an epoch's beginning costs anyway: a batch must be decoded before it can be served.
+* "rebuilt": what FFCV alone offers: a new `ffcv.Loader` with `indices=`, up to its first batch.
+* "compiled": functions that numba compiled meanwhile.
+* Constructors, each in a process of its own that has compiled before, on a small file: seconds, memory that stays
+  ("own") and that is needed at the highest point ("peak"), for the first loader of a file, for a second one on the
+  same file, and for FFCV's.
+
+Two files: 1,281,167 raw images of 8 x 8 in batches of 1,024, where a batch takes next to no time; and for an ordinary
+batch, `--large` raw images of 256 x 256 in batches of 1,024 with random crops to 224. The 8 x 8 are the harder case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numba.core.event as numba_event
+import numpy as np
+from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+from PIL import Image
+
+from benchmarks.long_run import IMAGENET_SAMPLES, resident_mb, synthetic_split
+from benchmarks.results import markdown
+from benchmarks.tables import Row, append_rows, median_and_range, read_table
+from ffcv_prune import PrunedLoader
+from ffcv_prune.data import recipe
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.data.encode import encode_split
+from ffcv_prune.data.sources import Split
+from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.loading.pipelines import train_pipelines
+
+KEEP = 0.3
+BATCH = 1024
+CROP = 224
+CONSTRUCTORS = ("PrunedLoader", "second PrunedLoader", "ffcv.Loader")
+
+
+class Compilations(numba_event.Listener):
+    """Counts what numba compiles, on any thread."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        numba_event.register("numba:compile", self)
+
+    def on_start(self, event: Any) -> None:
+        self.count += 1
+
+    def on_end(self, event: Any) -> None:
+        """A compilation counts when it begins."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=IMAGENET_SAMPLES, help="of 8 x 8; default: %(default)s")
+    parser.add_argument("--large", type=int, default=20_000, help="images of 256 x 256; default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--csv", type=Path, help="add one row a measurement to this file")
+    parser.add_argument("--table", type=Path, help="only print the table of such a file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, and add the rows to the CSV."""
+    if args.table:
+        print(summary(read_table(args.table)))
+        return
+    if min(args.samples, args.large) < 100:
+        raise UserError(f"--samples {args.samples} --large {args.large}: give at least 100")
+    with TemporaryDirectory(dir=".") as folder:
+        small, large = Path(folder) / "small.beton", Path(folder) / "large.beton"
+        encode_split(synthetic_split(args.samples), small, recipe.Image(), 0, -1, "8 x 8")
+        encode_split(large_split(args.large), large, recipe.Image(), 0, -1, "256 x 256")
+        rows = measure("8 x 8", small, 0, args.repeats) + measure("256 x 256", large, CROP, args.repeats)
+        rows += constructors(small, args.repeats)
+    print(summary([{key: str(value) for key, value in row.items()} for row in rows]))
+    if args.csv:
+        append_rows(args.csv, rows)
+
+
+def large_split(samples: int) -> Split:
+    """Noise of 256 x 256, each image the same: what is timed does not depend on it."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+    return Split(np.arange(samples) % 1000, lambda _: image, str)
+
+
+def stock_pipelines(crop: int) -> dict[str, Any]:
+    """FFCV's own, doing what ours do but for the draws of the crops."""
+    decoder = RandomResizedCropRGBImageDecoder((crop, crop)) if crop else SimpleRGBImageDecoder()
+    return {"image": [decoder, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
+
+
+def measure(data: str, path: Path, crop: int, repeats: int) -> list[dict[str, Any]]:
+    """Swap our loader and rebuild FFCV's, in turn."""
+    info = check_beton(path)
+    batch = min(BATCH, max(1, round(KEEP * info.num_samples) // 4))
+    pipelines = train_pipelines(info, "random_resized_crop" if crop else "none", crop)
+    loader = PrunedLoader(path, batch, pipelines)
+    for _ in range(2):  # compiles, allocates, touches the file; once more at full speed
+        with closing(iter(loader)) as batches:
+            list(islice(batches, 8))
+    compilations = Compilations()
+    rng = np.random.default_rng(0)
+    rows = []
+    for repeat in range(repeats):
+        ids = np.sort(rng.permutation(info.num_samples)[: round(KEEP * info.num_samples)])
+        row: dict[str, Any] = {"measured": data, "samples": info.num_samples, "batch": batch, "repeat": repeat}
+        start = time.perf_counter()
+        loader.set_selection(ids)
+        loader.next_traversal_order()
+        row["swap_seconds"] = time.perf_counter() - start
+        loader.set_selection(None)
+        compilations.count = 0
+        start = time.perf_counter()
+        loader.set_selection(ids)
+        with closing(iter(loader)) as batches:
+            next(batches)
+            row["first_batch_seconds"] = time.perf_counter() - start
+            row["batch_seconds"] = _seconds_a_batch(batches)
+        row["compiled"] = compilations.count
+        compilations.count = 0
+        start = time.perf_counter()
+        stock = Loader(
+            str(path), batch, os_cache=True, order=OrderOption.RANDOM, indices=ids, pipelines=stock_pipelines(crop)
+        )
+        epoch = iter(stock)
+        next(epoch)
+        row["rebuilt_seconds"] = time.perf_counter() - start
+        row["rebuilt_compiled"] = compilations.count
+        epoch.close()
+        epoch.join()
+        rows.append({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()})
+    numba_event.unregister("numba:compile", compilations)
+    return rows
+
+
+def _seconds_a_batch(batches: Any) -> float:
+    """Median over some batches, after those that were decoded in advance."""
+    ends = []
+    for _ in islice(batches, 40):
+        ends.append(time.perf_counter())
+    return statistics.median(np.diff(ends[len(ends) // 3 :]).tolist() or [float("nan")])
+
+
+def constructors(path: Path, repeats: int) -> list[dict[str, Any]]:
+    """Each constructor in `repeats` fresh processes."""
+    rows = []
+    with TemporaryDirectory(dir=path.parent) as folder:
+        tiny = Path(folder) / "tiny.beton"
+        encode_split(synthetic_split(200), tiny, recipe.Image(), 0, 1, "tiny")
+        for repeat in range(repeats):
+            for kind in CONSTRUCTORS:
+                code = (
+                    f"from benchmarks.loader_swap import construct; construct({kind!r}, {str(tiny)!r}, {str(path)!r})"
+                )
+                done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+                if done.returncode:
+                    raise RuntimeError(done.stderr)
+                rows.append({"measured": kind, "repeat": repeat} | json.loads(done.stdout.splitlines()[-1]))
+    return rows
+
+
+def construct(kind: str, tiny: str, path: str) -> None:
+    """Print seconds and MB of one constructor, as JSON; for the second loader of a file, the first stays alive."""
+    info = check_beton(tiny)
+
+    def build(path: str) -> Any:
+        if kind == "ffcv.Loader":
+            return Loader(path, 32, os_cache=True, order=OrderOption.RANDOM, pipelines=stock_pipelines(0))
+        return PrunedLoader(path, 32, train_pipelines(info, "none"))
+
+    list(build(tiny))
+    kept = [build(path)] if kind == "second PrunedLoader" else []
+    before = resident_mb()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak, VmHWM, to what is resident now
+    start = time.perf_counter()
+    kept.append(build(path))
+    seconds = time.perf_counter() - start
+    after = resident_mb()
+    row = {
+        "samples": len(kept[-1].reader.metadata),
+        "seconds": round(seconds, 4),
+        "own_mb": round(after["RssAnon"] - before["RssAnon"], 1),
+        "peak_mb": round(after["VmHWM"] - before["VmRSS"], 1),
+    }
+    print(json.dumps(row))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Two Markdown tables: swaps, and constructors."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["measured"], []).append(row)
+
+    def of(group: Sequence[Row], column: str, scale: float, digits: int) -> str:
+        return median_and_range([scale * float(row[column]) for row in group], digits)
+
+    swaps, built = [], []
+    for name, group in groups.items():
+        samples = f"{int(group[0]['samples']):,}"
+        if name in CONSTRUCTORS:
+            built.append([name, samples, *(of(group, *what) for what in CONSTRUCTOR_COLUMNS)])
+            continue
+        first = [float(row["first_batch_seconds"]) for row in group]
+        in_batches = [f / float(row["batch_seconds"]) for f, row in zip(first, group, strict=True)]
+        ratio = [float(row["rebuilt_seconds"]) / f for f, row in zip(first, group, strict=True)]
+        swaps.append(
+            [
+                name,
+                samples,
+                group[0]["batch"],
+                *(of(group, column, 1000, 1) for column in ("swap_seconds", "first_batch_seconds", "batch_seconds")),
+                median_and_range(in_batches, 1),
+                of(group, "compiled", 1, 0),
+                of(group, "rebuilt_seconds", 1, 2),
+                of(group, "rebuilt_compiled", 1, 0),
+                median_and_range(ratio, 0),
+            ]
+        )
+    head = ["data", "samples", "batch", "swap, ms", "to the first batch, ms", "one batch, ms", "in batches", "compiled"]
+    head += ["rebuilt, s", "compiled", "rebuilt / swapped"]
+    parts = [markdown(head, swaps)] if swaps else []
+    if built:
+        parts.append(markdown(["constructor", "samples", "seconds", "own, MB", "peak, MB"], built))
+    made = rows[0]
+    if "cpu" in made:
+        parts.append(f"{made['cpu']}, {made['cores']} cores, {len({row['repeat'] for row in rows})} repeats.")
+    return "\n\n".join(parts)
+
+
+CONSTRUCTOR_COLUMNS = (("seconds", 1.0, 3), ("own_mb", 1.0, 0), ("peak_mb", 1.0, 0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    run_command(main)
