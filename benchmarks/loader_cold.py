@@ -41,6 +41,7 @@ from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.loader_swap import end_stock_epoch
 from benchmarks.results import markdown
 from benchmarks.tables import Row, against, append_rows, median_and_range, read_table
 from ffcv_prune import PrunedLoader
@@ -283,9 +284,10 @@ def _time(
             forget(epoch.order[images:])
             apart += time.perf_counter()
     # Ending FFCV's thread may take half a second, and its destructor wants it: not the time of a batch.
-    epoch.close()
     if isinstance(epoch, EpochIterator):
-        epoch.join()
+        end_stock_epoch(epoch)
+    else:
+        epoch.close()
     return end - start - before_last, images
 
 

@@ -6,7 +6,7 @@
 What it measures, each repeat with a new random selection of 30 %:
 
 * "swap": `set_selection` and the order of the next epoch. "to the first batch": from `set_selection` until the first
-  batch is there; "one batch": the median time a batch takes after that, when only the loader works. Two batches in
+  batch is there; "one batch": the mean time of the 40 batches after that, when only the loader works. Two batches in
   that time are what an epoch's beginning costs anyway: a batch must be decoded before it can be served.
 * "rebuilt": what FFCV alone offers: a new `ffcv.Loader` with `indices=`, up to its first batch.
 * "compiled": functions that numba compiled meanwhile.
@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
+from queue import Empty
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -37,6 +37,7 @@ import numba.core.event as numba_event
 import numpy as np
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
+from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from PIL import Image
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         return
     if min(args.samples, args.large) < 100:
         raise UserError(f"--samples {args.samples} --large {args.large}: give at least 100")
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         small, large = Path(folder) / "small.beton", Path(folder) / "large.beton"
         encode_split(synthetic_split(args.samples), small, recipe.Image(), 0, -1, "8 x 8")
         encode_split(large_split(args.large), large, recipe.Image(), 0, -1, "256 x 256")
@@ -146,19 +147,26 @@ def measure(data: str, path: Path, crop: int, repeats: int) -> list[dict[str, An
         next(epoch)
         row["rebuilt_seconds"] = time.perf_counter() - start
         row["rebuilt_compiled"] = compilations.count
-        epoch.close()
-        epoch.join()
-        rows.append({key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()})
+        end_stock_epoch(epoch)
+        rows.append({key: round(value, 7) if isinstance(value, float) else value for key, value in row.items()})
     numba_event.unregister("numba:compile", compilations)
     return rows
 
 
+def end_stock_epoch(epoch: EpochIterator) -> None:
+    """End FFCV's thread, which may be waiting for room to say that it is done."""
+    epoch.close()
+    while epoch.is_alive():
+        with suppress(Empty):
+            epoch.output_queue.get_nowait()
+        epoch.join(timeout=0.01)
+
+
 def _seconds_a_batch(batches: Any) -> float:
-    """Median over some batches, after those that were decoded in advance."""
-    ends = []
-    for _ in islice(batches, 40):
-        ends.append(time.perf_counter())
-    return statistics.median(np.diff(ends[len(ends) // 3 :]).tolist() or [float("nan")])
+    """Mean over some batches; the few that were decoded in advance are among them."""
+    start = time.perf_counter()
+    number = sum(1 for _ in islice(batches, 40))
+    return (time.perf_counter() - start) / max(1, number)
 
 
 def constructors(path: Path, repeats: int) -> list[dict[str, Any]]:

@@ -15,10 +15,11 @@ Row = Mapping[str, str]
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add the rows, each with machine, versions, commit and date."""
+    """Add the rows, each with machine, versions, commit and date; what a row lacks of the others' columns is empty."""
     made = {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
+    columns = dict.fromkeys((column for row in rows for column in row), "")
     for row in rows:
-        append_csv(path, row | made)
+        append_csv(path, columns | dict(row) | made)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

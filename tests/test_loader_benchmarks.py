@@ -23,10 +23,10 @@ def test_swap_and_its_table(
 ) -> None:
     monkeypatch.setattr(loader_swap, "CONSTRUCTORS", ("PrunedLoader",))
     csv = str(tmp_path / "swap.csv")
-    loader_swap.run(arguments(loader_swap, "--samples=400", "--large=100", "--repeats=2", f"--csv={csv}"))
+    loader_swap.run(arguments(loader_swap, "--samples=400", "--large=100", "--repeats=1", f"--csv={csv}"))
     printed = capsys.readouterr().out
     rows = read_table(Path(csv))
-    assert [row["compiled"] for row in rows if row["measured"] != "PrunedLoader"] == ["0"] * 4
+    assert [row["compiled"] for row in rows if row["measured"] != "PrunedLoader"] == ["0"] * 2
     assert printed.count("| 8 x 8 | 400 |") == 1
     loader_swap.run(arguments(loader_swap, f"--table={csv}"))
     assert table_lines(capsys.readouterr().out) == table_lines(printed)
@@ -44,7 +44,7 @@ def test_cold_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         Image.fromarray(pixels).save(photographs / f"{i}.jpg")
     csv = tmp_path / "cold.csv"
     words = [f"--photographs={photographs}", f"--folder={tmp_path}", f"--csv={csv}", "--only=32 raw", "--scale=0.02"]
-    loader_cold.run(arguments(loader_cold, *words, "--repeats=2", "--batches=1"))
+    loader_cold.run(arguments(loader_cold, *words, "--repeats=1", "--batches=1"))
     printed = capsys.readouterr().out
     assert printed.count("| 32 raw |") == 2 * 3 * 3  # keeps, situations, loaders
     loader_cold.run(arguments(loader_cold, f"--table={csv}"))
