@@ -10,11 +10,12 @@ import sys
 
 from ffcv_prune import config
 from ffcv_prune.errors import run_command
-from ffcv_prune.training.trainer import train
 
 
 def main() -> None:
     settings, resume = config.read_command(sys.argv[1:])
+    from ffcv_prune.training.trainer import train  # seconds of imports, which a bad option need not wait for
+
     result = train(settings, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # one of several processes that torchrun started
         print(f"test accuracy {result.accuracy:.4f} after {result.seconds['total']:.1f} s; run folder {result.folder}")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ffcv_prune import strict_args
 from ffcv_prune.data.recipe import OPTIONS, Recipe, load_recipe, recipe_names
-from ffcv_prune.data.writer import write_dataset
 from ffcv_prune.errors import UserError, run_command
 
 USAGE = f"""\
@@ -34,6 +33,8 @@ def main() -> None:
     except ValueError:
         raise UserError(f"--workers={options['workers']}: expected an integer") from None
     data_dir, out_dir = options.get("data-dir", "data"), options.get("out-dir", "betons")
+    from ffcv_prune.data.writer import write_dataset  # seconds of imports, which a bad option need not wait for
+
     write_dataset(recipe, Path(data_dir), Path(out_dir), workers)
 
 

@@ -10,13 +10,14 @@ import sys
 
 from ffcv_prune import config
 from ffcv_prune.errors import UserError, run_command
-from ffcv_prune.training.static_scores import compute
 
 
 def main() -> None:
     settings, resume = config.read_command(sys.argv[1:])
     if resume is not None:
         raise UserError("static scores are not resumed; give --config")
+    from ffcv_prune.training.static_scores import compute  # seconds of imports, not needed before
+
     made = compute(settings)
     print(f"static scores {made.path}: {made.method} by {made.model}, computed in {made.seconds['total']:.1f} s")
 

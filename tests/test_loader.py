@@ -3,8 +3,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,17 +293,6 @@ def test_thread_counts_are_left_alone(beton: Beton) -> None:
     before = torch.get_num_threads()
     serve(make_loader(beton, num_workers=1))
     assert torch.get_num_threads() == before
-
-
-def test_importing_leaves_the_threads_of_torch_and_numba_alone() -> None:
-    """FFCV's import sets both to one, for the whole process."""
-    script = (
-        "import torch, numba; torch.set_num_threads(2); import ffcv_prune; "
-        "print(torch.get_num_threads(), numba.get_num_threads())"
-    )
-    environment = os.environ | {"NUMBA_NUM_THREADS": "2"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.stdout == "2 2\n"
 
 
 def test_all_cores_work_unless_fewer_are_asked_for(loader: PrunedLoader, beton: Beton) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ffcv_prune.analysis.report import write_report
 from ffcv_prune.errors import run_command
 
 
@@ -15,6 +14,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: report.html")
     parser.add_argument("--fit", action="store_true", help="fit always, sometimes and never groups (needs PyMC)")
     args = parser.parse_args()
+    from ffcv_prune.analysis.report import write_report  # seconds of imports, not needed before
+
     print(write_report(args.runs, args.out, fit=args.fit))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 from ffcv.fields import BytesField, IntField, NDArrayField, RGBImageField
 from ffcv.fields.base import Field

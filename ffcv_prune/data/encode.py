@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import cv2
 import numpy as np
 from ffcv.fields import IntField, RGBImageField

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Sequence
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 from ffcv.reader import Reader
 from numpy.typing import NDArray

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm
 
-from ffcv_prune.analysis.report import write_report
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.models import build_model
@@ -132,6 +131,8 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
         seconds=seconds | {"setup": setup_seconds, "static": trainer.static_seconds},
     )
     folder.write_result(result_row(trainer.config, result))
+    from ffcv_prune.analysis.report import write_report  # matplotlib, which the first step need not wait for
+
     write_report([folder.path], folder.path / "report.html")
     return result
 
