@@ -16,7 +16,7 @@ from ffcv_prune import strict_args
 from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import REQUIRED, Setting, key
 
-USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--section.key=value ...]"
+USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--profile] [--section.key=value ...]"
 SCORED_BEFORE = ("static", "static_epsilon_greedy", "static_ucb")  # policies that read prune.scores
 POLICIES = (
     "none",
@@ -42,7 +42,7 @@ INFOBATCH = {
 }
 PHASE_MODES = ("random", "full")
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
-CHANGEABLE = ("run.save_every", "data.train", "data.test", "data.num_workers", "train.device")
+CHANGEABLE = ("run.save_every", "run.profile", "data.train", "data.test", "data.num_workers", "train.device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Run:
     name: str = key("", "folder name of the run; empty: the config file's name")
     out: str = key("runs", "folder that holds the run folders")
     save_every: float = key(300.0, "seconds between saves within an epoch; its end saves too", within="[0, inf)")
+    profile: bool = key(False, "print where the time went when the run ends, into profile.json too; short: --profile")
     seed: int = key(0, "seed of weights, order, augmentation and selection", within="[0, 4294967295]")
 
 
@@ -203,7 +204,7 @@ def load(argv: Sequence[str]) -> Config:
 
 
 def read_command(argv: Sequence[str]) -> tuple[Config, Path | None]:
-    """Read ``--config FILE`` or ``--resume RUN``, and ``[--section.key=value …]``.
+    """Read ``--config FILE`` or ``--resume RUN``, ``--profile`` and ``[--section.key=value …]``.
 
     ``--help`` prints all keys and exits with 0. Everything that is wrong is a `UserError`: an unknown key (it
     names the nearest), a value of the wrong type or out of range, a missing or unreadable file, a key that
@@ -212,6 +213,7 @@ def read_command(argv: Sequence[str]) -> tuple[Config, Path | None]:
     Returns:
         The configuration, and the run folder to go on with; None for a new run.
     """
+    argv = ["--run.profile=true" if argument == "--profile" else argument for argument in argv]
     options, overrides = strict_args.parse_command_line(argv, options=("config", "resume"))
     if "help" in options:
         print(USAGE, strict_args.help_text(Config), sep="\n")
@@ -239,4 +241,4 @@ def read_command(argv: Sequence[str]) -> tuple[Config, Path | None]:
 def _resolve(path: Path, overrides: dict[str, str]) -> Config:
     settings = strict_args.read_settings(path)
     settings |= {name: Setting(text, "command line") for name, text in overrides.items()}
-    return strict_args.resolve(Config, settings, options=("config", "resume", "base"))
+    return strict_args.resolve(Config, settings, options=("config", "resume", "profile", "base"))

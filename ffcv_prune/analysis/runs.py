@@ -15,7 +15,7 @@ from ffcv_prune.analysis.counts import policy_selections, selection_counts
 from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import flatten, read_yaml
 
-PLACE = ("run.seed", "run.name", "run.out", "run.save_every", "data.num_workers")
+PLACE = ("run.seed", "run.name", "run.out", "run.save_every", "run.profile", "data.num_workers")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.training.lr import LRSchedule
 
+BatchLoss = Callable[[Tensor, Tensor], Tensor]  # losses float32[B], ids int64[B] -> the scalar to minimise
+
 
 class Stepper:
     """Model and optimiser: SGD, Nesterov momentum, weight decay on all parameters (paper, section 4)."""
@@ -64,7 +66,7 @@ class Stepper:
         self,
         loader: PrunedLoader,
         epoch: int,
-        batch_loss: Callable[[Tensor, Tensor], Tensor],
+        batch_loss: BatchLoss,
         bar: tqdm,
         after_step: Callable[[], None],
     ) -> float:
@@ -78,21 +80,8 @@ class Stepper:
         self.model.train()
         first, steps = loader.first_batch, loader.first_batch + len(loader)
         with closing(iter(loader)) as batches:
-            for step, (images, labels, ids) in enumerate(batches, first):  # uint8[B, 3, H, W], int64[B] twice
-                lr = self.lr_schedule(epoch, step, steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                with autocast(self.device, self.amp_dtype):
-                    logits = self.forward(images)  # [B, C]
-                losses = F.cross_entropy(
-                    logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
-                )  # float32[B]
-                loss = batch_loss(losses, ids)
-                self.scaler.scale(loss).backward()
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-                self.optimizer.zero_grad(set_to_none=True)
-                self.loss_sum += losses.detach().mean()
+            for step, (images, labels, ids) in enumerate(batches, first):
+                self.step(images, labels, ids, batch_loss, self.lr_schedule(epoch, step, steps))
                 bar.update(len(images) * loader.world_size)
                 after_step()
         loss_sum = self.loss_sum.clone()
@@ -102,6 +91,21 @@ class Stepper:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
         return loss_sum.item() / (steps * loader.world_size)  # waits for the device: once an epoch
+
+    def step(self, images: Tensor, labels: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
+        """One step of SGD on a batch: uint8[B, 3, H, W], int64[B] twice."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with autocast(self.device, self.amp_dtype):
+            logits = self.forward(images)  # [B, C]
+        losses = F.cross_entropy(
+            logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
+        )  # float32[B]
+        self.scaler.scale(batch_loss(losses, ids)).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss_sum += losses.detach().mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimiser and loss scaler: the same on all ranks. The learning rate follows from the position."""

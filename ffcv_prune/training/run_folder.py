@@ -11,6 +11,7 @@ runs/NAME/
   weights.pt                   state_dict of the model
   result.csv                   one row: the run in short
   report.html                  the run to look at
+  profile.json                 with --profile: where the time went (`training.profile`)
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, mean_loss
 from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
 from ffcv_prune.training.methods import build_pruner
+from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import (
     RunResult,
@@ -93,11 +94,16 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             interrupted = isinstance(error, KeyboardInterrupt | Terminated)
             if folder is not None:
                 folder.set_status("interrupted" if interrupted else "failed", str(error))
+                if config.run.profile and interrupted:
+                    report_profile(folder, config, loaders.dataset, {})
             raise
         if folder is not None:  # the last act: until here, whatever ends a rank, there is a checkpoint to go on from
             with uninterrupted():
                 folder.set_status("finished")
                 checkpoint.remove(folder.path)
+            if config.run.profile:
+                alone = measure_alone(config, trainer.stepper, trainer.loader)
+                report_profile(folder, config, loaders.dataset, alone)
         return cast(RunResult, result)
 
 
