@@ -39,7 +39,7 @@ def draw(kind: str, cells: Sequence[Cell], title: str, out: Path) -> Path | None
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
     figure.suptitle(title)
-    return _save(figure, out.with_name(f"{out.name}_{kind}.svg"))
+    return save(figure, out.with_name(f"{out.name}_{kind}.svg"))
 
 
 def draw_distribution(title: str, counts: NDArray[np.int64], checkpoints: int, out: Path) -> tuple[Path, str]:
@@ -53,10 +53,11 @@ def draw_distribution(title: str, counts: NDArray[np.int64], checkpoints: int, o
         fit, words = None, f"not fitted: {error}"
     plot_distribution(axes, counts, checkpoints, fit)
     axes.set_title(title)
-    return _save(figure, out.with_name(f"{out.name}_distribution.svg")), words
+    return save(figure, out.with_name(f"{out.name}_distribution.svg")), words
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write an SVG, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(
         {"svg.hashsalt": "ffcv_prune", "svg.fonttype": "none"}

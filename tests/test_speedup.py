@@ -1,0 +1,90 @@
+"""The end-to-end benchmark runs at a tiny size, goes on where it was stopped, and its table comes from its rows."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import speedup
+from ffcv_prune.errors import UserError
+from tests.betons import Beton
+
+TIMES = {"load": 0.5, "score": 2.0, "select": 0.0, "swap": 0.0, "train": 5.0, "other": 0.5}
+
+
+def row(method: str, keep: float, repeat: int, samples: int, factor: float) -> dict[str, str]:
+    """A row whose charged seconds are 8 · factor, in a period of ten epochs."""
+    seconds = {f"{name}_seconds": f"{factor * value}" for name, value in TIMES.items()}
+    made = {"eval_seconds": "10", "save_seconds": "5", "samples": f"{samples}", "period": "10", "threads": "1"}
+    facts = {"compile_seconds": "7", "cpu": "A", "cores": "2", "torch": "2", "date": "2026-01-01T00", "base": "b"}
+    return {"method": method, "keep": f"{keep}", "repeat": f"{repeat}", **seconds, **made, **facts}
+
+
+def test_each_run_is_compared_with_the_full_data_of_its_own_repeat(tmp_path: Path) -> None:
+    rows = [
+        row("full", 1.0, 0, 1000, 10.0),
+        row("ucb", 0.1, 0, 125, 2.5),  # 4 times as fast, of 8 possible
+        row("ucb", 0.1, 1, 125, 8.0),  # 5 times
+        row("full", 1.0, 1, 1000, 40.0),
+        row("ucb", 0.1, 2, 125, 1.0),  # has nothing to be compared with
+    ]
+    full, ucb = speedup.lines_of(rows)
+    assert (full.speedups, full.shares) == ([1.0, 1.0], [1.0, 1.0])
+    assert ucb.speedups == pytest.approx([4.0, 5.0])
+    assert ucb.ideals == [8.0, 8.0]
+    assert ucb.seconds("train") == pytest.approx((1.25 + 4.0) / 2)
+    picture = speedup.draw(rows, tmp_path / "plot.svg")
+    line = next(line for line in speedup.summary(rows, picture).splitlines() if line.startswith("| UCB "))
+    assert line.split("|")[-4:-1] == [" 4.50 (4.00–5.00) ", " 8.00 ", " 0.562 (0.500–0.625) "]
+    assert picture.read_text().startswith("<?xml")
+    with pytest.raises(UserError, match="no repeat has a run on full data"):
+        speedup.lines_of(rows[1:3])
+
+
+def test_a_tiny_benchmark_measures_once_and_goes_on(
+    beton: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"""
+data: {{train: {beton.path}, test: {beton.path}}}
+model: {{name: basic_cnn}}
+train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
+"""
+    )
+    results = tmp_path / "results.csv"
+
+    def run(*options: str) -> str:
+        files = [f"--config={config}", f"--csv={results}", f"--out={tmp_path / 'runs'}"]
+        monkeypatch.setattr(sys, "argv", ["speedup", *files, "--period=2", "--keeps", "0.5", *options])
+        capsys.readouterr()
+        speedup.main()
+        return capsys.readouterr().out
+
+    methods = [method for method in speedup.VARIANTS if method != "full"]
+    every = ["--methods", *methods]
+    first = run(*every, "--repeats=1")
+    assert "run 1 of 5: full" in first
+    again = run(*every, "--repeats=2", "--threads=1" if "threads: 1" in first else "--threads=2")
+    assert "run 1 of 5: random 0.5 #1" in again
+    with results.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["method"], row["repeat"]) for row in rows} == {
+        (method, repeat) for method in speedup.VARIANTS for repeat in "01"
+    }
+    for row in rows:
+        assert int(row["samples"]) == 2 * 32 * (6 if row["method"] == "full" else 3)  # 203 samples, batches of 32
+        assert (float(row["score_seconds"]) > 0.001) == (row["method"] in ("ucb", "ucb_both"))
+        assert float(row["train_seconds"]) > 0 and float(row["compile_seconds"]) > 0.1
+        assert row["cpu"] and row["ffcv"] and row["commit"] is not None
+    page = results.with_suffix(".md").read_text()
+    assert page in again
+    results.with_suffix(".md").unlink()
+    assert page in run("--redraw")
+    assert results.with_suffix(".md").read_text() == page
+    assert len(results.read_text().splitlines()) == 1 + len(rows)
+    with pytest.raises(UserError, match=r"with base .*another --csv"):
+        run(*every, "--train.lr=0.01")
