@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.pruning import selectors
+from ffcv_prune.pruning.topk import top_k
 
 FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
 # A few values drawn often make ties; the full range brings extremes, denormals, both zeros, inf and NaN.
@@ -30,7 +31,7 @@ def test_top_k_equals_a_stable_sort_for_every_number_of_threads(scores, data):
     k = 1 if data is None else data.draw(st.integers(1, scores.size))
     expected = naive_top_k(scores, k)
     for threads in (1, 2, 3, 7):
-        chosen = selectors.top_k(scores, k, threads)
+        chosen = top_k(scores, k, threads)
         assert chosen.dtype == np.int64
         np.testing.assert_array_equal(chosen, expected)
 
@@ -44,8 +45,8 @@ def test_top_k_follows_a_permutation_of_different_scores(scores, data):
         return
     k = data.draw(st.integers(1, scores.size))
     permutation = np.array(data.draw(st.permutations(range(scores.size))))
-    chosen = selectors.top_k(scores[permutation], k)
-    np.testing.assert_array_equal(np.sort(permutation[chosen]), selectors.top_k(scores, k))
+    chosen = top_k(scores[permutation], k)
+    np.testing.assert_array_equal(np.sort(permutation[chosen]), top_k(scores, k))
 
 
 def test_top_k_on_many_samples_agrees_with_numpy_and_between_threads():
@@ -54,23 +55,23 @@ def test_top_k_on_many_samples_agrees_with_numpy_and_between_threads():
     for k in (1, 30_000, 100_002, 100_003):
         expected = naive_top_k(scores, k)
         for threads in (1, 2, 5):
-            np.testing.assert_array_equal(selectors.top_k(scores, k, threads), expected)
+            np.testing.assert_array_equal(top_k(scores, k, threads), expected)
 
 
 def test_top_k_breaks_ties_between_threads_towards_the_lower_position():
-    assert selectors.top_k(np.full(10, 2.5, np.float32), 6, threads=4).tolist() == [0, 1, 2, 3, 4, 5]
+    assert top_k(np.full(10, 2.5, np.float32), 6, threads=4).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_top_k_takes_strided_and_read_only_scores_and_leaves_them_alone():
     scores = np.arange(20, dtype=np.float32)[::-2]
     scores.flags.writeable = False
-    assert selectors.top_k(scores, 3).tolist() == [0, 1, 2]
+    assert top_k(scores, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("k", [-1, 0, 5])
 def test_k_outside_the_samples_is_refused(k):
     with pytest.raises(UserError, match=f"k = {k} out of 4"):
-        selectors.top_k(np.zeros(4, np.float32), k)
+        top_k(np.zeros(4, np.float32), k)
     with pytest.raises(UserError, match=f"k = {k} out of 4"):
         selectors.random_subset(4, k, np.random.default_rng(0))
 

@@ -20,8 +20,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.keys import KEY_BITS, score_key
-from ffcv_prune.pruning.selectors import Bits, Counts, Floats, Ids, check_k
+from ffcv_prune.pruning.keys import KEY_BITS, score_keys
+from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k
 
 DIGIT_BITS = 11
 DIGITS = 1 << DIGIT_BITS
@@ -41,7 +41,7 @@ def torch_all_reduce(counts: Counts) -> Counts:
 def distributed_top_k(scores: Floats, ids: Ids, k: int, all_reduce: AllReduce = torch_all_reduce) -> Ids:
     """Return those of this rank's samples that are among the k highest of all ranks: int64, ascending.
 
-    The ranks' results together are exactly what `selectors.top_k` chooses from the gathered scores: ties go to
+    The ranks' results together are exactly what `topk.top_k` chooses from the gathered scores: ties go to
     the lower id, NaN counts as +inf.
 
     Args:
@@ -56,7 +56,7 @@ def distributed_top_k(scores: Floats, ids: Ids, k: int, all_reduce: AllReduce = 
     """
     id_bits = _introduce(scores, ids, k, all_reduce)
     keys = np.empty(scores.size, np.int64)
-    _score_keys(np.ascontiguousarray(scores).view(np.uint32), keys)
+    score_keys(np.ascontiguousarray(scores).view(np.uint32), keys)
     threshold, ties = _kth_highest(keys, KEY_BITS, k, all_reduce)
     chosen = keys > threshold
     if ties:
@@ -105,12 +105,6 @@ def _problem(scores: Floats, ids: Ids, k: int) -> str:
     if not 0 < k < 1 << ID_BITS:
         return f"cannot select k = {k} samples: k must be at least 1"
     return ""
-
-
-@njit(cache=True, nogil=True)
-def _score_keys(bits: Bits, keys: NDArray[np.int64]) -> None:
-    for i in range(bits.size):
-        keys[i] = score_key(bits[i])
 
 
 @njit(cache=True, nogil=True)

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from ffcv_prune.errors import UserError
 from ffcv_prune.pruning.policies import Ids, Policy, WithRandom, Wrapper
 from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.selectors import difference, group_by_label, top_k
+from ffcv_prune.pruning.selectors import difference, group_by_label
+from ffcv_prune.pruning.topk import top_k
 
 __all__ = ["ClassQuota", "LossCap", "WithRandom"]
 

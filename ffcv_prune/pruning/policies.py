@@ -21,9 +21,9 @@ from ffcv_prune.pruning.selectors import (
     check_k,
     difference,
     random_subset,
-    top_k,
     ucb_scores,
 )
+from ffcv_prune.pruning.topk import top_k
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""Statistics and selection over millions of samples: numba kernels and the functions that drive them.
+"""Statistics and sets of millions of samples: numba kernels and the functions that drive them.
 
 Everything here is linear in the number of samples. Every kernel is serial, takes C-contiguous arrays of the
 dtypes it states, and releases the GIL; more than one thread means plain Python threads, each running the same
@@ -19,20 +19,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.keys import score_key
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Counts = NDArray[np.int64]
-Bits = NDArray[np.uint32]
 # mean, var, last: float32[n]; last_scored: int32[n]
 Statistics = tuple[Floats, Floats, Floats, NDArray[np.int32]]
 
 # Below about a million samples a thread costs more to start than it saves.
 SAMPLES_PER_THREAD = 1_000_000
-
-DIGIT_BITS = 16
-DIGITS = 1 << DIGIT_BITS
 
 
 def default_threads(n: int) -> int:
@@ -40,7 +35,7 @@ def default_threads(n: int) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), n // SAMPLES_PER_THREAD))
 
 
-def _run_in_chunks(work: Callable[[int, slice], None], n: int, threads: int) -> None:
+def run_in_chunks(work: Callable[[int, slice], None], n: int, threads: int) -> None:
     """Call ``work(t, stretch)`` for `threads` stretches that tile 0..n, each in a thread of its own."""
     edges = [n * t // threads for t in range(threads + 1)]
     stretches = [slice(start, stop) for start, stop in pairwise(edges)]
@@ -119,7 +114,7 @@ def update_statistics(
         else:
             _update_some(statistics, losses[part], ids[part], alpha32, beta32, update32)
 
-    _run_in_chunks(work, losses.size, threads or default_threads(losses.size))
+    run_in_chunks(work, losses.size, threads or default_threads(losses.size))
 
 
 @njit(cache=True, nogil=True)
@@ -135,91 +130,8 @@ def ucb_scores(mean: Floats, var: Floats, c: float, threads: int | None = None) 
     def work(_: int, part: slice) -> None:
         _ucb(mean[part], var[part], np.float32(c), scores[part])
 
-    _run_in_chunks(work, mean.size, threads or default_threads(mean.size))
+    run_in_chunks(work, mean.size, threads or default_threads(mean.size))
     return scores
-
-
-# ---- the k highest scores: radix select, then one collecting pass ------------------------------------------
-
-
-@njit(cache=True, nogil=True)
-def _count_high_digits(bits: Bits, counts: Counts) -> None:
-    """Count the upper half of each key in counts[DIGITS]."""
-    for i in range(bits.size):
-        counts[score_key(bits[i]) >> DIGIT_BITS] += 1
-
-
-@njit(cache=True, nogil=True)
-def _count_low_digits(bits: Bits, high: int, counts: Counts) -> None:
-    """Count the lower half of each key whose upper half is `high` in counts[DIGITS]."""
-    for i in range(bits.size):
-        key = score_key(bits[i])
-        if key >> DIGIT_BITS == high:
-            counts[key & (DIGITS - 1)] += 1
-
-
-@njit(cache=True, nogil=True)
-def _digit_of_rank(counts: Counts, rank: int) -> tuple[int, int]:
-    """Return the digit of the rank-th highest key (from 1), and the rank of that key within the digit."""
-    digit = DIGITS - 1
-    while counts[digit] < rank:
-        rank -= counts[digit]
-        digit -= 1
-    return digit, rank
-
-
-@njit(cache=True, nogil=True)
-def _collect(bits: Bits, first_id: int, threshold: int, ties: int, ids: Ids) -> None:
-    """Fill `ids`, ascending, with the keys above the threshold and the first `ties` of those equal to it.
-
-    Free of unpredictable branches: each id is written, and the position moves on only past the chosen ones.
-    """
-    position = 0
-    for i in range(bits.size):
-        if position == ids.size:
-            break
-        key = score_key(bits[i])
-        tie = (key == threshold) & (ties > 0)
-        ties -= tie
-        ids[position] = first_id + i
-        position += (key > threshold) | tie
-
-
-def top_k(scores: Floats, k: int, threads: int | None = None) -> Ids:
-    """Return the positions of the k highest scores, int64[k], ascending. Ties go to the lower position.
-
-    `scores` is float32[n]; NaN, which stands for a sample never scored, counts as +inf: what is unknown is
-    explored first. Extra memory: the result, and 1 MB of counts a thread. Raises `UserError` unless
-    1 ≤ k ≤ n.
-
-    Each score is a 32-bit key in the same order. Counting the upper halves of the keys, then the lower halves
-    of those that share the k-th upper half, gives the k-th highest key and how many of its equals are chosen.
-    """
-    n = scores.size
-    check_k(k, n)
-    threads = min(threads or default_threads(n), n)
-    bits = np.ascontiguousarray(scores, dtype=np.float32).view(np.uint32)
-    high_counts = np.zeros((threads, DIGITS), np.int64)
-    low_counts = np.zeros((threads, DIGITS), np.int64)
-
-    _run_in_chunks(lambda t, part: _count_high_digits(bits[part], high_counts[t]), n, threads)
-    high, rank = _digit_of_rank(high_counts.sum(axis=0), k)
-    _run_in_chunks(lambda t, part: _count_low_digits(bits[part], high, low_counts[t]), n, threads)
-    low, rank = _digit_of_rank(low_counts.sum(axis=0), rank)
-
-    # What each thread will find, known beforehand: equals are handed out from the lowest position upwards.
-    above = high_counts[:, high + 1 :].sum(axis=1) + low_counts[:, low + 1 :].sum(axis=1)
-    equal = low_counts[:, low]
-    ties = np.clip(rank - (np.cumsum(equal) - equal), 0, equal)
-    stops = np.cumsum(above + ties)
-    ids = np.empty(k, np.int64)
-
-    def collect(t: int, part: slice) -> None:
-        found = slice(stops[t] - above[t] - ties[t], stops[t])
-        _collect(bits[part], part.start, (high << DIGIT_BITS) | low, ties[t], ids[found])
-
-    _run_in_chunks(collect, n, threads)
-    return ids
 
 
 # ---- sets of sample ids ------------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+"""The k highest of millions of scores: radix select, then one collecting pass.
+
+Three passes over the scores. Each makes the keys of a block at a time, in a buffer that stays in the first-level
+cache, by vector instructions; what follows is integer work without unpredictable branches. Threads, order and
+memory are as in `selectors.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ffcv_prune.pruning.keys import score_keys
+from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k, default_threads, run_in_chunks
+
+Bits = NDArray[np.uint32]
+
+DIGIT_BITS = 16
+DIGITS = 1 << DIGIT_BITS
+BLOCK = 1024
+
+
+@njit(cache=True, nogil=True)
+def _count_high_digits(bits: Bits, counts: Counts) -> None:
+    """Count the upper half of each key in counts[DIGITS]."""
+    keys = np.empty(BLOCK, np.uint32)
+    for start in range(0, bits.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        score_keys(block, keys)
+        for i in range(block.size):
+            counts[keys[i] >> DIGIT_BITS] += 1
+
+
+@njit(cache=True, nogil=True)
+def _count_low_digits(bits: Bits, high: int, counts: Counts) -> None:
+    """Count the lower half of each key whose upper half is `high` in counts[DIGITS]."""
+    keys = np.empty(BLOCK, np.uint32)
+    lowest = np.uint32(high << DIGIT_BITS)
+    for start in range(0, bits.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        score_keys(block, keys)
+        for i in range(block.size):
+            low = np.uint32(keys[i] - lowest)  # of a lower key: it wraps round to 2**24 or more
+            if low < DIGITS:
+                counts[low] += 1
+
+
+@njit(cache=True, nogil=True)
+def _digit_of_rank(counts: Counts, rank: int) -> tuple[int, int]:
+    """Return the digit of the rank-th highest key (from 1), and the rank of that key within the digit."""
+    digit = DIGITS - 1
+    while counts[digit] < rank:
+        rank -= counts[digit]
+        digit -= 1
+    return digit, rank
+
+
+@njit(cache=True, nogil=True)
+def _count_equal(keys: Bits, key: int) -> int:
+    equal = 0
+    for i in range(keys.size):
+        equal += keys[i] == key
+    return equal
+
+
+@njit(cache=True, nogil=True)
+def _lift_first(keys: Bits, key: int, ties: int) -> None:
+    """Add 1 to the first `ties` of the keys that equal `key`, which are more than that."""
+    i = 0
+    while ties > 0:
+        if keys[i] == key:
+            keys[i] += 1
+            ties -= 1
+        i += 1
+
+
+@njit(cache=True, nogil=True)
+def _collect(bits: Bits, first_id: int, threshold: int, ties: int, ids: Ids) -> None:
+    """Fill `ids`, ascending, with the keys above the threshold and the first `ties` of those equal to it.
+
+    Free of unpredictable branches: each id is written, and the position moves on only past the chosen ones.
+    """
+    keys = np.empty(BLOCK, np.uint32)
+    position, end = np.uint64(0), np.uint64(ids.size)  # unsigned: no index is counted from the end
+    for start in range(0, bits.size, BLOCK):
+        block = bits[start : start + BLOCK]
+        score_keys(block, keys)
+        equal = _count_equal(keys[: block.size], threshold)
+        taken = min(equal, ties)
+        if 0 < taken < equal:
+            _lift_first(keys, threshold, taken)
+        ties -= taken
+        bar = np.uint32(threshold - (taken == equal))
+        for i in range(block.size):
+            if position == end:
+                return
+            ids[position] = first_id + start + i
+            position += np.uint64(keys[i] > bar)
+
+
+def top_k(scores: Floats, k: int, threads: int | None = None) -> Ids:
+    """Return the positions of the k highest scores, int64[k], ascending. Ties go to the lower position.
+
+    `scores` is float32[n]; NaN, which stands for a sample never scored, counts as +inf: what is unknown is
+    explored first. Extra memory: the result, and 1 MB of counts a thread. Raises `UserError` unless
+    1 ≤ k ≤ n.
+
+    Each score is a 32-bit key in the same order. Counting the upper halves of the keys, then the lower halves
+    of those that share the k-th upper half, gives the k-th highest key and how many of its equals are chosen.
+    """
+    n = scores.size
+    check_k(k, n)
+    threads = min(threads or default_threads(n), n)
+    bits = np.ascontiguousarray(scores, dtype=np.float32).view(np.uint32)
+    high_counts = np.zeros((threads, DIGITS), np.int64)
+    low_counts = np.zeros((threads, DIGITS), np.int64)
+
+    run_in_chunks(lambda t, part: _count_high_digits(bits[part], high_counts[t]), n, threads)
+    high, rank = _digit_of_rank(high_counts.sum(axis=0), k)
+    run_in_chunks(lambda t, part: _count_low_digits(bits[part], high, low_counts[t]), n, threads)
+    low, rank = _digit_of_rank(low_counts.sum(axis=0), rank)
+
+    # What each thread will find, known beforehand: equals are handed out from the lowest position upwards.
+    above = high_counts[:, high + 1 :].sum(axis=1) + low_counts[:, low + 1 :].sum(axis=1)
+    equal = low_counts[:, low]
+    ties = np.clip(rank - (np.cumsum(equal) - equal), 0, equal)
+    stops = np.cumsum(above + ties)
+    ids = np.empty(k, np.int64)
+
+    def collect(t: int, part: slice) -> None:
+        found = slice(stops[t] - above[t] - ties[t], stops[t])
+        _collect(bits[part], part.start, (high << DIGIT_BITS) | low, ties[t], ids[found])
+
+    run_in_chunks(collect, n, threads)
+    return ids
