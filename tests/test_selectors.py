@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.pruning import selectors
-from ffcv_prune.pruning.topk import top_k
 
 FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
 # A few values drawn often make ties; the full range brings extremes, denormals, both zeros, inf and NaN.
@@ -19,59 +18,8 @@ SCORES = hnp.arrays(np.float32, st.integers(1, 60), elements=TIED | FLOAT32)
 MODERATE = settings(max_examples=150, deadline=None)
 
 
-def naive_top_k(scores, k):
-    known = np.where(np.isnan(scores), np.inf, scores).astype(np.float64)
-    return np.sort(np.lexsort((np.arange(scores.size), -known))[:k])
-
-
-@MODERATE
-@given(SCORES, st.data())
-@example(np.array([np.nan], np.float32), None)
-def test_top_k_equals_a_stable_sort_for_every_number_of_threads(scores, data):
-    k = 1 if data is None else data.draw(st.integers(1, scores.size))
-    expected = naive_top_k(scores, k)
-    for threads in (1, 2, 3, 7):
-        chosen = top_k(scores, k, threads)
-        assert chosen.dtype == np.int64
-        np.testing.assert_array_equal(chosen, expected)
-
-
-@MODERATE
-@given(hnp.arrays(np.float32, st.integers(1, 40), elements=FLOAT32, unique=True), st.data())
-def test_top_k_follows_a_permutation_of_different_scores(scores, data):
-    # −0 and +0, and NaN and +inf, are equal though unequal as bits: leave one of each pair.
-    scores = np.unique(scores[np.isfinite(scores)] + np.float32(0))
-    if scores.size == 0:
-        return
-    k = data.draw(st.integers(1, scores.size))
-    permutation = np.array(data.draw(st.permutations(range(scores.size))))
-    chosen = top_k(scores[permutation], k)
-    np.testing.assert_array_equal(np.sort(permutation[chosen]), top_k(scores, k))
-
-
-def test_top_k_on_many_samples_agrees_with_numpy_and_between_threads():
-    rng = np.random.default_rng(0)
-    scores = rng.gamma(1, 1, 100_003).astype(np.float32).round(3)  # rounded: thousands of ties
-    for k in (1, 30_000, 100_002, 100_003):
-        expected = naive_top_k(scores, k)
-        for threads in (1, 2, 5):
-            np.testing.assert_array_equal(top_k(scores, k, threads), expected)
-
-
-def test_top_k_breaks_ties_between_threads_towards_the_lower_position():
-    assert top_k(np.full(10, 2.5, np.float32), 6, threads=4).tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_top_k_takes_strided_and_read_only_scores_and_leaves_them_alone():
-    scores = np.arange(20, dtype=np.float32)[::-2]
-    scores.flags.writeable = False
-    assert top_k(scores, 3).tolist() == [0, 1, 2]
-
-
 @pytest.mark.parametrize("k", [-1, 0, 5])
 def test_k_outside_the_samples_is_refused(k):
-    with pytest.raises(UserError, match=f"k = {k} out of 4"):
-        top_k(np.zeros(4, np.float32), k)
     with pytest.raises(UserError, match=f"k = {k} out of 4"):
         selectors.random_subset(4, k, np.random.default_rng(0))
 
