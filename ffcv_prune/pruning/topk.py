@@ -91,7 +91,7 @@ def _collect(bits: Bits, first_id: int, threshold: int, ties: int, ids: Ids) -> 
         if 0 < taken < equal:
             _lift_first(keys, threshold, taken)
         ties -= taken
-        bar = np.uint32(threshold - (taken == equal))
+        bar = np.uint32(threshold - (taken == equal))  # all of the block's ties, or only those lifted
         for i in range(block.size):
             if position == end:
                 return
