@@ -236,7 +236,11 @@ def _ratios(rows: Sequence[Row], own: Sequence[Row], threads: str) -> list[float
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g}–{max(values):.3g})"
+    middle, low, high = (
+        f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({low}–{high})"
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path:
