@@ -121,6 +121,10 @@ class Prune:
         0.0, "guard: share of its proportional places that each class is sure of; 0: off", within="[0, 1]"
     )
     loss_cap: float = key(
+    score_budget: float = key(1.0, "share of the samples that a scoring pass scores; 1: all", within="(0, 1]")
+    score_revisit: int = key(
+        10, "score_budget: scoring passes within which each sample is scored at least once", within="[1, inf)"
+    )
         0.0, "guard: share of the highest losses left out, in each class if there is a class_floor", within="[0, 1)"
     )
     random_share: float = key(0.0, "guard: share of any policy's selection drawn at random", within="[0, 1]")

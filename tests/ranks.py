@@ -39,6 +39,7 @@ def check_everything(path: str) -> None:
         shared, whole = loaders(path, distributed=True), loaders(path, distributed=False)
         check_order(world, shared[0], whole[0])
         check_scores(world, shared[1], whole[1])
+        check_budget(world, shared, whole)
         check_training(shared, whole)
         check_resuming(shared[0])
         check_training_losses(world, shared[0])
@@ -91,6 +92,22 @@ def check_scores(world: World, shared: PrunedLoader, whole: PrunedLoader) -> Non
     table.update(losses)
     ids = policies.EpsilonGreedy(0.2).select(table, 60, np.random.default_rng(0))
     assert all((other == ids).all() for other in world.gather(ids))
+
+
+def check_budget(world: World, shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, ...]) -> None:
+    """Ranks that share a budgeted pass score what one process would, and select alike."""
+    tables = []
+    for pair in (shared, whole):
+        pruner = Pruner(*pair, policies.UCB(), 0.5, 1, 3, amp_dtype=None, score_budget=0.4, score_revisit=4)
+        for epoch in range(3):
+            pruner.begin_epoch(epoch, SmallNet(seed=epoch))
+        tables.append(pruner.table)
+        pair[0].set_selection(None)
+    own, expected = tables
+    assert np.count_nonzero(own.last_scored == 2) == 82
+    np.testing.assert_array_equal(own.last_scored, expected.last_scored)
+    np.testing.assert_allclose(own.mean, expected.mean, rtol=1e-5)
+    assert all((other == own.mean).all() for other in world.gather(own.mean))
 
 
 def check_training(shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, ...]) -> None:

@@ -378,8 +378,9 @@ def test_sigterm_while_the_result_is_written_does_not_stop_that(
         {"policy": "infobatch", "keep": 1, "period": 1, "score_source": "training"},
         {"policy": "ucb", "warmup": 1, "warmup_mode": "full", "score_source": "training"},
         {"policy": "ema", "score_source": "both", "period": 2, "loss_cap": 0.1, "class_floor": 0.5},
+        {"policy": "ucb", "score_source": "both", "period": 1, "score_budget": 0.4, "score_revisit": 3},
     ],
-    ids=["full", "infobatch", "training", "both"],
+    ids=["full", "infobatch", "training", "both", "budget"],
 )
 def test_runs_of_every_kind_are_resumed(
     method: dict[str, Any], settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch

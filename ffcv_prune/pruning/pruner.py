@@ -18,6 +18,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.pruning.policies import InfoBatch, Policy, Random
 from ffcv_prune.pruning.schedule import Schedule, infobatch_final
+from ffcv_prune.pruning.score_budget import ScoreBudget
 from ffcv_prune.pruning.score_source import LossSource, ScoreSource
 from ffcv_prune.pruning.scores import ScoreTable
 from ffcv_prune.pruning.scoring import AmpDtype
@@ -80,6 +81,8 @@ class Pruner:
         score_source: "pass", "training" or "both": where the losses come from that enter the table, see
             `LossSource`. With "training", a policy of fixed size needs a first loss of every sample, from a full
             warm-up.
+        score_budget, score_revisit: share of the samples that a scoring pass may score, 1 for all, and within how many
+            passes each is scored at least once, see `ScoreBudget`.
 
     Attributes:
         table: the `ScoreTable` with each sample's statistics.
@@ -100,6 +103,8 @@ class Pruner:
         schedule: Schedule | None = None,
         amp_dtype: AmpDtype = "auto",
         score_source: ScoreSource = "pass",
+        score_budget: float = 1.0,
+        score_revisit: int = 10,
     ) -> None:
         self.loader = loader
         self.policy = policy
@@ -109,8 +114,12 @@ class Pruner:
         self._last_checkpoint = -1  # epoch of the last checkpoint done
         self._check(score_source)
         self._source: LossSource | None = None
+        budget = ScoreBudget(score_budget, score_revisit)
         if policy.needs_scores:
-            self._source = LossSource(score_source, self.table, loader, score_loader, amp_dtype)
+            kept = self.schedule.kept(loader.num_samples)
+            self._source = LossSource(score_source, self.table, loader, score_loader, amp_dtype, policy, kept, budget)
+        elif score_budget < 1:
+            raise UserError(f"policy {policy.name} needs no scoring pass that could be budgeted: set score_budget=1")
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
         self.nonfinite = 0

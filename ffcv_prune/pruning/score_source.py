@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.pruning.policies import Policy
+from ffcv_prune.pruning.score_budget import ScoreBudget, thresholds_of
 from ffcv_prune.pruning.scores import ScoreTable
 from ffcv_prune.pruning.scoring import AmpDtype, score_dataset
 from ffcv_prune.pruning.training_losses import TrainingLosses
@@ -29,6 +31,7 @@ class LossSource:
         loader: the training loader.
         score_loader: for a pass; of the same samples. May be None without one.
         amp_dtype: precision of a pass.
+        policy, k: who selects by the table, and how many. With a `budget`, a pass scores what could change that.
     """
 
     def __init__(
@@ -38,15 +41,25 @@ class LossSource:
         loader: PrunedLoader,
         score_loader: PrunedLoader | None,
         amp_dtype: AmpDtype,
+        policy: Policy,
+        k: int,
+        budget: ScoreBudget,
     ) -> None:
         if source not in get_args(ScoreSource):
             raise UserError(f'unknown score source "{source}"{nearest(source, get_args(ScoreSource))}')
         self.table = table
         self.amp_dtype = amp_dtype
+        self.policy, self.k, self.budget = policy, k, budget
         self.score_loader = None if source == "training" else score_loader
         self._recorded = None if source == "pass" else TrainingLosses(table.n, loader.world_size > 1)
         if self._recorded is not None and not loader.with_ids:
             raise UserError("training losses go by sample: build the training loader with with_ids=True")
+        if budget.share < 1:
+            if source == "training":
+                raise UserError(
+                    "score_source=training makes no scoring pass that could be budgeted: set score_budget=1"
+                )
+            thresholds_of(policy, table, k)  # refuses a policy without
         if source == "training":
             return
         if score_loader is None:
@@ -86,11 +99,13 @@ class LossSource:
     def _pass(self, model: nn.Module, loader: PrunedLoader, trained: NDArray[np.int64]) -> int:
         """Score what the scoring loader serves but for the samples `trained`, which have their losses."""
         served = None if loader.traversal_order.selects_all else loader.selection
-        if served is None and not trained.size:
-            return self.table.update(score_dataset(model, loader, amp_dtype=self.amp_dtype))
-        ids = np.setdiff1d(loader.selection, trained, assume_unique=True)
+        ids = np.setdiff1d(loader.selection, trained, assume_unique=True) if trained.size else loader.selection
+        if ids.size:
+            ids = self.budget.choose(self.table, self.policy, self.k, ids)
         if not ids.size:
             return 0
+        if ids.size == self.table.n:
+            return self.table.update(score_dataset(model, loader, amp_dtype=self.amp_dtype))
         loader.set_selection(ids)
         try:
             losses = score_dataset(model, loader, amp_dtype=self.amp_dtype)

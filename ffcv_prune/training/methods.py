@@ -45,6 +45,8 @@ def build_pruner(
         schedule=schedule,
         amp_dtype=amp_dtype,
         score_source=cast(ScoreSource, prune.score_source),
+        score_budget=prune.score_budget,
+        score_revisit=prune.score_revisit,
     )
 
 
