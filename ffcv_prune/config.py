@@ -42,7 +42,15 @@ INFOBATCH = {
 }
 PHASE_MODES = ("random", "full")
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
-CHANGEABLE = ("run.save_every", "run.profile", "data.train", "data.test", "data.num_workers", "train.device")
+CHANGEABLE = (
+    "run.save_every",
+    "run.profile",
+    "data.train",
+    "data.test",
+    "data.score",
+    "data.num_workers",
+    "train.device",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,10 @@ class Data:
     augment: str = key("none", "training augmentation", choices=("none", "pad_crop_flip", "random_resized_crop"))
     size: int = key(0, "side of the images fed to the model; 0: as stored", within="[0, inf)")
     test_ratio: float = key(1.0, "centre crop over image side, scoring and test", within="(0, 1]")
+    score: str = key("", "path of a smaller .beton of the same training samples, to score; empty: data.train")
+    score_size: int = key(
+        0, "side of the images in scoring; 0: data.size, or as stored in data.score", within="[0, inf)"
+    )
     num_workers: int = key(-1, "loader threads; -1: all cores available", within="[-1, inf)")
 
 
@@ -117,14 +129,14 @@ class Prune:
         "losses for the scores: a pass over all samples, those of training, or both (a pass over the others)",
         choices=SCORE_SOURCES,
     )
-    class_floor: float = key(
-        0.0, "guard: share of its proportional places that each class is sure of; 0: off", within="[0, 1]"
-    )
-    loss_cap: float = key(
     score_budget: float = key(1.0, "share of the samples that a scoring pass scores; 1: all", within="(0, 1]")
     score_revisit: int = key(
         10, "score_budget: scoring passes within which each sample is scored at least once", within="[1, inf)"
     )
+    class_floor: float = key(
+        0.0, "guard: share of its proportional places that each class is sure of; 0: off", within="[0, 1]"
+    )
+    loss_cap: float = key(
         0.0, "guard: share of the highest losses left out, in each class if there is a class_floor", within="[0, 1)"
     )
     random_share: float = key(0.0, "guard: share of any policy's selection drawn at random", within="[0, 1]")

@@ -35,6 +35,7 @@ def test_recipes_of_the_project() -> None:
         "cinic10",
         "fashion_mnist",
         "imagenet",
+        "imagenet_score",
         "imagenet_small",
     ]
     for name in recipe_names():
@@ -46,6 +47,7 @@ def test_recipes_of_the_project() -> None:
     assert load_recipe("cifar10_downsampled").subset.per_class == 1000
     assert load_recipe("cinic10").split_sources() == {"train": ["train", "valid"], "test": ["test"]}
     assert load_recipe("imagenet").split_sources() == {"train": ["train"], "val": ["val"]}
+    assert load_recipe("imagenet_score").split_sources() == {"train": ["train"]}
     image = load_recipe("imagenet").image
     assert (image.max_resolution, image.compress_probability, image.jpeg_quality) == (400, 0.1, 90)
 

@@ -15,6 +15,7 @@ from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader, usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
+from ffcv_prune.models import MIN_SIDES
 from ffcv_prune.training.world import World, choose_device
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -27,6 +28,7 @@ class Dataset:
 
     Attributes:
         train, test: what `check_beton` found in the files.
+        score: the same of the file that is read in scoring: that of `train`, or a smaller one of the same samples.
         labels: int64[n] of the training set.
         classes: names of the C classes.
         class_counts: int64[C], training samples of each class.
@@ -35,6 +37,7 @@ class Dataset:
 
     train: BetonInfo
     test: BetonInfo
+    score: BetonInfo
     labels: NDArray[np.int64]
     classes: list[str]
     class_counts: NDArray[np.int64]
@@ -44,7 +47,8 @@ class Dataset:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """By these a resumed run knows its data, wherever the files are now."""
-        return {"train": fingerprint(self.train), "test": fingerprint(self.test)}
+        smaller = {} if self.score is self.train else {"score": fingerprint(self.score)}
+        return {"train": fingerprint(self.train), "test": fingerprint(self.test), **smaller}
 
 
 def open_dataset(data: Data, model_classes: int) -> Dataset:
@@ -55,7 +59,7 @@ def open_dataset(data: Data, model_classes: int) -> Dataset:
 
     Raises:
         UserError: a missing or damaged file, no labels, labels outside the classes, classes that disagree
-            between the two files or with `model_classes`.
+            between the two files or with `model_classes`, a data.score of other samples.
     """
     train, test = check_beton(data.train), check_beton(data.test)
     train_labels, test_labels = (require_labels(info)[1] for info in (train, test))
@@ -84,7 +88,23 @@ def open_dataset(data: Data, model_classes: int) -> Dataset:
                 f"but there are {len(classes)} classes; set model.classes or write the data set again"
             )
     counts = np.bincount(train_labels, minlength=len(classes))
-    return Dataset(train, test, train_labels, classes, counts, mean, std)
+    score = _open_score(data.score, train, train_labels) if data.score else train
+    return Dataset(train, test, score, train_labels, classes, counts, mean, std)
+
+
+def _open_score(path: str, train: BetonInfo, labels: NDArray[np.int64]) -> BetonInfo:
+    """Check the file of data.score: a sample is known by its position, so that the labels must agree one by one."""
+    info = check_beton(path)
+    _, own = require_labels(info)
+    if not np.array_equal(own, labels):
+        reason = (
+            f"{own.size} samples, not {labels.size}" if own.size != labels.size else "other labels, or another order"
+        )
+        raise UserError(
+            f"data.score={path} has {reason}, against {train.path}: write it from the same images in the same order, "
+            "with a recipe that differs in section image only"
+        )
+    return info
 
 
 class Loaders:
@@ -97,6 +117,7 @@ class Loaders:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.settings = settings_of(config, world or World(choose_device(config.train.device)))
         self.dataset = open_dataset(config.data, config.model.classes)
+        check_score_side(config, self.dataset)
         self._data, self._batch_size, self._score_batch_size, self.world = self.settings
         self._train: PrunedLoader | None = None
 
@@ -124,16 +145,16 @@ class Loaders:
 
     @cached_property
     def score(self) -> PrunedLoader:
-        """Serves the training set in the order of the file, without augmentation."""
-        return self._in_order(self.dataset.train)
+        """Serves the training set in the order of the file, without augmentation; maybe from a smaller file."""
+        return self._in_order(self.dataset.score, score_side(self._data))
 
     @cached_property
     def test(self) -> PrunedLoader:
         """Serves the test set, each sample once."""
-        return self._in_order(self.dataset.test)
+        return self._in_order(self.dataset.test, self._data.size)
 
-    def _in_order(self, info: BetonInfo) -> PrunedLoader:
-        pipelines = score_pipelines(info, self._data.size, self.world.device, self._data.test_ratio)
+    def _in_order(self, info: BetonInfo, size: int) -> PrunedLoader:
+        pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio)
         return _compiled(
             PrunedLoader(
                 info.path,
@@ -158,6 +179,26 @@ class Loaders:
         for loader in built:
             if loader is not None:
                 loader.close()
+
+
+def score_side(data: Data) -> int:
+    """Side in pixels of the images that are scored; 0: as stored."""
+    return data.score_size or (0 if data.score else data.size)
+
+
+def check_score_side(config: Config, dataset: Dataset) -> None:
+    """Refuse a side that the model cannot take, or stored images of different sizes: before anything is compiled."""
+    if not (config.data.score or config.data.score_size):
+        return
+    heights, widths = dataset.score.image_heights, dataset.score.image_widths
+    side = score_side(config.data)
+    if side == 0 and (heights.min() != heights.max() or (heights != widths).any()):
+        raise UserError(f"the images of data.score={config.data.score} differ in size: set data.score_size")
+    side, least = side or int(heights[0]), MIN_SIDES.get(config.model.name, 1)
+    if side < least:
+        raise UserError(
+            f"{config.model.name} needs images of {least} x {least}, scoring has {side}: set data.score_size"
+        )
 
 
 def settings_of(config: Config, world: World) -> tuple[Data, int, int, World]:
