@@ -12,6 +12,7 @@ import torch
 from ffcv_prune import config, score_dataset
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import MIN_SIDES, build_model
+from ffcv_prune.training import checkpoint, static_scores
 from ffcv_prune.training.loaders import Loaders, check_score_side, open_dataset
 from tests.betons import Beton, write_beton
 
@@ -71,6 +72,21 @@ def test_other_samples_are_refused(beton: Beton, tmp_path: Path) -> None:
         open_dataset(settings(beton, data__score=permuted.path).data, 0)
     with pytest.raises(UserError, match="does not exist"):
         open_dataset(settings(beton, data__score=tmp_path / "none.beton").data, 0)
+
+
+def test_a_run_goes_on_with_the_file_it_scored(beton: Beton, small: Beton, tmp_path: Path) -> None:
+    configs = {name: settings(beton, data__score=name) for name in ("", str(small.path))}
+    data = {name: open_dataset(made.data, 0).fingerprints for name, made in configs.items()}
+    for began, now in (("", str(small.path)), (str(small.path), "")):
+        checkpoint.save(tmp_path, configs[began], data[began], {})
+        assert checkpoint.load(tmp_path, configs[began], data[began]) == {}
+        with pytest.raises(UserError, match=r"another data\.score than"):
+            checkpoint.load(tmp_path, configs[now], data[now])
+
+
+def test_static_scores_are_of_the_data_itself(beton: Beton, small: Beton, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"leave out data\.score"):
+        static_scores.compute(settings(beton, data__score=small.path, prune__scores=tmp_path / "el2n.npy"))
 
 
 @pytest.mark.parametrize(("name", "least"), MIN_SIDES.items())

@@ -48,8 +48,8 @@ def load(folder: Path, config: Config, data: Mapping[str, str]) -> dict[str, Any
             f"{path} has format {content['format']}, this version reads {FORMAT}; resume with the version that wrote it"
         )
     _check_config(path, content["config"], config)
-    for name, own in data.items():
-        if content["data"].get(name) != own:
+    for name in sorted(data.keys() | content["data"].keys()):  # a smaller file to score may be on either side only
+        if content["data"].get(name) != data.get(name):
             raise UserError(
                 f"{path} was made with another data.{name} than {getattr(config.data, name)}; "
                 f"name the file that the run began with: --data.{name}=PATH"

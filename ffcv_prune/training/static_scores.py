@@ -190,6 +190,8 @@ def _check(config: Config) -> None:
         )
     if static.method == "forget" and static.epochs < 2:
         raise UserError("static.method=forget counts from one epoch to the next; set static.epochs=2 or more")
+    if config.data.score or config.data.score_size:
+        raise UserError("static scores are made of data.train as it is; leave out data.score and data.score_size")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("static scores are computed by one process; start it without torchrun")
 
