@@ -1,0 +1,178 @@
+"""Throughput on changing subsets: images/s and CPU time an image, against other loaders.
+
+    pip install -e ".[rivals]"                                    DALI, SPDL, Grain and simplejpeg, for the CPU
+    python -m benchmarks.loader throughput --imagenet-dir DIR --csv benchmarks/results/loader.csv
+    python -m benchmarks.loader throughput --redraw benchmarks/results/loader.csv      the tables, without measuring
+
+About 15 minutes on 2 cores. DIR holds ImageNet's photographs as train/WNID/*.JPEG; some hundred are enough, they are
+repeated. Without it only CIFAR-10 is measured, from the .beton that `write_datasets.py --dataset cifar10` writes.
+A case whose rows are in the CSV is not measured again, so a run that was stopped goes on. The tables go to the
+screen and beside the CSV, as .md. A loader that is not installed is left out.
+
+It shows what loading alone can deliver when every epoch brings a new selection, drawn at random, of 30 %, 50 % or all
+of the images: raw pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the
+centre cropped and resized to 224). Everybody reads the same stored bytes from a warm page cache and delivers
+uint8[B, side, side, 3]; that each epoch brought exactly the ids asked for is checked in every one of them, and that the
+pixels are ours within PIXEL_BOUND in the first. Each loader lives in a process of its own and has as many workers as
+there are cores; loaders take turns in measurements of about a second (one epoch at least); building, compiling and the
+first epoch are left out (rows of repeat 0), except for what a loader does anew for each selection.
+
+Read "ours ÷ its" and "its CPU ÷ ours" together: more than 1 means that ffcv_prune is faster, or cheaper. Where the
+model needs the cores too, CPU time is what counts. "Subset" is what an image of the subset costs against an image of
+the whole, in time and in CPU time: 1 means that keeping 30 % takes 30 % of the time. "FFCV, rebuilt" is a new FFCV
+loader for each selection, as one has to without ffcv_prune; "FFCV, once it runs" is the same run without the time
+until its first batch. Each figure is a median over the repeats with the lowest and highest in brackets; ratios are
+taken within a repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.loader_table import read_rows, tables
+from benchmarks.rivals import RIVALS
+from benchmarks.rivals.data import Data
+from benchmarks.rivals.process import MissingError, Served
+from ffcv_prune.data import recipe
+from ffcv_prune.data.encode import encode_split
+from ffcv_prune.data.sources import Split, open_source
+from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.loading.loader import usable_cores
+from ffcv_prune.training.run_folder import append_csv, provenance
+
+KEEPS = (0.3, 0.5, 1.0)
+CASES = {"cifar_raw": 512, "cifar_jpeg": 512, "imagenet_raw": 128, "imagenet_jpeg": 128}  # batch sizes
+IMAGENET_SIDE = 224
+# Mean absolute difference to our pixels, of 255. Equal where the same functions are called; DALI's linear
+# interpolation is not an area average.
+PIXEL_BOUND = 3.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", type=Path, help="add the rows to this file; default: only print the tables")
+    parser.add_argument("--redraw", type=Path, help="only make the tables of such a file")
+    parser.add_argument("--cifar", type=Path, default=Path("betons/cifar10/train.beton"), help="default: %(default)s")
+    parser.add_argument("--imagenet-dir", type=Path, help="folder with train/WNID/*.JPEG")
+    parser.add_argument("--imagenet-samples", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("betons/throughput"), help="where the data is written, once")
+    parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
+    parser.add_argument("--loaders", default=",".join(RIVALS), help="default: %(default)s; ours is always measured")
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a measurement, at least; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="of each loader; default: one per core")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.redraw:
+        show(read_rows(args.redraw), args.redraw)
+        return
+    names = list(dict.fromkeys(["ours", *_chosen(args.loaders, RIVALS)]))
+    cases = _chosen(args.cases, CASES)
+    if args.repeats < 1:
+        raise UserError(f"--repeats {args.repeats}: give at least 1")
+    rows = read_rows(args.csv) if args.csv and args.csv.exists() else []
+    made = {key: ", ".join(value) if isinstance(value, list) else value for key, value in provenance().items()}
+    for case in cases:
+        if any(row["case"] == case for row in rows):
+            print(f"{case}: its rows are in {args.csv} already")
+            continue
+        if case.startswith("imagenet") and not args.imagenet_dir:
+            print(f"{case}: skipped; --imagenet-dir says where the photographs are")
+            continue
+        data = prepare(case, args)
+        for row in measure(case, data, names, args):
+            row = {key: str(value) for key, value in (row | made).items()}
+            rows.append(row)
+            if args.csv:
+                append_csv(args.csv, row)
+    show(rows, args.csv)
+
+
+def show(rows: list[dict[str, str]], csv_file: Path | None) -> None:
+    text = tables(rows)
+    print(f"\n{text}")
+    if csv_file:
+        csv_file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+
+
+def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All repeats of a case, the loaders taking turns; one row a measurement."""
+    batch_size = CASES[case]
+    common = {"case": case, "samples": len(data), "batch_size": batch_size, "workers": args.workers}
+    rows = []
+    with ExitStack() as stack:
+        loaders: dict[str, Served] = {}
+        for name in names:
+            print(f"{case}: {RIVALS[name].label}", flush=True)
+            try:
+                loaders[name] = Served(RIVALS[name], data, batch_size, args.workers)
+            except MissingError as error:
+                print(f'  skipped: {error} is not installed; pip install -e ".[rivals]" brings it')
+                continue
+            stack.callback(loaders[name].close)
+        difference = {name: pixel_difference(loaders["ours"], loader) for name, loader in loaders.items()}
+        for name, loader in loaders.items():
+            if difference[name] > PIXEL_BOUND:
+                raise RuntimeError(f"{case}: {name} delivers other pixels than ours, by {difference[name]:.1f} of 255")
+            rows.append({"loader": name, "keep": 1.0, "repeat": 0} | asdict(loader.warm_up))
+        for repeat in range(1, args.repeats + 1):
+            print(f"{case}: repeat {repeat} of {args.repeats}", flush=True)
+            for keep in KEEPS:
+                shift = repeat % len(loaders)  # nobody always comes first
+                for name in [*loaders][shift:] + [*loaders][:shift]:
+                    measured = loaders[name].measure(keep, args.seconds, (repeat,))
+                    rows.append({"loader": name, "keep": keep, "repeat": repeat} | asdict(measured))
+    return [
+        common | row | {"pixel_difference": round(difference[row["loader"]], 3), "version": _version(row["loader"])}
+        for row in rows
+    ]
+
+
+def pixel_difference(ours: Served, other: Served) -> float:
+    """Mean absolute difference of the pixels of the images that both made, of 255."""
+    return float(np.abs(ours.pixels.astype(int) - other.pixels.astype(int)).mean())
+
+
+def prepare(case: str, args: argparse.Namespace) -> Data:
+    """The images of a case, written to --out where they are not there yet."""
+    raw = case.endswith("raw")
+    if case.startswith("cifar"):
+        pixels = Data(args.cifar, 0)
+        if pixels.is_jpeg or (pixels.heights != pixels.widths).any():
+            raise UserError(
+                f"{args.cifar} does not hold raw squares; name what write_datasets.py --dataset cifar10 wrote"
+            )
+        split = Split(np.zeros(len(pixels), np.int64), lambda i: Image.fromarray(pixels.pixels(i)), str)
+        side, image = int(pixels.heights[0]), recipe.Image()
+    else:
+        imagenet = recipe.load_recipe("imagenet", {"splits.val": ""})
+        photographs = open_source(imagenet, args.imagenet_dir).splits["train"]
+        split = photographs.take(np.arange(args.imagenet_samples) % len(photographs.labels))
+        side, image = IMAGENET_SIDE, imagenet.image
+    data = Data(args.out / f"{case}_{len(split.labels)}.beton", side)
+    if not data.path.exists():
+        args.out.mkdir(parents=True, exist_ok=True)
+        partial = data.path.with_suffix(".part")
+        encode_split(split, partial, replace(image, mode="raw" if raw else "jpg"), 0, args.workers, case)
+        partial.replace(data.path)
+    data.write_dense()
+    return data
+
+
+def _chosen(text: str, known: Any) -> list[str]:
+    for name in text.split(","):
+        if name not in known:
+            raise UserError(f'"{name}" is not one of them{nearest(name, known)}')
+    return text.split(",")
+
+
+def _version(name: str) -> str:
+    return f"{RIVALS[name].package} {version(RIVALS[name].package)}"

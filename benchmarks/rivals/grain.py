@@ -1,0 +1,41 @@
+"""Grain: a `MapDataset` of batches of ids, which threads map to images, made anew for each epoch.
+
+A dataset is a plan and costs nothing to make. Its worker processes would be started for each epoch, so threads
+read (`ReadOptions`): the functions called let go of Python's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rivals.data import Buffers, Data, batches
+from benchmarks.rivals.decode import read_batch
+
+
+class Grain:
+    def __init__(self, data: Data, batch_size: int, workers: int) -> None:
+        self.data, self.batch_size = data, batch_size
+        ahead = 2 * workers
+        self.options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
+        self.buffers = Buffers(data, batch_size, ahead + 2)  # one at the consumer, one asked for meanwhile
+
+    def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        plan = grain.MapDataset.source(list(batches(ids, self.batch_size))).map(self._read)
+        for buffer, batch in plan.to_iter_dataset(self.options):
+            yield buffer[: len(batch)], batch
+            self.buffers.give_back(buffer)
+
+    def _read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        buffer = self.buffers.take()
+        read_batch(self.data, ids, buffer)
+        return buffer, ids
+
+    def close(self) -> None:
+        """Nothing lives longer than an epoch."""
+
+
+build = Grain

@@ -1,0 +1,177 @@
+"""A loader in a process of its own: no other one's threads, settings or memory enter its numbers."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import resource
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rivals import Loader, Rival
+from benchmarks.rivals.data import Data
+
+PROBES = 64  # images whose pixels are compared
+
+
+class MissingError(Exception):
+    """A package that the loader needs is not installed; the message is its name."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the epochs of one measurement took together. CPU: user and system, worker processes included."""
+
+    epochs: int
+    images: int
+    seconds: float
+    cpu_seconds: float
+    first_images: int  # in the first batches of the epochs
+    first_seconds: float  # until the first batch was there, summed over the epochs
+    first_cpu_seconds: float
+
+
+class Served:
+    """A loader that was built, has served every image once, and waits to be measured.
+
+    Attributes:
+        warm_up: the first epoch, of all images, with building the loader.
+        pixels: uint8[PROBES, side, side, 3]: what it made of the images `probes(data)`.
+
+    Raises MissingError where a package is missing.
+    """
+
+    def __init__(self, rival: Rival, data: Data, batch_size: int, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, rival.module, data, batch_size, workers))
+        self._process.start()
+        other.close()
+        self.warm_up: Measured
+        self.pixels: NDArray[np.uint8]
+        try:
+            self.warm_up, self.pixels = self._receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def measure(self, keep: float, seconds: float, key: tuple[int, ...]) -> Measured:
+        """Serve epochs of `keep` of the images until `seconds` are over, each of a new selection drawn from `key`."""
+        self._pipe.send((keep, seconds, key))
+        return self._receive()
+
+    def close(self) -> None:
+        self._pipe.close()  # the process ends when it reads that
+        self._process.join(timeout=20)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"the loader's process ended with exit code {self._process.exitcode}") from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def probes(data: Data) -> NDArray[np.int64]:
+    """int64[<= PROBES]: the images whose pixels are compared, ascending."""
+    return np.unique(np.linspace(0, len(data) - 1, PROBES, dtype=np.int64))
+
+
+def selection(n: int, keep: float, key: tuple[int, ...]) -> NDArray[np.int64]:
+    """int64[round(keep * n)], in random order."""
+    return np.random.default_rng([round(1000 * keep), *key]).permutation(n)[: round(keep * n)]
+
+
+def run_epoch(
+    loader: Loader, ids: NDArray[np.int64], look: Callable[[Any, NDArray[np.int64]], None] | None = None
+) -> Measured:
+    """Serve `ids` once, and check that each came once; `look` is called with every batch."""
+    got: list[NDArray[np.int64]] = []
+    first, first_cpu = 0.0, 0.0
+    cpu, start = cpu_seconds(), time.perf_counter()
+    for images, batch in loader.epoch(ids):
+        if not got:
+            first, first_cpu = time.perf_counter() - start, cpu_seconds() - cpu
+        got.append(np.array(batch))
+        if look:
+            look(images, got[-1])
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+    if not np.array_equal(np.sort(np.concatenate(got)), np.sort(ids)):
+        raise AssertionError("the loader did not serve the ids that were asked for, each once")
+    return Measured(1, len(ids), seconds, cpu, len(got[0]), first, first_cpu)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and all its descendants, those that ended and were waited for included."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return _of_process(os.getpid()) + ended.ru_utime + ended.ru_stime
+
+
+def _of_process(pid: int) -> float:
+    try:
+        own = time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) makes of a process id: nanoseconds
+        tasks = [task.joinpath("children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:  # it ended meanwhile
+        return 0.0
+    return own + sum(_of_process(int(child)) for children in tasks for child in children.split())
+
+
+def _sum(parts: list[Measured]) -> Measured:
+    return Measured(*(sum(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+def _serve(pipe: Connection, module: str, data: Data, batch_size: int, workers: int) -> None:
+    """The process: build, warm up, then answer `Served.measure` until the pipe is closed."""
+    try:
+        cpu, start = cpu_seconds(), time.perf_counter()
+        try:
+            build = importlib.import_module(module).build
+        except ModuleNotFoundError as error:
+            pipe.send(MissingError(error.name))
+            return
+        with closing(build(data, batch_size, workers)) as loader:
+            building = Measured(0, 0, time.perf_counter() - start, cpu_seconds() - cpu, 0, 0.0, 0.0)
+            pipe.send(_warm_up(loader, data, building))
+            while True:
+                pipe.send(_measure(loader, data, *pipe.recv()))
+    except EOFError:
+        pass  # the benchmark is done with this loader
+    except Exception:
+        pipe.send(RuntimeError(f"a loader failed\n{traceback.format_exc()}"))
+
+
+def _warm_up(loader: Loader, data: Data, building: Measured) -> tuple[Measured, NDArray[np.uint8]]:
+    wanted = probes(data)
+    pixels = np.zeros((len(wanted), data.side, data.side, 3), np.uint8)
+
+    def look(images: Any, ids: NDArray[np.int64]) -> None:
+        array = np.asarray(images)
+        if array.shape[1] == 3:  # [B, 3, side, side]
+            array = array.transpose(0, 2, 3, 1)
+        _, at, of = np.intersect1d(wanted, ids, return_indices=True)
+        pixels[at] = array[of]
+
+    served = run_epoch(loader, selection(len(data), 1.0, (0,)), look)
+    return _sum([building, served]), pixels
+
+
+def _measure(loader: Loader, data: Data, keep: float, seconds: float, key: tuple[int, ...]) -> Measured:
+    done: list[Measured] = []
+    while not done or sum(part.seconds for part in done) < seconds:
+        done.append(run_epoch(loader, selection(len(data), keep, (*key, len(done)))))
+    return _sum(done)
