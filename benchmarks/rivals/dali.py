@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def
 
 from benchmarks.rivals.data import Buffers, Data, batches
 from benchmarks.rivals.decode import read_batch

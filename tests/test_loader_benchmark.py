@@ -1,0 +1,186 @@
+"""The benchmark of loaders: every rival delivers what was asked for, and the tables come from the rows."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks import loader_throughput
+from benchmarks.loader_table import HEADER, read_rows, tables
+from benchmarks.loader_throughput import PIXEL_BOUND, prepare
+from benchmarks.rivals import RIVALS
+from benchmarks.rivals.data import Data
+from benchmarks.rivals.process import cpu_seconds, probes, run_epoch
+from ffcv_prune.data.images import read_images
+from ffcv_prune.errors import UserError
+from tests.betons import write_beton
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH, WORKERS = 8, 2
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    loader_throughput.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Data]:
+    """A case that is copied, and one that is decoded, cropped and resized."""
+    folder = tmp_path_factory.mktemp("throughput")
+    cifar = write_beton(folder / "cifar.beton", n=50, size=16)
+    wnid = folder / "photographs" / "train" / "n01440764"
+    wnid.mkdir(parents=True)
+    for i, (height, width) in enumerate([(300, 420), (390, 250), (240, 240)]):
+        across, down = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
+        pixels = np.stack([across, down, np.full_like(down, 60 * i)], axis=2).astype(np.uint8)
+        Image.fromarray(pixels).save(wnid / f"{i}.JPEG", quality=95)
+    args = arguments(f"--cifar={cifar.path}", f"--imagenet-dir={wnid.parents[1]}", f"--out={folder}")
+    args.imagenet_samples = 25
+    return {case: prepare(case, args) for case in ("cifar_raw", "imagenet_jpeg")}
+
+
+def naive(data: Data, i: int) -> NDArray[np.uint8]:
+    pixels = read_images(data.path, [i])[0]
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    crop = pixels[top : top + side, left : left + side]
+    return np.asarray(cv2.resize(crop, (data.side, data.side), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize("case", ["cifar_raw", "imagenet_jpeg"])
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_loader_serves_each_selection(name: str, case: str, cases: dict[str, Data]) -> None:
+    data = cases[case]
+    try:
+        module = importlib.import_module(RIVALS[name].module)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed: extra rivals")
+    loader = module.build(data, BATCH, WORKERS)
+    rng = np.random.default_rng(0)
+    # FFCV compiles for seconds for each selection; the others get a third one, of another length.
+    for k in (len(data), 11) if name == "ffcv" else (len(data), 11, 20):
+        asked = rng.permutation(len(data))[:k]
+        seen: dict[int, NDArray[np.uint8]] = {}
+
+        def look(images: Any, ids: NDArray[np.int64], seen: dict[int, NDArray[np.uint8]] = seen) -> None:
+            array = np.asarray(images)
+            array = array.transpose(0, 2, 3, 1) if array.shape[1] == 3 else array
+            seen.update(zip(ids.tolist(), array.copy(), strict=True))
+
+        measured = run_epoch(loader, asked, look)  # raises unless each id came once
+        assert (measured.images, measured.first_images) == (k, BATCH)
+        assert 0 < measured.first_seconds <= measured.seconds
+        assert sorted(seen) == sorted(asked)
+        for i in asked[:5].tolist():
+            difference = np.abs(seen[i].astype(int) - naive(data, i).astype(int)).mean()
+            assert difference <= (0 if case == "cifar_raw" else PIXEL_BOUND)
+    loader.close()
+
+
+def test_a_loader_that_serves_other_ids_is_found_out() -> None:
+    class Repeats:
+        def epoch(self, ids: NDArray[np.int64]) -> Any:
+            yield np.zeros((len(ids), 1)), np.repeat(ids[:1], len(ids))
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(AssertionError, match="each once"):
+        run_epoch(Repeats(), np.arange(3))
+
+
+def test_cpu_time_counts_children() -> None:
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    before = cpu_seconds()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()
+        alive = cpu_seconds() - before
+        child.communicate(b"\n")
+    assert 0.3 <= alive <= cpu_seconds() - before
+
+
+def test_the_command_measures_and_its_tables_come_from_its_rows(cases: dict[str, Data], tmp_path: Path) -> None:
+    results, cifar = tmp_path / "loader.csv", cases["cifar_raw"].path.with_name("cifar.beton")
+    command = [sys.executable, "-m", "benchmarks.loader", "throughput", f"--csv={results}", f"--cifar={cifar}"]
+    command += [
+        f"--out={tmp_path}",
+        "--loaders=ours,spdl",
+        "--repeats=2",
+        "--seconds=0",
+        "--cases=cifar_raw,imagenet_raw",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "imagenet_raw: skipped" in done.stdout
+    rows = read_rows(results)
+    assert ('pip install -e ".[rivals]"' in done.stdout) == (not any(row["loader"] == "spdl" for row in rows))
+    ours = [row for row in rows if row["loader"] == "ours"]
+    assert [(row["repeat"], row["keep"]) for row in ours] == [
+        ("0", "1.0"),
+        *[(repeat, keep) for repeat in "12" for keep in ("0.3", "0.5", "1.0")],
+    ]
+    for row in ours:
+        assert int(row["images"]) == round(float(row["keep"]) * 50) * max(int(row["epochs"]), 1)
+        assert float(row["cpu_seconds"]) > 0 and row["cpu"] and row["date"] and row["version"]
+    table = results.with_suffix(".md").read_text()
+    assert table == tables(rows) + "\n" and table in done.stdout
+    again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert "its rows are in" in again.stdout and read_rows(results) == rows
+
+
+def row(loader: str, keep: float, repeat: int, seconds: float, cpu: float) -> dict[str, str]:
+    values: dict[str, Any] = {
+        "case": "cifar_raw", "loader": loader, "keep": keep, "repeat": repeat, "images": 1000, "seconds": seconds,
+        "cpu_seconds": cpu, "first_images": 500, "first_seconds": 0.4, "first_cpu_seconds": 0.1, "samples": 1000,
+        "batch_size": 500, "workers": 2, "pixel_difference": 0.5, "version": "x 1", "cpu": "c", "cores": 2,
+        "date": "2026-01-02", "commit": "abc",
+    }  # fmt: skip
+    return {name: str(value) for name, value in values.items()}
+
+
+def test_what_the_table_says() -> None:
+    rows = [row("ours", 1.0, 0, 9.0, 9.0)]  # the warm-up is in no figure
+    for repeat, slower in ((1, 1), (2, 2), (3, 1)):
+        rows += [row("ours", 1.0, repeat, 0.5 * slower, 0.5), row("ours", 0.3, repeat, 0.5 * slower, 0.6)]
+        rows += [row("ffcv", 1.0, repeat, 1.0 * slower, 2.0), row("ffcv", 0.3, repeat, 2.0 * slower, 4.0)]
+    lines = [line.split(" | ") for line in tables(rows).splitlines() if line.startswith("|")]
+    cells = {(line[0].strip("| "), line[1]): dict(zip(HEADER, line, strict=True)) for line in lines[2:]}
+    assert cells["ffcv_prune", "0.3"]["images/s"] == "2,000 [1,000–2,000]"
+    assert cells["ffcv_prune", "0.3"]["subset, time"] == "1 [1–1]"
+    assert cells["ffcv_prune", "0.3"]["subset, CPU"].startswith("1.2 [1.2–1.2]")
+    assert cells["FFCV, rebuilt", "0.3"]["ours ÷ its"] == "4 [4–4]"
+    assert cells["FFCV, rebuilt", "1"]["its CPU ÷ ours"] == "4 [4–4]"
+    assert cells["FFCV, once it runs", "1"]["images/s"] == "833 [312–833]"  # 500 in 1.0 - 0.4 s, or in 2.0 - 0.4 s
+
+
+def test_what_a_user_can_get_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean"):
+        loader_throughput.run(arguments("--cases=cifar_rw"))
+    with pytest.raises(UserError, match="is not one of them"):
+        loader_throughput.run(arguments("--loaders=webdataset"))
+    with pytest.raises(UserError, match="does not exist"):
+        loader_throughput.run(arguments(f"--cifar={tmp_path / 'none.beton'}", "--cases=cifar_raw"))
+    with pytest.raises(UserError, match="cannot read"):
+        loader_throughput.run(arguments(f"--redraw={tmp_path / 'none.csv'}"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_probes_are_images_of_the_data(cases: dict[str, Data]) -> None:
+    for data in cases.values():
+        assert np.array_equal(probes(data), np.arange(len(data)))  # fewer than PROBES: all of them
