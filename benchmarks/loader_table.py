@@ -83,11 +83,11 @@ def _case(rows: Sequence[Row], title: str) -> str:
             lines.append("| " + " | ".join(_cells(label, keep, by, ours)) + " |")
     row = measured[0]
     repeats = len({row["repeat"] for row in measured})
-    versions = ", ".join(dict.fromkeys(row["version"] for row in measured))
-    differences = max(float(row["pixel_difference"]) for row in measured)
+    versions = ", ".join(dict.fromkeys(one for row in measured for one in row["version"].split(", ")))
+    difference = max(float(row["pixel_difference"]) for row in measured)
     note = (
         f"{int(row['samples']):,} images, batches of {row['batch_size']}, {row['workers']} workers, {repeats} repeats; "
-        f"pixels differ from ours by at most {differences:g} of 255 in the mean. {row['cpu']}, {row['cores']} cores, "
+        f"pixels differ from ours by at most {difference:g} of 255 in the mean. {row['cpu']}, {row['cores']} cores, "
         f"{row['date'][:10]}, commit {row['commit']}; {versions}."
     )
     return "\n".join([f"### {title}", "", *lines, "", note])

@@ -1,7 +1,8 @@
 """Grain: a `MapDataset` of batches of ids, which threads map to images, made anew for each epoch.
 
 A dataset is a plan and costs nothing to make. Its worker processes would be started for each epoch, so threads
-read (`ReadOptions`): the functions called let go of Python's lock.
+read (`ReadOptions`): the functions called let go of Python's lock. (It advises none for data in memory, which would
+read nothing ahead.)
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -81,6 +82,7 @@ class Served:
         try:
             answer = self._pipe.recv()
         except EOFError:
+            self._process.join(timeout=20)
             raise RuntimeError(f"the loader's process ended with exit code {self._process.exitcode}") from None
         if isinstance(answer, BaseException):
             raise answer
@@ -137,6 +139,7 @@ def _sum(parts: list[Measured]) -> Measured:
 
 def _serve(pipe: Connection, module: str, data: Data, batch_size: int, workers: int) -> None:
     """The process: build, warm up, then answer `Served.measure` until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the benchmark closes the pipe
     try:
         cpu, start = cpu_seconds(), time.perf_counter()
         try:
