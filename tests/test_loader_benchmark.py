@@ -82,7 +82,8 @@ def test_a_loader_serves_each_selection(name: str, case: str, cases: dict[str, D
             seen.update(zip(ids.tolist(), array.copy(), strict=True))
 
         measured = run_epoch(loader, asked, look)  # raises unless each id came once
-        assert (measured.images, measured.first_images) == (k, BATCH)
+        assert measured.images == k
+        assert 0 < measured.first_images <= BATCH  # the last, smaller one may be done first
         assert 0 < measured.first_seconds <= measured.seconds
         assert sorted(seen) == sorted(asked)
         for i in asked[:5].tolist():

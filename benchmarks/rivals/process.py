@@ -109,7 +109,7 @@ def run_epoch(
     for images, batch in loader.epoch(ids):
         if not got:
             first, first_cpu = time.perf_counter() - start, cpu_seconds() - cpu
-        got.append(np.array(batch))
+        got.append(np.asarray(batch).copy())
         if look:
             look(images, got[-1])
     seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
