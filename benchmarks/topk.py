@@ -1,8 +1,8 @@
 """Taking in the losses of a checkpoint and choosing the k highest UCB scores: time and memory against numpy and torch.
 
-    python -m benchmarks.topk --csv benchmarks/results/topk.csv      0.1 to 100 million samples, about 10 minutes, 5 GB
-    python -m benchmarks.topk --samples 1281167 --repeats 9          ImageNet's number, seconds
-    python -m benchmarks.topk --redraw benchmarks/results/topk.csv   the table and the plot again, without measuring
+    python -m benchmarks.selectors --csv benchmarks/results/selectors.csv      0.1 to 100 million samples, 5 GB
+    python -m benchmarks.selectors --samples 1281167 --repeats 9               ImageNet's number, seconds
+    python -m benchmarks.selectors --redraw benchmarks/results/selectors.csv   table and plot again, without measuring
 
 Each repeat starts from the same table of statistics and takes in the same losses; all methods run in it in turn, so
 that ratios are of neighbours in time. "ours" is what the trainer calls, `ScoreTable.update` with its checks and
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from benchmarks.figures import save
 from benchmarks.results import markdown
 from ffcv_prune import ScoreTable, policies
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import append_csv, provenance
 
 Floats = NDArray[np.float32]
@@ -276,7 +276,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.selectors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", default=SIZES, help="comma-separated; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument(
@@ -309,7 +311,3 @@ def main() -> None:
     print(f"\n{summary(rows)}")
     if args.csv:
         print(f"\n{draw(rows, args.csv.with_suffix('.svg'))}")
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import topk
 from ffcv_prune.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 MADE = {"keep": "0.3", "cpu": "A", "cores": "2", "numpy": "1", "torch": "2", "numba": "3", "date": "2026-01-01T00:00"}
 
 
@@ -85,3 +87,10 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str], monkeypa
     monkeypatch.setattr(sys, "argv", ["topk", *arguments])
     with pytest.raises(UserError):
         topk.main()
+
+
+@pytest.mark.parametrize("command", ["-mbenchmarks.selectors", "benchmarks/demo.py"])
+def test_the_command_does_not_hide_the_standard_librarys_selectors(command: str) -> None:
+    done = subprocess.run([sys.executable, command, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
