@@ -23,7 +23,8 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.pruning.guards import ClassQuota, proportional_quotas
 from ffcv_prune.pruning.policies import Policy, Ranking, Static, WithRandom
 from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.selectors import Floats, Ids, group_by_label, top_k
+from ffcv_prune.pruning.selectors import Floats, Ids, group_by_label
+from ffcv_prune.pruning.topk import top_k
 
 
 @dataclass(frozen=True)
