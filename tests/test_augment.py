@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -138,3 +143,28 @@ def test_bad_settings() -> None:
 def test_unknown_augmentation(beton: Beton) -> None:
     with pytest.raises(UserError, match='did you mean "pad_crop_flip"'):
         train_pipelines(check_beton(beton.path), "pad_crop_flop")
+
+
+BESIDE_FFCV = """
+import sys
+
+from ffcv_prune import PrunedLoader
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
+from ffcv.loader import Loader
+
+path = sys.argv[1]
+info = check_beton(path)
+next(iter(PrunedLoader(path, 8, score_pipelines(info, 8))))
+Loader(path, 8, num_workers=1, os_cache=True)
+next(iter(PrunedLoader(path, 8, train_pipelines(info, "random_resized_crop", 8))))
+"""
+
+
+def test_a_loader_of_ffcvs_own_in_the_same_process_does_no_harm(tmp_path: Path) -> None:
+    # Its constructor changes a numba type for the whole process: kernels that had compiled for it failed in the next
+    # loader. An empty cache, or there would be nothing to compile.
+    beton = write_beton(tmp_path / "train.beton", n=16, mode="jpg")
+    script = [sys.executable, "-c", BESIDE_FFCV, str(beton.path)]
+    done = subprocess.run(script, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

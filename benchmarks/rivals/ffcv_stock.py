@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 import torch
+from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
+from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from numpy.typing import NDArray
 
 from benchmarks.rivals.data import Data
-from ffcv_prune.data.beton import check_beton
-from ffcv_prune.loading.pipelines import train_pipelines
 
 
 class Stock:
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
         self.data, self.batch_size, self.workers = data, batch_size, workers
-        self.info = check_beton(data.path)
+
+    def pipelines(self) -> dict[str, list[Any]]:
+        side = self.data.side
+        decoder = CenterCropRGBImageDecoder((side, side), 1.0) if self.data.is_resized else SimpleRGBImageDecoder()
+        return {"image": [decoder, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         loader = Loader(
@@ -27,7 +33,7 @@ class Stock:
             os_cache=True,
             order=OrderOption.RANDOM,
             indices=ids,
-            pipelines=train_pipelines(self.info, "none", self.data.side),
+            pipelines=self.pipelines(),
             drop_last=False,
         )
         iterator = iter(loader)

@@ -5,6 +5,9 @@ writable), so that only the first run on a machine compiles. It notices a change
 that this one calls: hence everything in one file, which calls nothing but FFCV's C library. What differs between
 pipelines (`prange` or `range`, sizes, scales) are plain values closed over, which numba makes part of the key.
 
+No argument is a writeable uint8[::1]: building a loader of FFCV's own changes numba's type of that name for the whole
+process, and what was compiled for it before is then not found.
+
 Random numbers are a hash of what they belong to, (seed, epoch, sample id): FFCV's own come from numba's generator,
 which cannot be seeded from outside and is shared by the threads of a batch. So a run repeats bit by bit on any
 number of threads, from the middle of an epoch, and whatever else is in the batch.
@@ -125,9 +128,9 @@ def read(address, storage_state):
 
 @njit(nogil=True, cache=True)
 def decode_jpeg(stored, destination, height, width):
-    """Decode a whole JPEG image into `destination`, uint8, contiguous, at least height x width x 3."""
+    """Decode a whole JPEG image to the address `destination`, where height x width x 3 bytes are free."""
     size = np.uint64(stored.size)
-    _imdecode(stored.ctypes.data, size, height, width, destination.ctypes.data, height, width, 0, 0, 1, 1, 0, 0)
+    _imdecode(stored.ctypes.data, size, height, width, destination, height, width, 0, 0, 1, 1, 0, 0)
 
 
 @njit(nogil=True, cache=True)
@@ -151,27 +154,29 @@ def _parallel(code: Any) -> Callable[..., Any]:
 
 
 @njit(nogil=True, cache=True)
-def _pixels(field, scratch, storage_state):
-    """uint8[H, W, 3]: the stored image; a JPEG is decoded into `scratch`, uint8[largest H x W x 3]."""
-    stored = read(field["data_ptr"], storage_state)
-    height, width = np.uint32(field["height"]), np.uint32(field["width"])
+def _pixels(field, scratch, b, storage_state):
+    """uint8[H, W, 3]: the stored image; a JPEG is decoded into scratch[b], of uint8[B, largest H x W x 3]."""
+    address, height, width = field["data_ptr"], np.uint32(field["height"]), np.uint32(field["width"])
+    size = 3 * np.uint64(height) * np.uint64(width)
     if field["mode"] == _JPG:
-        decode_jpeg(stored, scratch, height, width)
-        return scratch[: 3 * height * width].reshape(height, width, 3)
-    return stored.reshape(height, width, 3)
+        decode_jpeg(read(address, storage_state), scratch[b].ctypes.data, height, width)
+        return scratch[b][:size].reshape(height, width, 3)
+    return storage_state[0][address : address + size].reshape(height, width, 3)  # nothing to search for
 
 
 def copy_decoder(my_range: Any) -> Callable[..., Any]:
     """Images of one size, as they are stored."""
 
     def decode(batch_indices, destination, metadata, storage_state):
+        size = destination[0].size
         for b in my_range(len(batch_indices)):
             field = metadata[batch_indices[b]]
-            stored = read(field["data_ptr"], storage_state)
             if field["mode"] == _JPG:
-                decode_jpeg(stored, destination[b], field["height"], field["width"])
+                stored = read(field["data_ptr"], storage_state)
+                decode_jpeg(stored, destination[b].ctypes.data, field["height"], field["width"])
             else:
-                _memcpy(stored.ctypes.data, destination[b].ctypes.data, stored.size)
+                source = storage_state[0].ctypes.data + field["data_ptr"]
+                _memcpy(source, destination.ctypes.data + b * size, size)
         return destination[: len(batch_indices)]
 
     return _parallel(decode)
@@ -183,7 +188,7 @@ def centre_crop_decoder(my_range: Any, ratio: float) -> Callable[..., Any]:
     def decode(batch_indices, memory, metadata, storage_state):
         destination, scratch = memory
         for b in my_range(len(batch_indices)):
-            pixels = _pixels(metadata[batch_indices[b]], scratch[b], storage_state)
+            pixels = _pixels(metadata[batch_indices[b]], scratch, b, storage_state)
             i, j, h, w = centre_crop(pixels.shape[0], pixels.shape[1], ratio)
             resized_crop(pixels, i, j, h, w, destination[b])
         return destination[: len(batch_indices)]
@@ -198,7 +203,7 @@ def random_crop_decoder(my_range: Any, scale: tuple[float, float], ratio: tuple[
         destination, scratch, seed_and_epoch = memory
         for b in my_range(len(batch_indices)):
             sample = batch_indices[b]
-            pixels = _pixels(metadata[sample], scratch[b], storage_state)
+            pixels = _pixels(metadata[sample], scratch, b, storage_state)
             key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], sample)
             i, j, h, w = random_resized_crop(key, pixels.shape[0], pixels.shape[1], scale, ratio)
             resized_crop(pixels, i, j, h, w, destination[b])
