@@ -22,6 +22,7 @@ from benchmarks.balance import balance_table, write_balance
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.results import RESULTS, Cell, Row, cells, markdown, read_rows, table
 from benchmarks.selections import read_histogram
+from ffcv_prune.analysis.mixture import GROUPS, Mixture
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.run_log import STARVED
 
@@ -30,9 +31,14 @@ WHY = (
     "holds least, as a percentage of that class's proportional part (100: as in the data), mean over checkpoints and "
     f"seeds; and how many selections hold less than {STARVED:.0%} of some class's part."
 )
+SOMETIMES_QUOTE = (
+    "The paper: “a significant portion of the mass is contained in this component, suggesting that a large subset of "
+    "the dataset cannot be classified as always or never selected (section 4.2, Fig. 3)”"
+)
 ROOT = Path(__file__).resolve().parent.parent
 FULL = ("full", "full_equal")
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+SOMETIMES, MOST_RHAT = 0.05, 1.1  # share of the samples that makes a group; R-hat of a fit that can be trusted
 LEVEL = 1.0  # points of accuracy within which two methods count as level
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom, 1 to 10; beyond, that of 10 is on the safe side.
@@ -123,6 +129,14 @@ def section(claim: Claim, found: Sequence[Comparison]) -> str:
     return "\n\n".join(lines)
 
 
+def sometimes_verdict(fit: Mixture | None) -> str:
+    """Whether the sometimes group is shown to be more than SOMETIMES of the samples."""
+    if fit is None:
+        return "not measured"
+    _, low, high = fit.shares()[GROUPS.index("sometimes")]
+    return UNDECIDED if fit.rhat > MOST_RHAT else HOLDS if low > SOMETIMES else FAILS if high < SOMETIMES else UNDECIDED
+
+
 def cost_sentences(grouped: Sequence[Cell]) -> list[str]:
     """Accuracy and time of each pruned cell against all data, with the epochs that come nearest in samples seen."""
     lines = []
@@ -133,7 +147,7 @@ def cost_sentences(grouped: Sequence[Cell]) -> list[str]:
         ratios = {cell.mean("samples_seen") / rival.mean("samples_seen"): rival for rival in full}
         ratio = min(ratios, key=lambda ratio: abs(math.log(ratio)))
         one = compare(cell, ratios[ratio], "above")
-        word = {HOLDS: "better", FAILS: "worse", UNDECIDED: "level within noise"}[one.verdict]
+        word = {HOLDS: "better", FAILS: "worse", UNDECIDED: "no difference shown"}[one.verdict]
         seconds, against = (statistics.mean(c.seconds) + statistics.mean(c.score_seconds) for c in (cell, one.rival))
         lines.append(
             f"- {cell.run.part}, {cell.run.label} at {cell.run.rate:g}: {word} ({one.gap:+.2f} points), "
@@ -148,7 +162,7 @@ def provenance(rows: Sequence[Row]) -> str:
     def of(column: str) -> str:
         return ", ".join(sorted({row[column] for row in rows if row.get(column)}))
 
-    machines = sorted({f"{row['cpu']}, {row['cores']} cores" for row in rows})
+    machines = sorted({f"{row['cpu']}, {row['cores']} core{'s' * (row['cores'] != '1')}" for row in rows})
     dates = sorted(row["date"][:10] for row in rows)
     versions = ", ".join(f"{name} {of(name)}" for name in ("torch", "ffcv", "numba", "numpy"))
     days = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
@@ -159,6 +173,8 @@ def page(grouped: Sequence[Cell], claims: Sequence[Claim], groups: str, balance:
     """The whole of docs/findings.md."""
     found = [(claim, comparisons(claim, grouped)) for claim in claims]
     summary = [[claim.title, overall([one.verdict for one in ones])] for claim, ones in found]
+    if groups:  # its first line is its title
+        summary.append(groups.partition("\n")[0].removeprefix("### ").split(": "))
     rows = {row["key"]: row for cell in grouped for row in cell.rows}
     missing = sum(cell.missing for cell in grouped)
     blocks = [
@@ -173,7 +189,7 @@ def page(grouped: Sequence[Cell], claims: Sequence[Claim], groups: str, balance:
         markdown(["finding", "here"], summary),
         "## The findings one by one",
         *(section(claim, ones) for claim, ones in found),
-        *([f"### Sometimes samples\n\n{groups}"] if groups else []),
+        *([groups] if groups else []),
         *([f"## What the selections hold of each class\n\n{WHY}\n\n{balance}"] if balance else []),
         "## Against full data at the same samples seen",
         "Full data with the epochs cut is the baseline that pruning must beat. Seconds include scoring and static "
@@ -213,8 +229,11 @@ def write_findings(rows: Mapping[str, Row], results: Path, out: Path) -> Path:
     drawn = [figures.draw("accuracy", grouped, about.title, picture)]
     histogram, groups = results / "findings_selections.csv", ""
     if histogram.exists():
-        path, words = figures.draw_distribution(about.distribution, *read_histogram(histogram), picture)
-        groups = f"By the selections of {about.distribution} over all seeds: {words}."
+        path, words, fit = figures.draw_distribution(about.distribution, *read_histogram(histogram), picture)
+        groups = (
+            f"### Sometimes samples exist: {sometimes_verdict(fit)}\n\n{SOMETIMES_QUOTE}\n\n"
+            f"By the selections of {about.distribution} over all seeds: {words}."
+        )
         drawn.append(path)
     pictures = [path.relative_to(out.parent).as_posix() for path in drawn if path]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from benchmarks import findings, grid
 from benchmarks.balance import balance_table, write_balance
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.results import Cell, Row, cells, read_rows
+from ffcv_prune.analysis.mixture import Mixture
 from ffcv_prune.errors import UserError
 
 MADE = {
@@ -29,13 +31,18 @@ MADE = {
 }
 
 
+@cache
+def runs_of_the_grid() -> list[grid.Run]:
+    return grid.load(grid.find("findings"), "small")[1]
+
+
 def row(run: grid.Run, accuracy: float, seconds: float = 10.0) -> Row:
     numbers = {"accuracy": accuracy, "total_seconds": seconds, "eval_seconds": 1.0, "samples_seen": 1000}
     return {"key": run.key, "curve": "1000:0.5", **MADE, **{name: str(value) for name, value in numbers.items()}}
 
 
 def cell(accuracies: list[float]) -> Cell:
-    run = grid.load(grid.find("findings"), "small")[1][0]
+    run = runs_of_the_grid()[0]
     return Cell(run, [row(run, accuracy) for accuracy in accuracies], 0)
 
 
@@ -83,7 +90,7 @@ def test_several_verdicts_make_one() -> None:
 def planted_rows(gains: dict[str, float]) -> dict[str, Row]:
     """Rows for the whole grid: 70 % everywhere but for the gains of single methods, with a little noise."""
     rng = np.random.default_rng(0)
-    runs = grid.load(grid.find("findings"), "small")[1]
+    runs = runs_of_the_grid()
     return {run.key: row(run, 0.7 + gains.get(run.method, 0.0) + rng.normal(0, 0.001)) for run in runs}
 
 
@@ -134,7 +141,7 @@ def plant_run(folder: Path, run: grid.Run, fractions: list[dict[str, float | Non
 
 
 def test_the_balance_of_the_classes_is_that_of_the_policys_selections(tmp_path: Path) -> None:
-    runs = [run for run in grid.load(grid.find("findings"), "small")[1] if run.method == "ucb"][:2]
+    runs = [run for run in runs_of_the_grid() if run.method == "ucb"][:2]
     plant_run(tmp_path / "runs", runs[0], [{"cat": 0.5, "dog": 0.5}, {"cat": 0.05, "dog": 0.95, "cow": None}])
     csv_file = tmp_path / "small" / "classes.csv"
     write_balance(runs, tmp_path / "runs", csv_file)
@@ -147,6 +154,16 @@ def test_the_balance_of_the_classes_is_that_of_the_policys_selections(tmp_path: 
     assert line == "| CIFAR-10 | UCB | 0.5 | 55 | 1 of 2 | 70.00 |"
 
 
+@pytest.mark.parametrize(
+    ("share", "rhat", "verdict"), [(0.5, 1.0, "holds"), (0.01, 1.0, "does not hold"), (0.5, 1.5, "undecided")]
+)
+def test_sometimes_samples_exist_where_their_share_is_beyond_doubt(share: float, rhat: float, verdict: str) -> None:
+    weights = np.tile([0.4, share, 0.6 - share], (100, 1))
+    fit = Mixture(10, weights, means=np.zeros((100, 3)), deviations=np.ones((100, 3)), rhat=rhat)
+    assert findings.sometimes_verdict(fit) == verdict
+    assert findings.sometimes_verdict(None) == "not measured"
+
+
 def test_without_rows_there_is_no_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run of this grid"):
         findings.write_findings({}, tmp_path, tmp_path / "findings.md")
@@ -155,6 +172,6 @@ def test_without_rows_there_is_no_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.title)
 def test_every_claim_names_cells_of_the_grid(claim: Claim) -> None:
-    runs = grid.load(grid.find("findings"), "small")[1]
+    runs = runs_of_the_grid()
     found = findings.comparisons(claim, cells(runs, planted_rows({})))
     assert len(found) == len(claim.rates) * len(claim.methods.split()) * len(claim.rivals.split())
