@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from ffcv_prune import config
+from ffcv_prune.analysis import report
 from ffcv_prune.errors import Terminated, UserError
 from ffcv_prune.training import run_folder, trainer
 from ffcv_prune.training.loaders import Loaders
@@ -361,13 +362,13 @@ def test_sigterm_in_set_up_changes_nothing(
 def test_sigterm_while_the_result_is_written_does_not_stop_that(
     settings: Settings, loaders: Loaders, uninterrupted: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trainer.write_report
+    real = report.write_report
 
     def write(*arguments: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
         real(*arguments)
 
-    monkeypatch.setattr(trainer, "write_report", write)
+    monkeypatch.setattr(report, "write_report", write)
     Outcome.of(train(settings(), loaders).folder).check_equal(uninterrupted)
 
 

@@ -78,7 +78,7 @@ train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
     for row in rows:
         assert int(row["samples"]) == 2 * 32 * (6 if row["method"] == "full" else 3)  # 203 samples, batches of 32
         assert (float(row["score_seconds"]) > 0.001) == (row["method"] in ("ucb", "ucb_both"))
-        assert float(row["train_seconds"]) > 0 and float(row["compile_seconds"]) > 0.1
+        assert float(row["train_seconds"]) > 0 and float(row["compile_seconds"]) > 0
         assert row["cpu"] and row["ffcv"] and row["commit"] is not None
     page = results.with_suffix(".md").read_text()
     assert page in again
