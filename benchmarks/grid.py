@@ -131,7 +131,7 @@ def significant(config: Config, sections: Sequence[str] = ()) -> dict[str, Any]:
         for field in dataclasses.fields(values)
         if (value := getattr(values, field.name)) != field.default
     }
-    aside = ("run.name", "run.out", "run.save_every", "data.num_workers", "train.eval_every")
+    aside = ("run.name", "run.out", "run.save_every", "run.profile", "data.num_workers", "train.eval_every")
     return {name: list(v) if isinstance(v, tuple) else v for name, v in own.items() if name not in aside}
 
 
