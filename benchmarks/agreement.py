@@ -1,9 +1,9 @@
 """Cheaper scores: how far the selection agrees with that of a full scoring pass, what it costs, what accuracy it gives.
 
-    python -m benchmarks.agreement --csv benchmarks/results/agreement.csv      25 to 40 minutes on one core; resumable
-    python -m benchmarks.agreement --csv FILE --methods ema_guarded            the same for guarded EMA: adds its rows
-    python -m benchmarks.agreement --csv FILE --epochs 10 --seeds 1            a glance
-    python -m benchmarks.agreement --table benchmarks/results/agreement.csv    the table again, without training
+    python -m benchmarks.agreement                              25 to 40 minutes on one core; resumable
+    python -m benchmarks.agreement --methods ema_guarded        the same for guarded EMA: adds its rows
+    python -m benchmarks.agreement --redraw                     the table again, without training
+    python -m benchmarks.agreement --epochs 10 --seeds 1 --csv glance.csv
 
 CIFAR-10, resnet_tiny, keep 0.3, T_p = 2, methods as in experiments/methods.yaml. Each option trains by its own
 selections. At each of its checkpoints a shadow also scores all samples with the same model and keeps a table of its
@@ -20,7 +20,6 @@ against, which trains on as many samples. Seconds are without tests and the shad
 from __future__ import annotations
 
 import argparse
-import hashlib
 import statistics
 import tempfile
 import time
@@ -36,9 +35,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from benchmarks import grid
+from benchmarks import grid, tables
 from benchmarks.findings import welch_margin
-from benchmarks.results import markdown, mean_and_spread, read_rows
+from benchmarks.results import markdown, mean_and_spread
+from benchmarks.tables import Results, Row, groups, measured_on
 from ffcv_prune import Checkpoint, PrunedLoader, Pruner, ScoreTable, config, score_dataset
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton, require_labels
@@ -48,7 +48,7 @@ from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.pruning.policies import Policy, WithRandom
 from ffcv_prune.training.loaders import Loaders, settings_of
-from ffcv_prune.training.run_folder import RunFolder, append_csv, provenance
+from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.trainer import Trainer
 from ffcv_prune.training.world import World, choose_device
@@ -69,8 +69,10 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what the table calls it -> keys of the
 AGAINST = {"training": PASS_FULL_WARMUP}  # else PASS
 KEEP, PERIOD = 0.3, 2
 LARGEST_LOSS = 1.0  # points of accuracy
-
-Row = Mapping[str, str]
+COLUMNS = (
+    *("method", "option", "seed", "accuracy", "overlap", "overlap_min", "overlaps", "scored"),
+    *("score_seconds", "total_seconds", "samples_seen"),
+)
 
 
 class Shadow:
@@ -184,29 +186,21 @@ def run_one(settings: config.Config, loaders: Loaders, full_loader: PrunedLoader
     }
 
 
-def run_all(args: argparse.Namespace, csv_file: Path) -> None:
+def run_all(args: argparse.Namespace, results: Results) -> None:
     """Make the runs that have no row yet, seed by seed."""
-    made = {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
+    runs = [(method, option, seed) for seed in range(args.seeds) for method in args.methods for option in args.options]
+    left = results.left(runs, lambda row: (row["method"], row["option"], int(row["seed"])))
+    sides = {OPTIONS[option]["side"] for _, option, _ in left if "side" in OPTIONS[option]}
     opened: dict[object, Loaders] = {}
     with ExitStack() as stack:
         out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        sides = {OPTIONS[option]["side"] for option in args.options if "side" in OPTIONS[option]}
         smaller = {side: write_smaller(args.data / "train.beton", side, out / f"{side}.beton") for side in sides}
-        full = None
-        runs = [(m, o, s) for s in range(args.seeds) for m in args.methods for o in args.options]
-        for method, option, seed in runs:
-            facts = {"method": method, "option": option, "seed": seed, "epochs": args.epochs, "data": str(args.data)}
-            facts |= {"keep": KEEP, "period": PERIOD}
-            key = hashlib.blake2b(repr((facts, OPTIONS[option])).encode(), digest_size=6).hexdigest()
-            if key in read_rows(csv_file):
-                continue
+        for method, option, seed in left:
             print(f"\n{method}, {option}, seed {seed}", flush=True)
-            settings = run_config(method, option, seed, args.epochs, args.data, smaller)
-            if full is None:
-                base = run_config(method, PASS, seed, args.epochs, args.data, smaller)
-                full = loaders_of(base, opened, stack).score
+            base, settings = (run_config(method, o, seed, args.epochs, args.data, smaller) for o in (PASS, option))
+            full = loaders_of(base, opened, stack).score
             found = run_one(settings, loaders_of(settings, opened, stack), full, out)
-            append_csv(csv_file, {"key": key, **facts, **found, **made})
+            results.append([{"method": method, "option": option, "seed": seed} | found])
 
 
 def loaders_of(settings: config.Config, opened: dict[object, Loaders], stack: ExitStack) -> Loaders:
@@ -219,17 +213,15 @@ def loaders_of(settings: config.Config, opened: dict[object, Loaders], stack: Ex
 
 def summary(rows: Sequence[Row]) -> str:
     """The Markdown table, mean ± standard deviation over the seeds, and which options are safe."""
-    if not rows:
-        raise UserError("the file holds no rows: train first")
     body, safe = [], []
-    for method, option in dict.fromkeys((row["method"], row["option"]) for row in rows):
+    by_option = groups(rows, "method", "option")
+    for (method, option), own_rows in by_option.items():
 
-        def values(column: str, of: str = option, method: str = method) -> list[float]:
-            return [float(row[column]) for row in rows if (row["method"], row["option"]) == (method, of)]
+        def values(column: str, of: Sequence[Row] = own_rows) -> list[float]:
+            return [float(row[column]) for row in of]
 
-        own, of_pass = (
-            [100 * accuracy for accuracy in values("accuracy", of)] for of in (option, AGAINST.get(option, PASS))
-        )
+        pass_rows = by_option.get((method, AGAINST.get(option, PASS)), [])
+        own, of_pass = ([100 * accuracy for accuracy in values("accuracy", of)] for of in (own_rows, pass_rows))
         against = ""
         if of_pass and option not in (PASS, PASS_FULL_WARMUP):
             gap, margin = statistics.mean(own) - statistics.mean(of_pass), welch_margin(own, of_pass)
@@ -260,13 +252,7 @@ def summary(rows: Sequence[Row]) -> str:
         "accuracy, %",
         "against the pass",
     ]
-    made = rows[0]
-    seeds = len({row["seed"] for row in rows})
-    about = (
-        f"Mean ± standard deviation of {seeds} seeds; {made['epochs']} epochs of {made['data']}, keep {made['keep']}, "
-        f"T_p = {made['period']}, {made['cpu']}, {made['cores']} cores, torch {made['torch']}, {made['date'][:10]}, "
-        f"commit {made['commit']}."
-    )
+    about = f"Mean ± standard deviation of {len({row['seed'] for row in rows})} seeds. {measured_on(rows)}"
     verdict = (
         f"Safe, no loss above {LARGEST_LOSS:g} points in the 95 % interval: {'; '.join(safe) or 'none shown to be'}."
     )
@@ -274,31 +260,24 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.agreement", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.command("agreement", __doc__)
     parser.add_argument("--data", type=Path, default=Path("betons/cifar10"), help="folder; default: %(default)s")
     parser.add_argument("--methods", default="ucb_guarded", help="of experiments/methods.yaml; default: %(default)s")
     parser.add_argument("--options", default=";".join(OPTIONS), help="separated by ;  default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--csv", type=Path, help="one row a run; a run that has its row is not repeated")
-    parser.add_argument("--table", type=Path, help="only print the table of such a file")
+    parser.add_argument("--epochs", type=tables.positive, default=20, help="default: %(default)s")
+    parser.add_argument("--seeds", type=tables.positive, default=3, help="default: %(default)s")
     args = parser.parse_args()
-    if args.table:
-        print(summary(list(read_rows(args.table).values())))
-        return
-    if args.csv is None:
-        raise UserError("name the file of the rows: --csv FILE")
-    args.methods, args.options = args.methods.split(","), args.options.split(";")
-    for method in args.methods:
-        grid.find_method(method, "--methods")
-    for option in args.options:
-        if option not in OPTIONS:
-            raise UserError(f'--options: unknown "{option}"; known: {"; ".join(OPTIONS)}')
-    torch.set_num_threads(1)  # a second thread gains a net this small little, and makes its times noisy
-    run_all(args, args.csv)
-    print(f"\n{summary(list(read_rows(args.csv).values()))}")
+    results = Results(args.csv, COLUMNS, tables.settings(args, "data", "epochs", keep=KEEP, period=PERIOD))
+    if not args.redraw:
+        args.methods, args.options = args.methods.split(","), args.options.split(";")
+        for method in args.methods:
+            grid.find_method(method, "--methods")
+        for option in args.options:
+            if option not in OPTIONS:
+                raise UserError(f'--options: unknown "{option}"; known: {"; ".join(OPTIONS)}')
+        torch.set_num_threads(1)  # a second thread gains a net this small little, and makes its times noisy
+        run_all(args, results)
+    results.publish("Cheaper scores", summary(results.read()))
 
 
 if __name__ == "__main__":

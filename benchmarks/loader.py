@@ -7,15 +7,15 @@ cold          data that is not in the page cache
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
-from importlib.util import find_spec
 
+from benchmarks import tables
 from ffcv_prune.errors import UserError, nearest, run_command
 
-# Each is a module benchmarks/loader_NAME.py with `add_arguments(parser)` and `run(args)`.
-COMMANDS = [name for name in ("throughput", "swap", "cold") if find_spec(f"benchmarks.loader_{name}")]
+# Each is a module of loading/ with TITLE, COLUMNS, SETTINGS (the options that all rows share), `add_arguments(parser)`,
+# `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`.
+COMMANDS = ("throughput", "swap", "cold")
 
 
 def main() -> None:
@@ -25,14 +25,15 @@ def main() -> None:
         return
     if command not in COMMANDS:
         raise UserError(f'no command "{command}"{nearest(command, COMMANDS)}')
-    module = importlib.import_module(f"benchmarks.loader_{command}")  # only the one: each imports much
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.loader {command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    module = importlib.import_module(f"benchmarks.loading.{command}")  # only the one: each imports much
+    parser = tables.command(f"loader {command}", module.__doc__)
+    tables.add_repeats(parser)
     module.add_arguments(parser)
-    module.run(parser.parse_args(sys.argv[2:]))
+    args = parser.parse_args(sys.argv[2:])
+    results = tables.Results(args.csv, module.COLUMNS, tables.settings(args, "repeats", *module.SETTINGS))
+    if not args.redraw:
+        module.run(args, results)
+    results.publish(module.TITLE, module.summary(results.read()))
 
 
 if __name__ == "__main__":

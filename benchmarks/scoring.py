@@ -1,8 +1,8 @@
 """The scoring pass against the bare model and against the loop that everybody writes first.
 
-    python -m benchmarks.scoring --csv benchmarks/results/scoring.csv       both models, 15 to 25 minutes on 2 cores
-    python -m benchmarks.scoring --table benchmarks/results/scoring.csv     the table again, without measuring
-    python -m benchmarks.scoring --models resnet_tiny --samples 2000 --repeats 2 --skip-compile     a glance
+    python -m benchmarks.scoring                both models, 15 to 25 minutes on 2 cores
+    python -m benchmarks.scoring --redraw       the table again, without measuring
+    python -m benchmarks.scoring --models resnet_tiny --samples 2000 --repeats 2 --skip-compile --csv glance.csv
 
 What is timed, on the same images of a compiled CIFAR-10:
 
@@ -19,10 +19,9 @@ interleaved; a first round of each, not counted, warms up and compiles.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,24 +34,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from benchmarks.demo import read_rows
+from benchmarks import tables
 from benchmarks.results import markdown
+from benchmarks.tables import Results, Row, groups, measured_with, ratios, spread
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import run_command
 from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.models import build_model
-from ffcv_prune.training.run_folder import append_csv, provenance
 from ffcv_prune.training.world import choose_device
 
 BARE, SCORE, NAIVE, COMPILED = "bare model", "score_dataset", "naive loop", "compiled model"
 SAMPLES = {"resnet18_cifar": 2048}  # a repeat; other models: LIGHT_SAMPLES
 LIGHT_SAMPLES = 16_384
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
-
-Row = Mapping[str, Any]
+COLUMNS = (
+    *("model", "variant", "batch_size", "samples", "repeat", "seconds", "images_per_second", "compile_seconds"),
+    *("device", "precision", "threads", "workers"),
+)
 
 
 @dataclass(frozen=True)
@@ -170,80 +171,50 @@ def measure(
 
 def summary(rows: Sequence[Row]) -> str:
     """The Markdown table: median over the repeats, and from the least to the greatest."""
-    if not rows:
-        raise UserError("the file holds no rows: measure first")
+    by_variant = groups(rows, "model", "variant", "batch_size")
     body = []
-    for model, variant, size in dict.fromkeys((row["model"], row["variant"], row["batch_size"]) for row in rows):
-        own, bare = (
-            {
-                row["repeat"]: row
-                for row in rows
-                if (row["model"], row["variant"], row["batch_size"]) == (model, of, size)
-            }
-            for of in (variant, BARE)
-        )
-        speeds = [float(row["images_per_second"]) for row in own.values()]
-        ratios = [float(bare[repeat]["seconds"]) / float(row["seconds"]) for repeat, row in own.items()]
-        compile_seconds = [float(row["compile_seconds"]) for row in own.values() if row["compile_seconds"] != ""]
+    for (model, variant, size), own in by_variant.items():
+        bare = by_variant[model, BARE, size]
+        compile_seconds = [float(row["compile_seconds"]) for row in own if row["compile_seconds"]]
         body.append(
             [
                 model,
                 variant,
-                f"{size}",
-                next(iter(own.values()))["precision"],
-                spread(speeds, ",.0f"),
-                "1" if variant == BARE else spread(ratios, ".3f"),
+                size,
+                own[0]["precision"],
+                spread([float(row["images_per_second"]) for row in own]),
+                "1" if variant == BARE else spread(ratios(bare, own, lambda row: float(row["seconds"]))),
                 f"{statistics.median(compile_seconds):.0f}" if compile_seconds else "",
             ]
         )
-    made = rows[0]
     head = ["model", "what", "batch", "precision", "images/s", "of bare", "compile, s"]
-    repeats = len({row["repeat"] for row in rows})
-    about = (
-        f"Median of {repeats} interleaved repeats (least to greatest). {made['cpu']}, {made['cores']} cores, "
-        f"{made['threads']} threads, {made['workers']} loader threads, {made['device']}, torch {made['torch']}, "
-        f"{made['date'][:10]}, commit {made['commit']}."
-    )
-    return f"{markdown(head, body)}\n\n{about}"
-
-
-def spread(values: Sequence[float], digits: str) -> str:
-    return f"{statistics.median(values):{digits}} ({min(values):{digits}} to {max(values):{digits}})"
+    about = f"On {rows[0]['device']}; {rows[0]['threads']} threads of torch, {rows[0]['workers']} of the loader."
+    return f"{markdown(head, body)}\n\n{about} {measured_with(rows)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scoring", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.command("scoring", __doc__)
     parser.add_argument("--beton", type=Path, default=Path("betons/cifar10/train.beton"), help="default: %(default)s")
     parser.add_argument("--models", default="resnet18_cifar,resnet_tiny", help="default: %(default)s")
     parser.add_argument("--batch-sizes", default="128,256,512,1024,2048", help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=0, help="a repeat; 0: 2,048, for light models 16,384")
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=0, help="of torch and of the loader; 0: one per core")
+    tables.add_repeats(parser)
+    parser.add_argument(
+        "--threads", type=tables.positive, default=usable_cores(), help="of torch and of the loader; default: all cores"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--csv", type=Path, help="add one row a measurement to this file")
-    parser.add_argument("--table", type=Path, help="only print the table of such a file")
     args = parser.parse_args()
-    if args.table:
-        print(summary(read_rows([args.table])))
-        return
-    if args.repeats < 1:
-        raise UserError(f"--repeats {args.repeats}: give at least 1")
-    threads = args.threads or usable_cores()
-    made = {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
-    sizes = [int(size) for size in args.batch_sizes.split(",")]
-    rows: list[dict[str, Any]] = []
-    for name in args.models.split(","):
-        samples = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
-        setting = Setting(args.beton, samples, choose_device(args.device), threads)
-        torch.set_num_threads(threads)
-        for row in measure(name, setting, sizes, args.repeats, not args.skip_compile):
-            rows.append(row | made)
-            if args.csv:
-                append_csv(args.csv, rows[-1])
-    print(summary(rows))
+    shared = ("beton", "batch_sizes", "samples", "repeats", "threads", "device", "skip_compile")
+    results = Results(args.csv, COLUMNS, tables.settings(args, *shared))
+    if not args.redraw:
+        torch.set_num_threads(args.threads)
+        sizes = [int(size) for size in args.batch_sizes.split(",")]
+        for name in results.left(args.models.split(","), lambda row: row["model"]):
+            samples = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
+            setting = Setting(args.beton, samples, choose_device(args.device), args.threads)
+            results.append(list(measure(name, setting, sizes, args.repeats, not args.skip_compile)))
+    results.publish("The scoring pass", summary(results.read()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ compilation of the loaders. A run whose row is in the CSV is not repeated: stop 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -27,19 +26,25 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks import tables
 from benchmarks.figures import save
-from benchmarks.results import RESULTS, Row, markdown, read_rows
+from benchmarks.results import markdown
+from benchmarks.tables import Results, Row, error_bars, groups, measured_with, ratios, spread
 from ffcv_prune import config
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.training.loaders import Loaders, settings_of
-from ffcv_prune.training.run_folder import append_csv, provenance
 from ffcv_prune.training.trainer import train
 from ffcv_prune.training.world import World, choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARGED = ("load", "score", "select", "swap", "train", "other")
 NOT_CHARGED = ("eval", "save")
+COLUMNS = (
+    *("method", "keep", "repeat", "period", "samples"),
+    *(f"{phase}_seconds" for phase in (*CHARGED, *NOT_CHARGED, "compile", "setup")),
+    "accuracy",
+)
 TARGET = 0.95  # of the ideal
 
 
@@ -77,8 +82,7 @@ class Case:
     keep: float
     repeat: int
 
-    @property
-    def key(self) -> str:
+    def __str__(self) -> str:
         return f"{self.method} {self.keep:g} #{self.repeat}"
 
     def options(self, period: int, out: Path) -> list[str]:
@@ -96,16 +100,11 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speedup",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = tables.command("speedup", __doc__)
     parser.add_argument(
         "--config", type=Path, default=Path("rn_configs/cifar10_small.yaml"), help="default: %(default)s"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    tables.add_repeats(parser)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.3, 0.2, 0.1], help="default: %(default)s")
     parser.add_argument(
         "--methods",
@@ -114,30 +113,22 @@ def main() -> None:
         default=["random", "ucb", "ucb_both"],
         help="beside full data; default: %(default)s",
     )
-    parser.add_argument("--period", type=int, default=10, help="T_p, epochs; default: %(default)s")
-    parser.add_argument(
-        "--threads", type=int, default=max(1, usable_cores() - 1), help="of torch; default: all cores but one"
-    )
-    parser.add_argument(
-        "--csv", type=Path, default=RESULTS / "speedup.csv", help="default: benchmarks/results/speedup.csv"
-    )
+    parser.add_argument("--period", type=tables.positive, default=10, help="T_p, epochs; default: %(default)s")
+    spare = max(1, usable_cores() - 1)
+    parser.add_argument("--threads", type=tables.positive, default=spare, help="of torch; default: all cores but one")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/speedup"), help="folder of the runs; default: %(default)s"
     )
-    parser.add_argument("--redraw", action="store_true", help="only the table and the plot, from the CSV")
     args, overrides = parser.parse_known_args()
-    csv_file, out = args.csv.resolve(), args.out.absolute()
+    settings = " ".join([tables.settings(args, "config", "period", "threads"), *overrides])
+    results, out = Results(args.csv.absolute(), COLUMNS, settings), args.out.absolute()
     os.chdir(ROOT)  # the configs' paths are relative to it
     if not args.redraw:
         torch.set_num_threads(args.threads)
-        base = ["--config", str(args.config), *overrides]
-        run_all(plan(args.methods, args.keeps, args.repeats), base, args.period, out, csv_file)
-    rows = list(read_rows(csv_file).values())
-    if not rows:
-        raise UserError(f"no run is in {csv_file} yet; leave --redraw away")
-    text = summary(rows, draw(rows, csv_file.with_suffix(".svg")))
-    csv_file.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{csv_file.with_suffix('.md')}")
+        cases = results.left(plan(args.methods, args.keeps, args.repeats), case_of)
+        run_all(cases, ["--config", str(args.config), *overrides], args.period, out, results)
+    rows = results.read()
+    results.publish("Speedup, end to end", summary(rows), draw(rows, results.path.with_suffix(".svg")))
 
 
 def plan(methods: Sequence[str], keeps: Sequence[float], repeats: int) -> list[Case]:
@@ -148,29 +139,27 @@ def plan(methods: Sequence[str], keeps: Sequence[float], repeats: int) -> list[C
     ]
 
 
-def run_all(cases: Sequence[Case], base: Sequence[str], period: int, out: Path, csv_file: Path) -> None:
-    """Do the runs that have no row yet, on shared loaders, and add their rows."""
-    made = {"base": " ".join(base), "period": period, "threads": torch.get_num_threads()}
-    rows = read_rows(csv_file)
-    for row in rows.values():
-        for name, value in made.items():
-            if row.get(name) != str(value):
-                raise UserError(f"{csv_file} holds runs with {name} {row.get(name)}, not {value}; name another --csv")
-    left = [(case, config.load([*base, *case.options(period, out)])) for case in cases if case.key not in rows]
+def case_of(row: Row) -> Case:
+    return Case(row["method"], float(row["keep"]), int(row["repeat"]))
+
+
+def run_all(cases: Sequence[Case], base: Sequence[str], period: int, out: Path, results: Results) -> None:
+    """Do the runs on shared loaders, and add their rows."""
+    configs = [config.load([*base, *case.options(period, out)]) for case in cases]
     loaders: dict[object, Loaders] = {}
     compile_seconds: dict[object, float] = {}
     try:
-        for i, (case, settings) in enumerate(left):
-            own = settings_of(settings, World(choose_device(settings.train.device)))
+        for i, (case, run_config) in enumerate(zip(cases, configs, strict=True)):
+            own = settings_of(run_config, World(choose_device(run_config.train.device)))
             if own not in loaders:
-                loaders[own] = Loaders(settings)
+                loaders[own] = Loaders(run_config)
                 compile_seconds[own] = warm_up([*base, *case.options(1, out)], loaders[own])
-            print(f"\nrun {i + 1} of {len(left)}: {case.key}", flush=True)
-            result = train(settings, loaders[own])
+            print(f"\nrun {i + 1} of {len(cases)}: {case}", flush=True)
+            result = train(run_config, loaders[own])
             with (result.folder / "log.jsonl").open(encoding="utf-8") as file:
                 epochs = [json.loads(line) for line in file]
             facts = {"compile_seconds": round(compile_seconds[own], 3), "setup_seconds": result.seconds["setup"]}
-            append_csv(csv_file, {"key": case.key, **made, **row_of(case, epochs, period), **facts, **machine_facts()})
+            results.append([row_of(case, epochs, period) | facts])
     finally:
         for opened in loaders.values():
             opened.close()
@@ -192,14 +181,11 @@ def row_of(case: Case, epochs: Sequence[Mapping[str, Any]], period: int) -> dict
         "method": case.method,
         "keep": case.keep,
         "repeat": case.repeat,
+        "period": period,
         "samples": measured[-1]["samples_seen"] - before["samples_seen"],
         **{f"{name}_seconds": round(seconds[name], 4) for name in (*CHARGED, *NOT_CHARGED)},
         "accuracy": measured[-1]["test_accuracy"],
     }
-
-
-def machine_facts() -> dict[str, Any]:
-    return {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
 
 
 @dataclass(frozen=True)
@@ -226,31 +212,27 @@ def _seconds(row: Row, phases: Sequence[str] = CHARGED) -> float:
     return sum(float(row[f"{phase}_seconds"]) for phase in phases)
 
 
+def _samples(row: Row) -> float:
+    return float(row["samples"])
+
+
 def lines_of(rows: Sequence[Row]) -> list[Line]:
     """One line for each method and keep; repeats without a run on full data are left out."""
-    full = {row["repeat"]: row for row in rows if row["method"] == FULL}
-    groups: dict[tuple[str, float], list[Row]] = {}
-    for row in rows:
-        if row["repeat"] in full:
-            groups.setdefault((row["method"], float(row["keep"])), []).append(row)
-    lines = []
-    for (method, keep), own in sorted(groups.items(), key=lambda group: (group[0][0] != FULL, -group[0][1])):
-        speedups = [_seconds(full[row["repeat"]]) / _seconds(row) for row in own]
-        ideals = [int(full[row["repeat"]]["samples"]) / int(row["samples"]) for row in own]
-        lines.append(Line(method, keep, own, speedups, ideals))
+    full = [row for row in rows if row["method"] == FULL]
+    complete = {row["repeat"] for row in full}
+    by_case = groups([row for row in rows if row["repeat"] in complete], "method", "keep")
+    lines = [
+        Line(method, float(keep), own, ratios(full, own, _seconds), ratios(full, own, _samples))
+        for (method, keep), own in by_case.items()
+    ]
+    lines.sort(key=lambda line: (line.method != FULL, -line.keep))
     if not lines:
         raise UserError("no repeat has a run on full data yet, to compare with; go on with the benchmark")
     return lines
 
 
-def spread(values: Sequence[float], digits: str) -> str:
-    """Median (min–max); of one value, the value."""
-    middle = f"{statistics.median(values):{digits}}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):{digits}}–{max(values):{digits}})"
-
-
-def summary(rows: Sequence[Row], picture: Path) -> str:
-    """The page: table, what it was measured with, and the plot."""
+def summary(rows: Sequence[Row]) -> str:
+    """The table, and what it was measured with."""
     head = ["method", "keep", *CHARGED, "epoch", "tests and saves", "speedup", "ideal", "share of ideal"]
     body = [
         [
@@ -259,22 +241,18 @@ def summary(rows: Sequence[Row], picture: Path) -> str:
             *(f"{line.seconds(phase):.3f}" for phase in CHARGED),
             f"{line.seconds(*CHARGED):.3f}",
             f"{line.seconds(*NOT_CHARGED):.3f}",
-            spread(line.speedups, ".2f"),
+            spread(line.speedups),
             f"{statistics.median(line.ideals):.2f}",
-            spread(line.shares, ".3f"),
+            spread(line.shares),
         ]
         for line in lines_of(rows)
     ]
-    first, repeats = rows[0], len({row["repeat"] for row in rows})
-    compiled = [float(row["compile_seconds"]) for row in rows]
-    machines = sorted({f"{row['cpu']}, {row['cores']} cores, torch {row['torch']}, {row['date'][:10]}" for row in rows})
+    compiled = statistics.median(float(row["compile_seconds"]) for row in rows)
     words = (
-        f"Seconds of a mean epoch in a period of T_p = {first['period']}, medians of {repeats} interleaved repeats; "
-        f"speedup and share: median (min–max). `{first['base']}`, torch threads: {first['threads']}. "
-        f"Not charged: tests and saves, {statistics.median(compiled):.1f} s of compiling the loaders, once a process. "
-        f"Measured on {'; '.join(machines)}."
+        f"Seconds of a mean epoch in a period of T_p = {rows[0]['period']}, medians. Not charged: tests and saves, "
+        f"{compiled:.1f} s of compiling the loaders, once a process. {measured_with(rows)}"
     )
-    return "\n\n".join(["# Speedup, end to end", markdown(head, body), words, f"![]({picture.name})"]) + "\n"
+    return f"{markdown(head, body)}\n\n{words}"
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path:
@@ -286,10 +264,8 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
         own = [line for line in pruned if line.method == method]
         keeps = [line.keep for line in own]
         for axes, values in ((speedup, [line.speedups for line in own]), (share, [line.shares for line in own])):
-            middle = [statistics.median(v) for v in values]
-            below = [m - min(v) for m, v in zip(middle, values, strict=True)]
-            above = [max(v) - m for m, v in zip(middle, values, strict=True)]
-            axes.errorbar(keeps, middle, [below, above], marker="o", capsize=3, label=VARIANTS[method].label)
+            middle, around = error_bars(values)
+            axes.errorbar(keeps, middle, around, marker="o", capsize=3, label=VARIANTS[method].label)
     ideal = sorted({(line.keep, statistics.median(line.ideals)) for line in pruned})
     speedup.plot([keep for keep, _ in ideal], [value for _, value in ideal], "k--", label="ideal")
     share.axhline(TARGET, color="k", linestyle=":", label=f"{TARGET:g} of the ideal")

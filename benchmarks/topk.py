@@ -1,8 +1,8 @@
 """Taking in the losses of a checkpoint and choosing the k highest UCB scores: time and memory against numpy and torch.
 
-    python -m benchmarks.selectors --csv benchmarks/results/selectors.csv      0.1 to 100 million samples, 5 GB
-    python -m benchmarks.selectors --samples 1281167 --repeats 9               ImageNet's number, seconds
-    python -m benchmarks.selectors --redraw benchmarks/results/selectors.csv   table and plot again, without measuring
+    python -m benchmarks.selectors                      0.1 to 100 million samples, 5 GB
+    python -m benchmarks.selectors --redraw             table and plot again, without measuring
+    python -m benchmarks.selectors --samples 1281167 --repeats 9 --csv glance.csv      ImageNet's number, seconds
 
 Each repeat starts from the same table of statistics and takes in the same losses; all methods run in it in turn, so
 that ratios are of neighbours in time. "ours" is what the trainer calls, `ScoreTable.update` with its checks and
@@ -20,13 +20,11 @@ score is one of them. Ours takes no second thread below two million samples.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import os
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +33,16 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks import tables
 from benchmarks.figures import save
 from benchmarks.results import markdown
+from benchmarks.tables import Results, Row, error_bars, groups, measured_with, ratios, spread
 from ffcv_prune import ScoreTable, policies
 from ffcv_prune.errors import UserError
-from ffcv_prune.training.run_folder import append_csv, provenance
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
-Row = Mapping[str, Any]
+COLUMNS = ("losses", "samples", "method", "threads", "repeat", "seconds", "arrays")
 
 SIZES = "100000,300000,1281167,4000000,14000000,40000000,100000000"
 MOST_WITH_TIES = 14_000_000
@@ -184,7 +183,7 @@ def measure(n: int, kind: str, repeats: int, most_threads: int) -> list[dict[str
                 if threads > most_threads:
                     continue
                 seconds, arrays = bench.run(method, threads)
-                row = {"losses": kind, "samples": n, "keep": KEEP, "method": name, "threads": threads}
+                row = {"losses": kind, "samples": n, "method": name, "threads": threads}
                 row |= {"repeat": repeat, "seconds": f"{seconds:.6f}"}
                 rows.append(row | {"arrays": f"{arrays:.2f}" if n >= FEWEST_FOR_MEMORY else ""})
     return [row for row in rows if row["repeat"] >= 0]
@@ -194,9 +193,9 @@ def summary(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, and what they were measured with."""
     head = ["losses", "samples", "method", "threads", "ms", "ns a sample", "x ours, 1 thread", "x ours, 2 threads"]
     body = []
-    for (kind, n, name, threads), own in _groups(rows).items():
-        seconds = [float(row["seconds"]) for row in own]
-        ratios = [_ratios(rows, own, reference) for reference in ("1", "2")]
+    by_method = groups(rows, "losses", "samples", "method", "threads")
+    for (kind, n, name, threads), own in by_method.items():
+        references = [by_method.get((kind, n, "ours", count), []) for count in ("1", "2")]
         arrays = [float(row["arrays"]) for row in own if row["arrays"]]
         body.append(
             [
@@ -204,43 +203,17 @@ def summary(rows: Sequence[Row]) -> str:
                 f"{int(n):,}",
                 name,
                 threads,
-                _spread([1000 * value for value in seconds]),
-                f"{1e9 * statistics.median(seconds) / int(n):.2f}",
-                *(_spread(ratio) if ratio else "–" for ratio in ratios),
+                spread([1000 * _seconds(row) for row in own]),
+                f"{1e9 * statistics.median(map(_seconds, own)) / int(n):.2f}",
+                *(spread(ratios(own, reference, _seconds)) or "–" for reference in references),
                 f"{max(arrays):.2f}" if arrays else "–",
             ]
         )
-    made = rows[0]
-    counts = sorted({len(own) for own in _groups(rows).values()})
-    versions = ", ".join(f"{package} {made[package]}" for package in ("numpy", "torch", "numba"))
-    measured = (
-        f"Median (lowest–highest) of {'/'.join(map(str, counts))} repeats, keep {made['keep']}. "
-        f"{made['cpu']}, {made['cores']} cores, {versions}, {made['date'][:10]}."
-    )
-    return f"{markdown([*head, 'arrays'], body)}\n\n{measured}"
+    return f"{markdown([*head, 'arrays'], body)}\n\n{measured_with(rows)}"
 
 
-def _groups(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
-    """The repeats of each kind of losses, number of samples, method and number of threads."""
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["losses"], row["samples"], row["method"], row["threads"]), []).append(row)
-    return groups
-
-
-def _ratios(rows: Sequence[Row], own: Sequence[Row], threads: str) -> list[float]:
-    """The seconds of each row over those of ours in the same repeat; none if ours was not run with `threads`."""
-    ours_rows = _groups(rows).get((own[0]["losses"], own[0]["samples"], "ours", threads), [])
-    by_repeat = {row["repeat"]: float(row["seconds"]) for row in ours_rows}
-    return [float(row["seconds"]) / by_repeat[row["repeat"]] for row in own if row["repeat"] in by_repeat]
-
-
-def _spread(values: Sequence[float]) -> str:
-    middle, low, high = (
-        f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        for value in (statistics.median(values), min(values), max(values))
-    )
-    return f"{middle} ({low}–{high})"
+def _seconds(row: Row) -> float:
+    return float(row["seconds"])
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path:
@@ -248,66 +221,37 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     lines: dict[tuple[str, str], list[tuple[int, list[float]]]] = {}
-    for (kind, n, name, threads), own in _groups(rows).items():
+    for (kind, n, name, threads), own in groups(rows, "losses", "samples", "method", "threads").items():
         if kind == "lognormal":
-            lines.setdefault((name, threads), []).append((int(n), [1000 * float(row["seconds"]) for row in own]))
+            lines.setdefault((name, threads), []).append((int(n), [1000 * _seconds(row) for row in own]))
     for (name, threads), points in lines.items():
         sizes, repeats = zip(*sorted(points), strict=True)
-        middle = [statistics.median(values) for values in repeats]
-        below = [m - min(values) for m, values in zip(middle, repeats, strict=True)]
-        above = [max(values) - m for m, values in zip(middle, repeats, strict=True)]
+        middle, around = error_bars(repeats)
         label = f"{name}, {threads} thread{'s' if threads != '1' else ''}"
-        axes.errorbar(sizes, middle, (below, above), fmt="o-" if threads == "1" else "s--", capsize=3, label=label)
+        axes.errorbar(sizes, middle, around, fmt="o-" if threads == "1" else "s--", capsize=3, label=label)
     axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="milliseconds: update, UCB score, top k")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return save(figure, path)
 
 
-def read_rows(path: Path) -> list[Row]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if not rows or "arrays" not in rows[0]:
-        raise UserError(f"{path} holds no rows of this benchmark: make them with --csv {path}")
-    return rows
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.selectors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tables.command("selectors", __doc__)
     parser.add_argument("--samples", default=SIZES, help="comma-separated; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument(
-        "--csv", type=Path, help="write a row a repeat to this new file, and the plot beside it, as .svg"
-    )
-    parser.add_argument("--redraw", type=Path, help="only print the table and draw the plot of such a file")
+    tables.add_repeats(parser)
     args = parser.parse_args()
-    if args.redraw:
-        rows = read_rows(args.redraw)
-        print(f"{summary(rows)}\n\n{draw(rows, args.redraw.with_suffix('.svg'))}")
-        return
-    try:
-        sizes = [int(size) for size in args.samples.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1 or args.repeats < 1:
-        raise UserError("--samples and --repeats must be whole numbers from 1, such as --samples 1281167,14000000")
-    if args.csv and args.csv.exists():
-        raise UserError(f"{args.csv} exists: rows of two runs would be mixed; remove it or name another file")
-    made = {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
-    most_threads = len(os.sched_getaffinity(0))
-    rows = []
-    for n in sizes:
-        for kind in ("lognormal", "ties") if n <= MOST_WITH_TIES else ("lognormal",):
-            new = [row | made for row in measure(n, kind, args.repeats, most_threads)]
-            for row in new if args.csv else []:
-                append_csv(args.csv, row)
-            rows += [{name: str(value) for name, value in row.items()} for row in new]
+    results = Results(args.csv, COLUMNS, tables.settings(args, "repeats", keep=KEEP))
+    if not args.redraw:
+        try:
+            sizes = [int(size) for size in args.samples.split(",")]
+        except ValueError:
+            sizes = []
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"--samples {args.samples}: give whole numbers from 1, such as --samples 1281167,14000000")
+        most_threads = len(os.sched_getaffinity(0))
+        cases = [(n, kind) for n in sizes for kind in ("lognormal", "ties") if n <= MOST_WITH_TIES or kind != "ties"]
+        for n, kind in results.left(cases, lambda row: (int(row["samples"]), row["losses"])):
+            results.append(measure(n, kind, args.repeats, most_threads))
             print(f"{n:,} samples, {kind}: done", flush=True)
-    print(f"\n{summary(rows)}")
-    if args.csv:
-        print(f"\n{draw(rows, args.csv.with_suffix('.svg'))}")
+    rows = results.read()
+    results.publish("Selection", summary(rows), draw(rows, results.path.with_suffix(".svg")))

@@ -16,12 +16,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import loader_throughput
-from benchmarks.loader_table import HEADER, read_rows, tables
-from benchmarks.loader_throughput import PIXEL_BOUND, prepare
-from benchmarks.rivals import RIVALS
-from benchmarks.rivals.data import Data
-from benchmarks.rivals.process import cpu_seconds, probes, run_epoch
+from benchmarks.loader import main
+from benchmarks.loading import throughput
+from benchmarks.loading.rivals import RIVALS
+from benchmarks.loading.rivals.data import Data
+from benchmarks.loading.rivals.process import cpu_seconds, probes, run_epoch
+from benchmarks.loading.table import HEADER, summary
+from benchmarks.loading.throughput import COLUMNS, PIXEL_BOUND, prepare
+from benchmarks.tables import Results
 from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
 from tests.betons import write_beton
@@ -32,7 +34,7 @@ BATCH, WORKERS = 8, 2
 
 def arguments(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    loader_throughput.add_arguments(parser)
+    throughput.add_arguments(parser)
     return parser.parse_args(words)
 
 
@@ -116,7 +118,10 @@ def test_cpu_time_counts_children() -> None:
 
 
 def test_the_command_measures_and_its_tables_come_from_its_rows(
-    cases: dict[str, Data], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cases: dict[str, Data],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     results, cifar = tmp_path / "loader.csv", cases["cifar_raw"].path.with_name("cifar.beton")
     command = [sys.executable, "-m", "benchmarks.loader", "throughput", f"--csv={results}", f"--cifar={cifar}"]
@@ -131,7 +136,7 @@ def test_the_command_measures_and_its_tables_come_from_its_rows(
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "imagenet_raw: skipped" in done.stdout
-    rows = read_rows(results)
+    rows = Results(results, COLUMNS, "").read()
     assert ('pip install -e ".[rivals]"' in done.stdout) == (not any(row["loader"] == "spdl" for row in rows))
     ours = [row for row in rows if row["loader"] == "ours"]
     assert [(row["repeat"], row["keep"]) for row in ours] == [
@@ -141,10 +146,14 @@ def test_the_command_measures_and_its_tables_come_from_its_rows(
     for row in ours:
         assert int(row["images"]) == round(float(row["keep"]) * 50) * max(int(row["epochs"]), 1)
         assert float(row["cpu_seconds"]) > 0 and row["cpu"] and row["date"] and row["version"]
-    table = results.with_suffix(".md").read_text()
-    assert table == tables(rows) + "\n" and table in done.stdout
-    loader_throughput.run(arguments(*command[4:]))
-    assert "its rows are in" in capsys.readouterr().out and read_rows(results) == rows
+    page = results.with_suffix(".md").read_text()
+    assert page == f"# {throughput.TITLE}\n\n{summary(rows)}\n" and page in done.stdout
+    monkeypatch.setattr(sys, "argv", ["loader", *command[3:], "--cases=cifar_raw"])
+    main()
+    assert page in capsys.readouterr().out and Results(results, COLUMNS, "").read() == rows
+    monkeypatch.setattr(sys, "argv", ["loader", *command[3:], "--seconds=1"])
+    with pytest.raises(UserError, match=r"`.*seconds=0.0 .*`, not `.*seconds=1.0 .*another --csv"):
+        main()
 
 
 def row(loader: str, keep: float, repeat: int, seconds: float, cpu: float) -> dict[str, str]:
@@ -152,7 +161,8 @@ def row(loader: str, keep: float, repeat: int, seconds: float, cpu: float) -> di
         "case": "cifar_raw", "loader": loader, "keep": keep, "repeat": repeat, "images": 1000, "seconds": seconds,
         "cpu_seconds": cpu, "first_images": 500, "first_seconds": 0.4, "first_cpu_seconds": 0.1, "samples": 1000,
         "batch_size": 500, "workers": 2, "pixel_difference": 0.5, "version": "x 1", "cpu": "c", "cores": 2,
-        "date": "2026-01-02", "commit": "abc",
+        "date": "2026-01-02", "commit": "abc", "settings": "repeats=3", "memory_gb": 8, "gpus": "", "python": 3,
+        "torch": 2, "ffcv": 1, "numba": 4, "numpy": 5,
     }  # fmt: skip
     return {name: str(value) for name, value in values.items()}
 
@@ -162,25 +172,28 @@ def test_what_the_table_says() -> None:
     for repeat, slower in ((1, 1), (2, 2), (3, 1)):
         rows += [row("ours", 1.0, repeat, 0.5 * slower, 0.5), row("ours", 0.3, repeat, 0.5 * slower, 0.6)]
         rows += [row("ffcv", 1.0, repeat, 1.0 * slower, 2.0), row("ffcv", 0.3, repeat, 2.0 * slower, 4.0)]
-    lines = [line.split(" | ") for line in tables(rows).splitlines() if line.startswith("|")]
+    lines = [line.split(" | ") for line in summary(rows).splitlines() if line.startswith("|")]
     cells = {(line[0].strip("| "), line[1]): dict(zip(HEADER, line, strict=True)) for line in lines[2:]}
-    assert cells["ffcv_prune", "0.3"]["images/s"] == "2,000 [1,000–2,000]"
-    assert cells["ffcv_prune", "0.3"]["subset, time"] == "1 [1–1]"
-    assert cells["ffcv_prune", "0.3"]["subset, CPU"].startswith("1.2 [1.2–1.2]")
-    assert cells["FFCV, rebuilt", "0.3"]["ours ÷ its"] == "4 [4–4]"
-    assert cells["FFCV, rebuilt", "1"]["its CPU ÷ ours"] == "4 [4–4]"
-    assert cells["FFCV, once it runs", "1"]["images/s"] == "833 [312–833]"  # 500 in 1.0 - 0.4 s, or in 2.0 - 0.4 s
+    assert cells["ffcv_prune", "0.3"]["images/s"] == "2,000 (1,000–2,000)"
+    assert cells["ffcv_prune", "0.3"]["subset, time"] == "1 (1–1)"
+    assert cells["ffcv_prune", "0.3"]["subset, CPU"].startswith("1.2 (1.2–1.2)")
+    assert cells["FFCV, rebuilt", "0.3"]["ours ÷ its"] == "4 (4–4)"
+    assert cells["FFCV, rebuilt", "1"]["its CPU ÷ ours"] == "4 (4–4)"
+    assert cells["FFCV, once it runs", "1"]["images/s"] == "833 (312–833)"  # 500 in 1.0 - 0.4 s, or in 2.0 - 0.4 s
 
 
-def test_what_a_user_can_get_wrong(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean"):
-        loader_throughput.run(arguments("--cases=cifar_rw"))
-    with pytest.raises(UserError, match="is not one of them"):
-        loader_throughput.run(arguments("--loaders=webdataset"))
-    with pytest.raises(UserError, match="does not exist"):
-        loader_throughput.run(arguments(f"--cifar={tmp_path / 'none.beton'}", "--cases=cifar_raw"))
-    with pytest.raises(UserError, match="cannot read"):
-        loader_throughput.run(arguments(f"--redraw={tmp_path / 'none.csv'}"))
+def test_what_a_user_can_get_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "rows.csv"
+    for words, message in (
+        (["thruput"], "did you mean"),
+        (["throughput", "--cases=cifar_rw"], "did you mean"),
+        (["throughput", "--loaders=webdataset"], "is not one of them"),
+        (["throughput", f"--cifar={tmp_path / 'none.beton'}", "--cases=cifar_raw"], "does not exist"),
+        (["throughput", "--redraw"], "cannot read .*measure first"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["loader", *words, f"--csv={results}"])
+        with pytest.raises(UserError, match=message):
+            main()
     assert not [*tmp_path.iterdir()]
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks import topk
+from benchmarks.tables import MACHINE, Results
 from ffcv_prune.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-MADE = {"keep": "0.3", "cpu": "A", "cores": "2", "numpy": "1", "torch": "2", "numba": "3", "date": "2026-01-01T00:00"}
+MADE = dict.fromkeys(("settings", *MACHINE), "x")
 
 
 def row(method: str, threads: int, repeat: int, seconds: float, arrays: str = "") -> dict[str, str]:
@@ -28,7 +29,7 @@ def test_it_measures_every_method_and_redraws_its_own_table(
     monkeypatch.setattr(sys, "argv", ["topk", "--samples=3000", "--repeats=2", f"--csv={results}"])
     topk.main()
     first = capsys.readouterr().out
-    rows = topk.read_rows(results)
+    rows = Results(results, topk.COLUMNS, "").read()
     assert {row["method"] for row in rows} == set(topk.METHODS)
     assert {row["losses"] for row in rows} == {"lognormal", "ties"}
     assert {row["repeat"] for row in rows} == {"0", "1"}
@@ -36,13 +37,13 @@ def test_it_measures_every_method_and_redraws_its_own_table(
     plot = results.with_suffix(".svg")
     drawn = plot.read_bytes()
     plot.unlink()
-    monkeypatch.setattr(sys, "argv", ["topk", f"--redraw={results}"])
+    monkeypatch.setattr(sys, "argv", ["topk", "--redraw", f"--csv={results}"])
     topk.main()
     again = capsys.readouterr().out
-    assert again in first and again.count("| ties |") == again.count("| lognormal |") >= len(topk.METHODS)
+    assert first.endswith(again) and again.count("| ties |") == again.count("| lognormal |") >= len(topk.METHODS)
     assert plot.read_bytes() == drawn
     monkeypatch.setattr(sys, "argv", ["topk", "--samples=3000", f"--csv={results}"])
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(UserError, match=r"repeats=2 .* not .*repeats=5 "):
         topk.main()
 
 
@@ -82,11 +83,14 @@ def test_a_method_that_chooses_or_updates_otherwise_is_refused(monkeypatch: pyte
             bench.check()
 
 
-@pytest.mark.parametrize("arguments", [["--samples=a"], ["--samples=0"], ["--repeats=0"], ["--redraw=missing.csv"]])
-def test_arguments_that_make_no_sense_are_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["topk", *arguments])
+@pytest.mark.parametrize("arguments", [["--samples=a"], ["--samples=0"], ["--redraw"]])
+def test_arguments_that_make_no_sense_are_refused(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["topk", *arguments, f"--csv={tmp_path / 'missing.csv'}"])
     with pytest.raises(UserError):
         topk.main()
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("command", ["-mbenchmarks.selectors", "benchmarks/demo.py"])

@@ -1,13 +1,12 @@
 """Throughput on changing subsets: images/s and CPU time an image, against other loaders.
 
     pip install -e ".[rivals]"                                    DALI, SPDL, Grain and simplejpeg, for the CPU
-    python -m benchmarks.loader throughput --imagenet-dir DIR --csv benchmarks/results/loader.csv
-    python -m benchmarks.loader throughput --redraw benchmarks/results/loader.csv      the tables, without measuring
+    python -m benchmarks.loader throughput --imagenet-dir DIR
+    python -m benchmarks.loader throughput --redraw               the tables again, without measuring
 
 About 15 minutes on 2 cores, and 1.5 GB in betons/throughput. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
 some hundred are enough, they are repeated. Without it only CIFAR-10 is measured, from the .beton that
-`write_datasets.py --dataset cifar10` writes. A case whose rows are in the CSV is not measured again, so a run that
-was stopped goes on. The tables go to the screen and beside the CSV, as .md. A loader that is not installed is left out.
+`write_datasets.py --dataset cifar10` writes. A loader that is not installed is left out.
 
 It shows what loading alone can deliver when every epoch brings a new selection, drawn at random, of 30 %, 50 % or all
 of the images: raw pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the
@@ -21,15 +20,14 @@ Read "ours ÷ its" and "its CPU ÷ ours" together: more than 1 means that ffcv_p
 model needs the cores too, CPU time is what counts. "Subset" is what an image of the subset costs against an image of
 the whole, in time and in CPU time: 1 means that keeping 30 % takes 30 % of the time. "FFCV, rebuilt" is a new FFCV
 loader for each selection, as one has to without ffcv_prune; "FFCV, once it runs" is the same run without the time
-until its first batch. Each figure is a median over the repeats with the lowest and highest in brackets; ratios are
-taken within a repeat.
+until its first batch.
 """
 
 from __future__ import annotations
 
 import argparse
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,17 +35,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.loader_table import read_rows, tables
-from benchmarks.rivals import RIVALS
-from benchmarks.rivals.data import Data
-from benchmarks.rivals.process import MissingError, Served
+from benchmarks.loading.rivals import RIVALS
+from benchmarks.loading.rivals.data import Data
+from benchmarks.loading.rivals.process import Measured, MissingError, Served
+from benchmarks.loading.table import summary  # noqa: F401 - benchmarks.loader takes it from here
+from benchmarks.tables import Results, positive
 from ffcv_prune.data import recipe
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split, open_source
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.loader import usable_cores
-from ffcv_prune.training.run_folder import append_csv, provenance
 
+TITLE = "Throughput on changing subsets"
+COLUMNS = (
+    *("case", "samples", "batch_size", "workers", "loader", "keep", "repeat"),
+    *(field.name for field in fields(Measured)),
+    *("pixel_difference", "version"),
+)
+SETTINGS = ("imagenet_samples", "loaders", "seconds", "workers")
 KEEPS = (0.3, 0.5, 1.0)
 CASES = {"cifar_raw": 512, "cifar_jpeg": 512, "imagenet_raw": 128, "imagenet_jpeg": 128}  # batch sizes
 IMAGENET_SIDE = 224
@@ -57,50 +62,25 @@ PIXEL_BOUND = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--csv", type=Path, help="add the rows to this file; default: only print the tables")
-    parser.add_argument("--redraw", type=Path, help="only make the tables of such a file")
     parser.add_argument("--cifar", type=Path, default=Path("betons/cifar10/train.beton"), help="default: %(default)s")
     parser.add_argument("--imagenet-dir", type=Path, help="folder with train/WNID/*.JPEG")
-    parser.add_argument("--imagenet-samples", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument("--imagenet-samples", type=positive, default=3000, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("betons/throughput"), help="where the data is written, once")
     parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
     parser.add_argument("--loaders", default=",".join(RIVALS), help="default: %(default)s; ours is always measured")
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a measurement, at least; default: %(default)s")
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="of each loader; default: one per core")
+    parser.add_argument(
+        "--workers", type=positive, default=usable_cores(), help="of each loader; default: one per core"
+    )
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.redraw:
-        show(read_rows(args.redraw), args.redraw)
-        return
+def run(args: argparse.Namespace, results: Results) -> None:
     names = list(dict.fromkeys(["ours", *_chosen(args.loaders, RIVALS)]))
-    cases = _chosen(args.cases, CASES)
-    if args.repeats < 1:
-        raise UserError(f"--repeats {args.repeats}: give at least 1")
-    rows = read_rows(args.csv) if args.csv and args.csv.exists() else []
-    made = {key: ", ".join(value) if isinstance(value, list) else value for key, value in provenance().items()}
-    for case in cases:
-        if any(row["case"] == case for row in rows):
-            print(f"{case}: its rows are in {args.csv} already")
-            continue
+    for case in results.left(_chosen(args.cases, CASES), lambda row: row["case"]):
         if case.startswith("imagenet") and not args.imagenet_dir:
             print(f"{case}: skipped; --imagenet-dir says where the photographs are")
-            continue
-        data = prepare(case, args)
-        for row in measure(case, data, names, args):
-            row = {key: str(value) for key, value in (row | made).items()}
-            rows.append(row)
-            if args.csv:
-                append_csv(args.csv, row)
-    show(rows, args.csv)
-
-
-def show(rows: list[dict[str, str]], csv_file: Path | None) -> None:
-    text = tables(rows)
-    print(f"\n{text}")
-    if csv_file:
-        csv_file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+        else:
+            results.append(measure(case, prepare(case, args), names, args))
 
 
 def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:

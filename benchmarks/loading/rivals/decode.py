@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from benchmarks.rivals.data import Data
+from benchmarks.loading.rivals.data import Data
 
 cv2.setNumThreads(0)  # the loaders bring the threads
 

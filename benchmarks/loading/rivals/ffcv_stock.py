@@ -13,7 +13,7 @@ from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from numpy.typing import NDArray
 
-from benchmarks.rivals.data import Data
+from benchmarks.loading.rivals.data import Data
 
 
 class Stock:

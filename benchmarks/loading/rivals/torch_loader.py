@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.rivals.data import Data, batches
-from benchmarks.rivals.decode import read_batch
+from benchmarks.loading.rivals.data import Data, batches
+from benchmarks.loading.rivals.decode import read_batch
 
 
 class Images(Dataset):

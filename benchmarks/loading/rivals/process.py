@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rivals import Loader, Rival
-from benchmarks.rivals.data import Data
+from benchmarks.loading.rivals import Loader, Rival
+from benchmarks.loading.rivals.data import Data
 
 PROBES = 64  # images whose pixels are compared
 

@@ -1,7 +1,7 @@
 """Exchanging the samples of a loader at ImageNet's number of samples: seconds, memory, and what is compiled.
 
-    python -m benchmarks.loader_swap --csv benchmarks/results/loader_swap.csv     1,281,167 samples, about 5 minutes
-    python -m benchmarks.loader_swap --table benchmarks/results/loader_swap.csv   the table again
+    python -m benchmarks.loader swap              1,281,167 samples, about 5 minutes
+    python -m benchmarks.loader swap --redraw     the tables again, without measuring
 
 What it measures, each repeat with a new random selection of 30 %:
 
@@ -43,15 +43,21 @@ from PIL import Image
 
 from benchmarks.long_run import IMAGENET_SAMPLES, resident_mb, synthetic_split
 from benchmarks.results import markdown
-from benchmarks.tables import Row, append_rows, median_and_range, read_table
+from benchmarks.tables import Results, Row, groups, measured_with, spread
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import train_pipelines
 
+TITLE = "Exchanging the selection, and constructors"
+COLUMNS = (
+    *("measured", "samples", "batch", "repeat", "swap_seconds", "first_batch_seconds", "batch_seconds", "compiled"),
+    *("rebuilt_seconds", "rebuilt_compiled", "seconds", "own_mb", "peak_mb"),
+)
+SETTINGS = ("samples", "large")
 KEEP = 0.3
 BATCH = 1024
 CROP = 224
@@ -75,27 +81,28 @@ class Compilations(numba_event.Listener):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=IMAGENET_SAMPLES, help="of 8 x 8; default: %(default)s")
     parser.add_argument("--large", type=int, default=20_000, help="images of 256 x 256; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--csv", type=Path, help="add one row a measurement to this file")
-    parser.add_argument("--table", type=Path, help="only print the table of such a file")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print the table, and add the rows to the CSV."""
-    if args.table:
-        print(summary(read_table(args.table)))
-        return
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Write the two files, and measure on them what has no rows yet."""
     if min(args.samples, args.large) < 100:
         raise UserError(f"--samples {args.samples} --large {args.large}: give at least 100")
+    cases = results.left(
+        ("8 x 8", "256 x 256", "constructors"),
+        lambda row: "constructors" if row["measured"] in CONSTRUCTORS else row["measured"],
+    )
+    if not cases:
+        return
     with TemporaryDirectory() as folder:
         small, large = Path(folder) / "small.beton", Path(folder) / "large.beton"
         encode_split(synthetic_split(args.samples), small, recipe.Image(), 0, -1, "8 x 8")
         encode_split(large_split(args.large), large, recipe.Image(), 0, -1, "256 x 256")
-        rows = measure("8 x 8", small, 0, args.repeats) + measure("256 x 256", large, CROP, args.repeats)
-        rows += constructors(small, args.repeats)
-    print(summary([{key: str(value) for key, value in row.items()} for row in rows]))
-    if args.csv:
-        append_rows(args.csv, rows)
+        for case in cases:
+            if case == "constructors":
+                results.append(constructors(small, args.repeats))
+            else:
+                path, crop = (small, 0) if case == "8 x 8" else (large, CROP)
+                results.append(measure(case, path, crop, args.repeats))
 
 
 def large_split(samples: int) -> Split:
@@ -178,7 +185,7 @@ def constructors(path: Path, repeats: int) -> list[dict[str, Any]]:
         for repeat in range(repeats):
             for kind in CONSTRUCTORS:
                 code = (
-                    f"from benchmarks.loader_swap import construct; construct({kind!r}, {str(tiny)!r}, {str(path)!r})"
+                    f"from benchmarks.loading.swap import construct; construct({kind!r}, {str(tiny)!r}, {str(path)!r})"
                 )
                 done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
                 if done.returncode:
@@ -215,54 +222,31 @@ def construct(kind: str, tiny: str, path: str) -> None:
 
 def summary(rows: Sequence[Row]) -> str:
     """Two Markdown tables: swaps, and constructors."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["measured"], []).append(row)
-
-    def of(group: Sequence[Row], column: str, scale: float, digits: int) -> str:
-        return median_and_range([scale * float(row[column]) for row in group], digits)
-
     swaps, built = [], []
-    for name, group in groups.items():
-        samples = f"{int(group[0]['samples']):,}"
+    for (name, samples), own in groups(rows, "measured", "samples").items():
+        first = [name, f"{int(samples):,}"]
         if name in CONSTRUCTORS:
-            built.append([name, samples, *(of(group, *what) for what in CONSTRUCTOR_COLUMNS)])
+            built.append(first + [_spread(own, column) for column in ("seconds", "own_mb", "peak_mb")])
             continue
-        first = [float(row["first_batch_seconds"]) for row in group]
-        in_batches = [f / float(row["batch_seconds"]) for f, row in zip(first, group, strict=True)]
-        ratio = [float(row["rebuilt_seconds"]) / f for f, row in zip(first, group, strict=True)]
+        columns = ("swap_seconds", "first_batch_seconds", "batch_seconds")
         swaps.append(
             [
-                name,
-                samples,
-                group[0]["batch"],
-                *(of(group, column, 1000, 1) for column in ("swap_seconds", "first_batch_seconds", "batch_seconds")),
-                median_and_range(in_batches, 1),
-                of(group, "compiled", 1, 0),
-                of(group, "rebuilt_seconds", 1, 2),
-                of(group, "rebuilt_compiled", 1, 0),
-                median_and_range(ratio, 0),
+                *first,
+                own[0]["batch"],
+                *(_spread(own, column, scale=1000) for column in columns),
+                _spread(own, "first_batch_seconds", "batch_seconds"),
+                _spread(own, "compiled"),
+                _spread(own, "rebuilt_seconds"),
+                _spread(own, "rebuilt_compiled"),
+                _spread(own, "rebuilt_seconds", "first_batch_seconds"),
             ]
         )
     head = ["data", "samples", "batch", "swap, ms", "to the first batch, ms", "one batch, ms", "in batches", "compiled"]
     head += ["rebuilt, s", "compiled", "rebuilt / swapped"]
-    parts = [markdown(head, swaps)] if swaps else []
-    if built:
-        parts.append(markdown(["constructor", "samples", "seconds", "own, MB", "peak, MB"], built))
-    made = rows[0]
-    if "cpu" in made:
-        parts.append(f"{made['cpu']}, {made['cores']} cores, {len({row['repeat'] for row in rows})} repeats.")
-    return "\n\n".join(parts)
+    constructor = ["constructor", "samples", "seconds", "own, MB", "peak, MB"]
+    parts = [markdown(*table) for table in ((head, swaps), (constructor, built)) if table[1]]
+    return "\n\n".join([*parts, measured_with(rows)])
 
 
-CONSTRUCTOR_COLUMNS = (("seconds", 1.0, 3), ("own_mb", 1.0, 0), ("peak_mb", 1.0, 0))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    run_command(main)
+def _spread(rows: Sequence[Row], column: str, over: str = "", scale: float = 1.0) -> str:
+    return spread([scale * float(row[column]) / (float(row[over]) if over else 1.0) for row in rows])

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
-from benchmarks.rivals.data import Buffers, Data, batches
-from benchmarks.rivals.decode import read_batch
+from benchmarks.loading.rivals.data import Buffers, Data, batches
+from benchmarks.loading.rivals.decode import read_batch
 
 PREFETCHED = 2
 

@@ -34,10 +34,10 @@ class Rival(NamedTuple):
 
 
 RIVALS = {
-    "ours": Rival("ffcv_prune", "benchmarks.rivals.ours", ("ffcv_prune",)),
-    "ffcv": Rival("FFCV, rebuilt", "benchmarks.rivals.ffcv_stock", ("ffcv",)),
-    "torch": Rival("torch DataLoader", "benchmarks.rivals.torch_loader", ("torch", "simplejpeg")),
-    "dali": Rival("NVIDIA DALI", "benchmarks.rivals.dali", ("nvidia-dali-cuda120",)),
-    "spdl": Rival("SPDL", "benchmarks.rivals.spdl", ("spdl", "simplejpeg")),
-    "grain": Rival("Grain", "benchmarks.rivals.grain", ("grain", "simplejpeg")),
+    "ours": Rival("ffcv_prune", "benchmarks.loading.rivals.ours", ("ffcv_prune",)),
+    "ffcv": Rival("FFCV, rebuilt", "benchmarks.loading.rivals.ffcv_stock", ("ffcv",)),
+    "torch": Rival("torch DataLoader", "benchmarks.loading.rivals.torch_loader", ("torch", "simplejpeg")),
+    "dali": Rival("NVIDIA DALI", "benchmarks.loading.rivals.dali", ("nvidia-dali-cuda120",)),
+    "spdl": Rival("SPDL", "benchmarks.loading.rivals.spdl", ("spdl", "simplejpeg")),
+    "grain": Rival("Grain", "benchmarks.loading.rivals.grain", ("grain", "simplejpeg")),
 }

@@ -13,8 +13,8 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.rivals.data import Buffers, Data, batches
-from benchmarks.rivals.decode import read_batch
+from benchmarks.loading.rivals.data import Buffers, Data, batches
+from benchmarks.loading.rivals.decode import read_batch
 
 
 class Grain:

@@ -1,7 +1,7 @@
 """Data that are not in memory: what reading ahead gains, and that it costs nothing where they are.
 
-    python -m benchmarks.loader_cold --photographs FOLDER --csv benchmarks/results/loader_cold.csv    about 20 minutes
-    python -m benchmarks.loader_cold --table benchmarks/results/loader_cold.csv                       the table again
+    python -m benchmarks.loader cold --photographs FOLDER      about 20 minutes
+    python -m benchmarks.loader cold --redraw                  the table again, without measuring
 
 FOLDER holds photographs, at any depth (a sample of ImageNet). Four files are made of them, once, in --folder: 32 x 32
 and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, in one of three
@@ -13,16 +13,14 @@ situations, reached anew before each repeat by dropping the file's pages (`posix
 * "warm": what is needed is in memory.
 
 Read "with" against "without" (this loader, `read_ahead=False`) and "ffcv" (FFCV's own, `os_cache=True`); "vs ffcv" is
-the ratio of images a second within a repeat, as median [smallest, largest]; "MB read" is what the disk delivered for
-1,000 images, by which the two explain themselves. Decoding only, no crops. The disk matters more than the processor,
-and a virtual machine's may be throttled or cached by its host: the first lines say what it delivered just before.
+the ratio of images a second within a repeat; "MB read" is what the disk delivered for 1,000 images, by which the two
+explain themselves. Decoding only, no crops. The disk matters more than the processor, and a virtual machine's may be
+throttled or cached by its host: below the table stands what it delivered just before.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import mmap
 import os
 import statistics
 import time
@@ -34,24 +32,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.loader_swap import end_stock_epoch
+from benchmarks.loading.page_cache import PageCache, disk_bytes, disk_speed
+from benchmarks.loading.swap import end_stock_epoch, stock_pipelines
 from benchmarks.results import markdown
-from benchmarks.tables import Row, against, append_rows, median_and_range, read_table
+from benchmarks.tables import Results, Row, groups, measured_with, positive, ratios, spread
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.loading.read_ahead import PAGE, WINDOW_BYTES, WINDOWS_AHEAD, byte_ranges
+from ffcv_prune.loading.read_ahead import WINDOW_BYTES, WINDOWS_AHEAD, byte_ranges
+
+TITLE = "Data that are not in memory"
+COLUMNS = (
+    *("data", "keep", "situation", "loader", "repeat", "images", "seconds", "read_mb"),
+    *("file_mb", "disk_mb_per_second", "disk_pages_per_second"),
+)
+SETTINGS = ("scale", "batches")
 
 
 @dataclass(frozen=True)
@@ -81,32 +85,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("betons/loader_cold"), help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=1.0, help="of the files' number of samples; default: 1")
     parser.add_argument("--only", choices=[data.name for data in DATA], help="one of the files; default: all four")
-    parser.add_argument("--batches", type=int, default=6, help="timed in each row; default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--csv", type=Path, help="add one row a measurement to this file")
-    parser.add_argument("--table", type=Path, help="only print the table of such a file")
+    parser.add_argument("--batches", type=positive, default=6, help="timed in each row; default: %(default)s")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print the table, and add the rows to the CSV."""
-    if args.table:
-        print(summary(read_table(args.table)))
-        return
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Write the files that are not there yet, and measure on those that have no rows."""
     photographs = sorted(p for p in args.photographs.rglob("*") if p.is_file()) if args.photographs else []
     if not photographs:
         raise UserError("--photographs: name a folder with photographs, such as a sample of ImageNet")
-    rows: list[dict[str, Any]] = []
-    for data in DATA:
-        if args.only not in (None, data.name):
-            continue
+    for data in results.left(
+        [data for data in DATA if args.only in (None, data.name)],
+        lambda row: next(data for data in DATA if data.name == row["data"]),
+    ):
         path = args.folder / f"{data.name.replace(' ', '_')}_{round(args.scale * data.samples)}.beton"
         if not path.exists():
             write(data, round(args.scale * data.samples), photographs, path)
-        measured = measure(data, path, args.repeats, args.batches)
-        if args.csv:
-            append_rows(args.csv, measured)
-        rows += measured
-    print(summary([{key: str(value) for key, value in row.items()} for row in rows]))
+        results.append(measure(data, path, args.repeats, args.batches))
 
 
 def write(data: Data, samples: int, photographs: Sequence[Path], path: Path) -> None:
@@ -127,79 +121,13 @@ def write(data: Data, samples: int, photographs: Sequence[Path], path: Path) -> 
     part.rename(path)
 
 
-class PageCache:
-    """What of a file is in memory; `mappings` are those of the loaders, whose pages the kernel would not drop."""
-
-    def __init__(self, path: Path, mappings: Sequence[Any]) -> None:
-        self.path = path
-        self.file = path.open("rb")
-        self.bytes = path.stat().st_size
-        self.mappings = mappings
-
-    def drop(self, spare: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None) -> None:
-        """Drop the file's pages, but for those in the ranges `spare`, (starts, ends) in ascending order."""
-        for mapping in self.mappings:
-            mapping.madvise(mmap.MADV_DONTNEED)
-        starts, ends = ([], []) if spare is None else (spare[0].tolist(), spare[1].tolist())
-        for start, end in zip([0, *ends], [*starts, -(-self.bytes // PAGE) * PAGE], strict=True):
-            if end > start:
-                os.posix_fadvise(self.file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
-
-    def resident(self) -> float:
-        """Share of the pages that are in memory."""
-        with mmap.mmap(self.file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as mapping:
-            view = np.frombuffer(mapping, dtype=np.uint8)
-            pages = np.zeros(-(-self.bytes // PAGE), dtype=np.uint8)
-            failed = ctypes.CDLL(None, use_errno=True).mincore(
-                ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(self.bytes), ctypes.c_void_p(pages.ctypes.data)
-            )
-            del view
-        if failed:
-            raise OSError(ctypes.get_errno(), "mincore")
-        return float((pages & 1).mean())
-
-    def empty(self) -> None:
-        for _ in range(20):
-            self.drop()
-            left = self.resident()
-            if left < 0.01:
-                return
-            time.sleep(0.1)  # the kernel keeps what is still on its way from the disk
-        raise UserError(f"{left:.0%} of {self.path} stay in memory: end what uses it, or use a disk's file system")
-
-    def fill(self) -> None:
-        while self.file.read(1 << 24):
-            pass
-        self.file.seek(0)
-
-
-def disk_speed(cached: PageCache) -> str:
-    """What the disk delivers: from end to end, and page by page."""
-    cached.empty()
-    start = time.perf_counter()
-    cached.fill()
-    rate = cached.bytes / (time.perf_counter() - start) / 1e6
-    cached.empty()
-    os.posix_fadvise(cached.file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-    start = time.perf_counter()
-    for offset in np.random.default_rng(0).integers(0, cached.bytes, 200).tolist():
-        os.pread(cached.file.fileno(), PAGE, offset // PAGE * PAGE)
-    pages = 200 / (time.perf_counter() - start)
-    os.posix_fadvise(cached.file.fileno(), 0, 0, os.POSIX_FADV_NORMAL)
-    return f"{cached.path.name}: {cached.bytes / 1e6:.0f} MB, read at {rate:.0f} MB/s, or {pages:.0f} pages a second"
-
-
 def measure(data: Data, path: Path, repeats: int, batches: int) -> list[dict[str, Any]]:
     """All loaders, keeps and situations, `repeats` times, the loaders next to each other."""
     info = check_beton(path)
     ours = [
         PrunedLoader(path, data.batch, score_pipelines(info), read_ahead=read_ahead) for read_ahead in (True, False)
     ]
-    pipelines = {
-        "image": [SimpleRGBImageDecoder(), ToTensor(), ToTorchImage()],
-        "label": [IntDecoder(), ToTensor(), Squeeze(1)],
-    }
-    stock = Loader(str(path), data.batch, os_cache=True, order=OrderOption.RANDOM, seed=0, pipelines=pipelines)
+    stock = Loader(str(path), data.batch, os_cache=True, order=OrderOption.RANDOM, seed=0, pipelines=stock_pipelines(0))
     epochs: dict[str, Callable[[NDArray[np.int64]], Any]] = {
         "with": lambda ids: _select(ours[0], ids),
         "without": lambda ids: _select(ours[1], ids),
@@ -210,7 +138,9 @@ def measure(data: Data, path: Path, repeats: int, batches: int) -> list[dict[str
         list(epoch(everything[: data.batch]))
     mappings = [loader.memory_manager.context.mmap._mmap for loader in (ours[0], stock)]
     cached = PageCache(path, mappings)
-    print(disk_speed(cached), flush=True)
+    rate, pages = disk_speed(cached)
+    disk = {"disk_mb_per_second": round(rate), "disk_pages_per_second": round(pages)}
+    print(f"{data.name}: {cached.bytes / 1e6:.0f} MB, {disk}", flush=True)
     rows = []
     rng = np.random.default_rng(0)
     for repeat in range(repeats):
@@ -240,6 +170,7 @@ def measure(data: Data, path: Path, repeats: int, batches: int) -> list[dict[str
                             "read_mb": round((disk_bytes() - before) / 1e6, 1),
                             "file_mb": round(cached.bytes / 1e6),
                         }
+                        | disk
                     )
     return rows
 
@@ -291,50 +222,30 @@ def _time(
     return end - start - before_last, images
 
 
-def disk_bytes() -> int:
-    """Bytes that this process made the disk deliver so far."""
-    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(lines["read_bytes"])
-
-
 def summary(rows: Sequence[Row]) -> str:
-    """The Markdown table: one line for each file, keep, situation and loader."""
-    rates = {tuple(row[k] for k in ("data", "keep", "situation", "loader", "repeat")): row for row in rows}
+    """The Markdown table, one line for each file, keep, situation and loader, and what the disk delivered."""
+    by_loader = groups(rows, "data", "keep", "situation", "loader")
     body = []
-    for data, keep, situation, loader in dict.fromkeys(key[:4] for key in rates):
-        own = [row for key, row in rates.items() if key[:4] == (data, keep, situation, loader)]
-        speed = {row["repeat"]: float(row["images"]) / float(row["seconds"]) for row in own}
-        stock = {
-            key[4]: float(row["images"]) / float(row["seconds"])
-            for key, row in rates.items()
-            if key[:4] == (data, keep, situation, "ffcv")
-        }
+    for (data, keep, situation, loader), own in by_loader.items():
+        stock = by_loader[data, keep, situation, "ffcv"]
         read = statistics.median(1000 * float(row["read_mb"]) / float(row["images"]) for row in own)
         body.append(
             [
-                data,
-                keep,
-                situation,
-                loader,
-                median_and_range(list(speed.values()), 0),
-                median_and_range(against(speed, stock), 2),
+                *(data, keep, situation, loader),
+                spread([_speed(row) for row in own]),
+                spread(ratios(own, stock, _speed)),
                 f"{read:.0f}",
             ]
         )
     head = ["data", "keep", "situation", "loader", "images/s", "vs ffcv", "MB read / 1,000"]
-    made = rows[0]
-    measured = ""
-    if "cpu" in made:
-        repeats = len({row["repeat"] for row in rows})
-        measured = f"\n\n{made['cpu']}, {made['cores']} cores, {made['memory_gb']} GB, {repeats} repeats."
-    return markdown(head, body) + measured
+    disk = "; ".join(
+        f"{data} ({own[0]['file_mb']} MB) at {own[0]['disk_mb_per_second']} MB/s from end to end, "
+        f"{own[0]['disk_pages_per_second']} single pages a second"
+        for (data,), own in groups(rows, "data").items()
+    )
+    return f"{markdown(head, body)}\n\nThe disk delivered {disk}. {measured_with(rows)}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    run_command(main)
+def _speed(row: Row) -> float:
+    """Images a second."""
+    return float(row["images"]) / float(row["seconds"])
