@@ -1,13 +1,20 @@
-"""Imports FFCV without what that import does besides. Each module of ours that imports FFCV imports this one before.
+"""Imports FFCV without what it does besides. Each module of ours that imports FFCV imports this one before.
 
 * FFCV sets torch and numba to one thread: undone.
 * FFCV keeps its two image modes in a numba dictionary, which takes three seconds of compilation in every process
   (measured: 3.3 s of CPU time, against 0.1 s). They are only read from Python, so a plain one serves.
+* Building one of FFCV's own loaders makes numba's type uint8[::1] read-only for the whole process. Whatever was
+  compiled for that type before is then not found any more: KeyErrors, in the end from numba's finalizers. Here that
+  loader compiles for a read-only type of its own, which is what was meant.
 """
+
+from typing import Any
 
 import numba
 import numba.typed
+import numpy as np
 import torch
+from numba import types
 
 _torch_threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
@@ -17,3 +24,22 @@ finally:
     numba.typed.Dict = _typed_dict
     torch.set_num_threads(_torch_threads)
     numba.set_num_threads(_numba_threads)
+
+from ffcv.memory_managers import OSCacheManager  # noqa: E402
+from ffcv.pipeline.compiler import Compiler  # noqa: E402
+
+_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
+_STATE = types.Tuple([_BYTES, types.uint64[::1], types.uint64[::1]])
+
+
+def _compile_reader(self: OSCacheManager) -> Any:
+    """FFCV's own, but for the types."""
+
+    def read(address, state):  # type: ignore[no-untyped-def]
+        size = state[2][np.searchsorted(state[1], address)]
+        return state[0][address : address + size]
+
+    return Compiler.compile(read, _BYTES(types.uint64, _STATE))
+
+
+OSCacheManager.compile_reader = _compile_reader

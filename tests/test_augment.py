@@ -148,6 +148,7 @@ def test_unknown_augmentation(beton: Beton) -> None:
 BESIDE_FFCV = """
 import sys
 
+import numba
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
@@ -156,13 +157,14 @@ from ffcv.loader import Loader
 path = sys.argv[1]
 info = check_beton(path)
 next(iter(PrunedLoader(path, 8, score_pipelines(info, 8))))
-Loader(path, 8, num_workers=1, os_cache=True)
+next(iter(Loader(path, 8, num_workers=1, os_cache=True)))
+assert numba.uint8[::1].mutable
 next(iter(PrunedLoader(path, 8, train_pipelines(info, "random_resized_crop", 8))))
 """
 
 
 def test_a_loader_of_ffcvs_own_in_the_same_process_does_no_harm(tmp_path: Path) -> None:
-    # Its constructor changes a numba type for the whole process: kernels that had compiled for it failed in the next
+    # Its constructor changed a numba type for the whole process: kernels that had compiled for it failed in the next
     # loader. An empty cache, or there would be nothing to compile.
     beton = write_beton(tmp_path / "train.beton", n=16, mode="jpg")
     script = [sys.executable, "-c", BESIDE_FFCV, str(beton.path)]
