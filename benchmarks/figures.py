@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.grid import methods
 from benchmarks.results import Cell
 from ffcv_prune.analysis.distribution import describe_groups, plot_distribution
-from ffcv_prune.analysis.mixture import Mixture, fit_mixture
+from ffcv_prune.analysis.mixture import fit_mixture
 from ffcv_prune.errors import UserError
 
 MARKERS = "osD^vP*X<>ph"
@@ -42,10 +42,8 @@ def draw(kind: str, cells: Sequence[Cell], title: str, out: Path) -> Path | None
     return save(figure, out.with_name(f"{out.name}_{kind}.svg"))
 
 
-def draw_distribution(
-    title: str, counts: NDArray[np.int64], checkpoints: int, out: Path
-) -> tuple[Path, str, Mixture | None]:
-    """Write OUT_distribution.svg; return it, the shares of the groups in words, and the fit, if there is one."""
+def draw_distribution(title: str, counts: NDArray[np.int64], checkpoints: int, out: Path) -> tuple[Path, str]:
+    """Write OUT_distribution.svg, and return it and the shares of the groups in words."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     try:
@@ -55,7 +53,7 @@ def draw_distribution(
         fit, words = None, f"not fitted: {error}"
     plot_distribution(axes, counts, checkpoints, fit)
     axes.set_title(title)
-    return save(figure, out.with_name(f"{out.name}_distribution.svg")), words, fit
+    return save(figure, out.with_name(f"{out.name}_distribution.svg")), words
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -141,7 +141,7 @@ def redraw(about: grid.About, runs: Sequence[Run], rows: Mapping[str, Row], fold
         write_histogram(find_cell(about.distribution, runs), folder / "selections", histogram)
         if histogram.exists():
             title = f"{about.title.partition(',')[0]}, {about.distribution}"
-            picture, words, _ = figures.draw_distribution(title, *read_histogram(histogram), out)
+            picture, words = figures.draw_distribution(title, *read_histogram(histogram), out)
             pictures.append(picture)
             lines.append(f"Groups by the selections of {about.distribution}: {words}.")
     lines += [f"![]({picture.name})" for picture in pictures if picture]

@@ -16,7 +16,6 @@ from benchmarks import findings, grid
 from benchmarks.balance import balance_table, write_balance
 from benchmarks.claims import CLAIMS, Claim
 from benchmarks.results import Cell, Row, cells, read_rows
-from ffcv_prune.analysis.mixture import Mixture
 from ffcv_prune.errors import UserError
 
 MADE = {
@@ -154,14 +153,15 @@ def test_the_balance_of_the_classes_is_that_of_the_policys_selections(tmp_path: 
     assert line == "| CIFAR-10 | UCB | 0.5 | 55 | 1 of 2 | 70.00 |"
 
 
-@pytest.mark.parametrize(
-    ("share", "rhat", "verdict"), [(0.5, 1.0, "holds"), (0.01, 1.0, "does not hold"), (0.5, 1.5, "undecided")]
-)
-def test_sometimes_samples_exist_where_their_share_is_beyond_doubt(share: float, rhat: float, verdict: str) -> None:
-    weights = np.tile([0.4, share, 0.6 - share], (100, 1))
-    fit = Mixture(10, weights, means=np.zeros((100, 3)), deviations=np.ones((100, 3)), rhat=rhat)
-    assert findings.sometimes_verdict(fit) == verdict
-    assert findings.sometimes_verdict(None) == "not measured"
+def test_sometimes_samples_are_neither_always_nor_never_selected() -> None:
+    assert findings.groups_by_count([2, 1, 0, 0, 0, 4, 0, 0, 0, 2, 1]) == pytest.approx((0.3, 0.4, 0.3))
+    split = np.repeat([0, 10], [70, 30])  # the same thirty samples at all ten checkpoints
+    text = findings.sometimes_section(split, 10, "ema 0.7", "not fitted")
+    assert text.startswith("### Sometimes samples exist: does not hold\n")
+    assert "| ema 0.7 | 70.0 % | 0.0 % | 30.0 % |" in text
+    assert "| random selections | 14.9 % | 85.1 % | 0.0 % |" in text  # 0.7^10 + 10·0.3·0.7^9, and 0.3^10 + …
+    some = findings.sometimes_section(np.arange(1000) % 11, 10, "ema 0.7", "not fitted")
+    assert some.startswith("### Sometimes samples exist: holds\n")
 
 
 def test_without_rows_there_is_no_page(tmp_path: Path) -> None:
