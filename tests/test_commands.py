@@ -9,7 +9,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 from ffcv_prune import config
 from ffcv_prune.data.manifest import Manifest
 from tests.betons import Beton, write_beton
+from tests.processes import wait_for_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "rn_configs").glob("*.yaml"))
@@ -96,11 +96,7 @@ def test_ctrl_c_exits_with_130_and_leaves_a_readable_folder(config_file: Path, t
     )
     folder = tmp_path / "runs" / "small"
     try:
-        deadline = time.monotonic() + 90
-        while not ((folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text().count("\n") > 1):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_epochs(process, folder / "log.jsonl", 2, seconds=90)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     finally:

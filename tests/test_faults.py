@@ -27,6 +27,7 @@ from ffcv_prune.loading.pipelines import score_pipelines
 from tests.betons import Beton
 from tests.data_helpers import write_images, write_recipe
 from tests.nets import SmallNet
+from tests.processes import wait_for_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -186,11 +187,8 @@ def test_a_full_disk_ends_training_with_one_line_and_keeps_the_log(
 
     monkeypatch.setattr(sys, "argv", ["train_imagenet.py", "--config", str(config), f"--run.out={small_disk}"])
     hook = torch.nn.modules.module.register_module_forward_pre_hook(fill_after_two_epochs)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / "train_imagenet.py"), run_name="__main__")
-    finally:
-        hook.remove()
+    with hook, pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "train_imagenet.py"), run_name="__main__")
     assert stop.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -230,11 +228,7 @@ def test_ctrl_c_twice_in_training_leaves_a_readable_log(beton: Beton, tmp_path: 
     log = tmp_path / "runs" / "small" / "log.jsonl"
     process = start(ROOT / "train_imagenet.py", "--config", config, f"--run.out={tmp_path / 'runs'}")
     try:
-        deadline = time.monotonic() + 90
-        while not (log.exists() and log.read_text().count("\n") > 1):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_epochs(process, log, 2, seconds=90)
         interrupt_twice(process, pause=0.02)
     finally:
         process.kill()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.training.clock import PHASES
 from ffcv_prune.training.profile import profile, profile_text, speedup_limits
 from tests.betons import Beton
+from tests.processes import wait_for_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -110,11 +110,7 @@ def test_ctrl_c_prints_the_profile_so_far(config_file: Path, tmp_path: Path) -> 
     process = start(config_file, "--train.epochs=1000000")
     folder = tmp_path / "runs" / "small"
     try:
-        deadline = time.monotonic() + 150
-        while not ((folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text().count("\n") > 2):
-            assert process.poll() is None, process.stderr.read() if process.stderr else ""
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_epochs(process, folder / "log.jsonl", 3, seconds=150)
         process.send_signal(signal.SIGINT)
         words, _ = process.communicate(timeout=60)
     finally:

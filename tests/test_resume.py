@@ -143,15 +143,14 @@ def run_and_kill(own: config.Config, loaders: Loaders, killer: Killer, monkeypat
             killer.event()
 
     real = {name: getattr(os, name) for name in ("replace", "fsync")}
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(before_forward)
-    try:
-        with monkeypatch.context() as patch:
-            for name, function in real.items():
-                patch.setattr(run_folder.os, name, lambda *args, f=function: (killer.event(), f(*args)))
-            with pytest.raises(Killed):
-                train(own, loaders)
-    finally:
-        hook.remove()
+    with (
+        torch.nn.modules.module.register_module_forward_pre_hook(before_forward),
+        monkeypatch.context() as patch,
+        pytest.raises(Killed),
+    ):
+        for name, function in real.items():
+            patch.setattr(run_folder.os, name, lambda *args, f=function: (killer.event(), f(*args)))
+        train(own, loaders)
     return Path(own.run.out) / own.run.name
 
 
@@ -290,12 +289,8 @@ def test_sigterm_breaks_a_scoring_pass_off(settings: Settings, loaders: Loaders,
             signal.raise_signal(signal.SIGTERM)
 
     own = settings()
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(terminate)
-    try:
-        with pytest.raises(Terminated):
-            train(own, loaders)
-    finally:
-        hook.remove()
+    with torch.nn.modules.module.register_module_forward_pre_hook(terminate), pytest.raises(Terminated):
+        train(own, loaders)
     assert scored == 1
     resume(Path(own.run.out) / own.run.name, loaders).check_equal(uninterrupted)
 
@@ -310,12 +305,8 @@ def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, unin
             signal.raise_signal(signal.SIGINT)
 
     own = settings(run__save_every=1000)
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(press)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(own, loaders)
-    finally:
-        hook.remove()
+    with torch.nn.modules.module.register_module_forward_pre_hook(press), pytest.raises(KeyboardInterrupt):
+        train(own, loaders)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run = Path(own.run.out) / own.run.name
     resume(run, loaders).check_equal(uninterrupted)

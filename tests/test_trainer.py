@@ -239,12 +239,8 @@ def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Se
             assert loader_threads()
             raise KeyboardInterrupt
 
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(own, loaders)
-    finally:
-        hook.remove()
+    with torch.nn.modules.module.register_module_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+        train(own, loaders)
     assert not loader_threads()
     assert [row["epoch"] for row in read_log(log.parent)] == [0, 1]
     status = json.loads((log.parent / "status.json").read_text())

@@ -7,12 +7,14 @@ size, which libjpeg can do and which would be faster for everybody: it gives oth
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from benchmarks.loading.rivals.data import Data
+from benchmarks.loading.rivals.data import Buffers, Data
 
 cv2.setNumThreads(0)  # the loaders bring the threads
 
@@ -34,3 +36,25 @@ def read_batch(data: Data, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> ND
             crop = pixels[top : top + side, left : left + side]
             cv2.resize(crop, (data.side, data.side), dst=image, interpolation=cv2.INTER_AREA)
     return out
+
+
+class BatchReader:
+    """Fills buffers that are used again, on threads of SPDL's or Grain's; at most `buffers` batches are in use."""
+
+    def __init__(self, data: Data, batch_size: int, buffers: int) -> None:
+        self.data = data
+        self.buffers = Buffers(data, batch_size, buffers)
+
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """A buffer whose first B images are those of `ids`, int64[B], and `ids`. Waits for a free buffer."""
+        buffer = self.buffers.take()
+        read_batch(self.data, ids, buffer)
+        return buffer, ids
+
+    def serve(
+        self, read: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Hand out what was read, uint8[B, side, side, 3] and int64[B], and take each buffer back after its use."""
+        for buffer, ids in read:
+            yield buffer[: len(ids)], ids
+            self.buffers.give_back(buffer)

@@ -13,27 +13,20 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.loading.rivals.data import Buffers, Data, batches
-from benchmarks.loading.rivals.decode import read_batch
+from benchmarks.loading.rivals.data import Data, batches
+from benchmarks.loading.rivals.decode import BatchReader
 
 
 class Grain:
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
-        self.data, self.batch_size = data, batch_size
+        self.batch_size = batch_size
         ahead = 2 * workers
         self.options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
-        self.buffers = Buffers(data, batch_size, ahead + 2)  # one at the consumer, one asked for meanwhile
+        self.reader = BatchReader(data, batch_size, ahead + 2)  # one at the consumer, one asked for meanwhile
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        plan = grain.MapDataset.source(list(batches(ids, self.batch_size))).map(self._read)
-        for buffer, batch in plan.to_iter_dataset(self.options):
-            yield buffer[: len(batch)], batch
-            self.buffers.give_back(buffer)
-
-    def _read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        buffer = self.buffers.take()
-        read_batch(self.data, ids, buffer)
-        return buffer, ids
+        plan = grain.MapDataset.source(list(batches(ids, self.batch_size))).map(self.reader.read)
+        return self.reader.serve(plan.to_iter_dataset(self.options))
 
     def close(self) -> None:
         """Nothing lives longer than an epoch."""

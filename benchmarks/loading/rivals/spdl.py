@@ -13,35 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 from spdl.pipeline import PipelineBuilder
 
-from benchmarks.loading.rivals.data import Buffers, Data, batches
-from benchmarks.loading.rivals.decode import read_batch
+from benchmarks.loading.rivals.data import Data, batches
+from benchmarks.loading.rivals.decode import BatchReader
 
 AHEAD = 3  # batches in the queue
 
 
 class Spdl:
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
-        self.data, self.batch_size, self.workers = data, batch_size, workers
+        self.batch_size, self.workers = batch_size, workers
         # In the queue, at the consumer, at each thread; between these, SPDL holds a few more.
-        self.buffers = Buffers(data, batch_size, AHEAD + 1 + 3 * workers)
+        self.reader = BatchReader(data, batch_size, AHEAD + 1 + 3 * workers)
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         pipeline = (
             PipelineBuilder()
             .add_source(batches(ids, self.batch_size))
-            .pipe(self._read, concurrency=self.workers)
+            .pipe(self.reader.read, concurrency=self.workers)
             .add_sink(AHEAD)
             .build(num_threads=self.workers, use_thread_output_queue=True)
         )
         with pipeline.auto_stop():
-            for buffer, batch in pipeline:
-                yield buffer[: len(batch)], batch
-                self.buffers.give_back(buffer)
-
-    def _read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        buffer = self.buffers.take()
-        read_batch(self.data, ids, buffer)
-        return buffer, ids
+            yield from self.reader.serve(pipeline)
 
     def close(self) -> None:
         """Nothing lives longer than an epoch."""
