@@ -102,13 +102,14 @@ def comparisons(claim: Claim, grouped: Sequence[Cell]) -> list[Comparison]:
 
 
 def overall(verdicts: Sequence[str]) -> str:
-    """One word for several comparisons: in part where some hold and others do not, or are undecided."""
+    """The verdict that all comparisons share, or how many have which: ``holds in 1 of 3, undecided in 2``."""
     if not verdicts:
         return "not measured"
-    different = set(verdicts)
-    if len(different) == 1:
+    numbers = [(verdict, verdicts.count(verdict)) for verdict in (HOLDS, FAILS, UNDECIDED) if verdict in verdicts]
+    if len(numbers) == 1:
         return verdicts[0]
-    return "holds in part" if HOLDS in different else FAILS
+    first, *rest = (f"{verdict} in {number}" for verdict, number in numbers)
+    return ", ".join([f"{first} of {len(verdicts)}", *rest])
 
 
 def section(claim: Claim, found: Sequence[Comparison]) -> str:

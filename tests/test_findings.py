@@ -81,8 +81,8 @@ def test_the_margin_is_that_of_welchs_interval() -> None:
 
 def test_several_verdicts_make_one() -> None:
     assert findings.overall(["holds", "holds"]) == "holds"
-    assert findings.overall(["holds", "undecided"]) == "holds in part"
-    assert findings.overall(["undecided", "does not hold"]) == "does not hold"
+    assert findings.overall(["holds", "undecided"]) == "holds in 1 of 2, undecided in 1"
+    assert findings.overall(["undecided", "does not hold", "undecided"]) == "does not hold in 1 of 3, undecided in 2"
     assert findings.overall([]) == "not measured"
 
 
@@ -103,7 +103,7 @@ def test_the_page_states_what_was_planted(tmp_path: Path) -> None:
     rows = planted_rows({"ema": 0.05, "epsilon_greedy": 0.05, "ucb": -0.2, "ucb_guarded": 0.05})
     out = findings.write_findings(rows, tmp_path, tmp_path / "docs" / "findings.md")
     text = out.read_text()
-    assert "| EMA, ε-greedy and UCB beat random on CIFAR-10 | holds in part |" in text
+    assert "| EMA, ε-greedy and UCB beat random on CIFAR-10 | holds in 6 of 9, does not hold in 3 |" in text
     assert "| The guards help on a short schedule | holds |" in text
     assert "| On downsampled data UCB matches random | does not hold |" in text
     assert "| On downsampled data EMA and ε-greedy are worse than random | does not hold |" in text
