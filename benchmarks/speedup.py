@@ -50,26 +50,30 @@ TARGET = 0.95  # of the ideal
 
 @dataclass(frozen=True)
 class Variant:
-    """A method: its keys of section `prune`, and how many periods it trains, of which the last is measured.
+    """A method: its keys of the training config, and how many periods it trains, of which the last is measured.
 
     The epoch before them selects at random. A method whose first checkpoint costs more than those that follow
     needs two periods.
     """
 
     label: str
-    prune: Mapping[str, str]
+    keys: Mapping[str, str]
     periods: int = 1
 
 
 FULL = "full"
+UCB = {"prune.policy": "ucb"}
 VARIANTS = {
-    FULL: Variant("full data", {"policy": "none"}),
-    "random": Variant("random", {"policy": "random"}),
-    "ucb": Variant("UCB", {"policy": "ucb"}),
-    "ucb_both": Variant("UCB, training losses and a pass over the rest", {"policy": "ucb", "score_source": "both"}),
+    FULL: Variant("full data", {"prune.policy": "none"}),
+    "random": Variant("random", {"prune.policy": "random"}),
+    "ucb": Variant("UCB", UCB),
+    "ucb_both": Variant("UCB, training losses and a pass over the rest", UCB | {"prune.score_source": "both"}),
+    # The first checkpoint scores all samples: they have no statistics yet.
+    "ucb_budget": Variant("UCB, a budget of 0.3", UCB | {"prune.score_budget": "0.3"}, periods=2),
+    "ucb_small": Variant("UCB, scored at 16 px", UCB | {"data.score_size": "16"}),
     # Costs what random does, but for an epoch on full data, once in a run however long: the one that is not measured.
     "ucb_training": Variant(
-        "UCB, training losses only", {"policy": "ucb", "score_source": "training", "warmup_mode": "full"}
+        "UCB, training losses only", UCB | {"prune.score_source": "training", "prune.warmup_mode": "full"}
     ),
 }
 
@@ -88,9 +92,10 @@ class Case:
     def options(self, period: int, out: Path) -> list[str]:
         """What the run's configuration changes in that of the benchmark."""
         variant = VARIANTS[self.method]
-        prune = {"keep": f"{self.keep}", "period": f"{period}", "warmup": "1", "final": "0"} | variant.prune
+        common = {"keep": f"{self.keep}", "period": f"{period}", "warmup": "1", "final": "0"}
+        keys = {f"prune.{name}": value for name, value in common.items()} | variant.keys
         return [
-            *(f"--prune.{name}={value}" for name, value in prune.items()),
+            *(f"--{name}={value}" for name, value in keys.items()),
             f"--train.epochs={1 + period * variant.periods}",
             f"--train.eval_every={1 + period * variant.periods}",
             f"--run.seed={self.repeat}",
@@ -110,7 +115,7 @@ def main() -> None:
         "--methods",
         nargs="+",
         choices=[method for method in VARIANTS if method != FULL],
-        default=["random", "ucb", "ucb_both"],
+        default=["random", "ucb", "ucb_both", "ucb_budget", "ucb_small"],
         help="beside full data; default: %(default)s",
     )
     parser.add_argument("--period", type=tables.positive, default=10, help="T_p, epochs; default: %(default)s")
