@@ -66,7 +66,8 @@ class ScoreTable:
         if losses.size != expected:
             raise UserError(f"{losses.size} losses for {expected} samples: pass one loss a sample")
 
-        nonfinite = losses.size - int(np.count_nonzero(np.isfinite(losses)))
+        finite = np.isfinite(losses)
+        nonfinite = losses.size - int(np.count_nonzero(finite))
         if nonfinite > MAX_NONFINITE_SHARE * losses.size:
             raise NonFiniteLossError(
                 f"{nonfinite} of {losses.size} losses are NaN or infinite: the model diverged; "
@@ -78,6 +79,7 @@ class ScoreTable:
                 RuntimeWarning,
                 stacklevel=2,
             )
+            ids, losses = np.flatnonzero(finite) if ids is None else ids[finite], losses[finite]
         statistics = self.mean, self.var, self.last, self.last_scored
         update_statistics(statistics, losses, ids, self.alpha, self.updates)
         self.updates += 1

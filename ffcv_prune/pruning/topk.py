@@ -92,10 +92,16 @@ def _collect(bits: Bits, first_id: int, threshold: int, ties: int, ids: Ids) -> 
             _lift_first(keys, threshold, taken)
         ties -= taken
         bar = np.uint32(threshold - (taken == equal))  # all of the block's ties, or only those lifted
-        for i in range(block.size):
+        base = first_id + start
+        if position + np.uint64(block.size) <= end:
+            for i in range(block.size):
+                ids[position] = base + i
+                position += np.uint64(keys[i] > bar)
+            continue
+        for i in range(block.size):  # there may be room for those chosen only
             if position == end:
                 return
-            ids[position] = first_id + start + i
+            ids[position] = base + i
             position += np.uint64(keys[i] > bar)
 
 
