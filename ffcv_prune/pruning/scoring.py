@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import default_amp_dtype
+from ffcv_prune.pruning.folding import fold_batch_norm
 
 AmpDtype = torch.dtype | None | Literal["auto"]
 Criterion = Callable[[Tensor, Tensor], Tensor]  # float32[B, C] logits, int64[B] labels -> float32[B]
@@ -35,8 +36,9 @@ def score_dataset(
     """Return float32[n]: each sample's cross-entropy loss (nats), or another `criterion`, by dataset position.
 
     The model is in evaluation mode during the pass and as before after it; no gradients, channels_last,
-    mixed precision. Losses gather in one buffer on the device, without synchronisation, and are copied back
-    once. With a `distributed` loader each rank scores its share and every rank returns all losses.
+    mixed precision, batch norms folded into convolutions where that can be done (`fold_batch_norm`). Losses gather
+    in one buffer on the device, without synchronisation, and are copied back once. With a `distributed` loader each
+    rank scores its share and every rank returns all losses.
 
     Args:
         model: maps the loader's images [B, 3, H, W] to logits [B, C].
@@ -57,7 +59,7 @@ def score_dataset(
         )
     device = torch.device(device) if device is not None else next(model.parameters()).device
     dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
-    scorer = _Scorer(_unwrap(model), score_loader.labels, criterion)
+    scorer: _Scorer | None = None
     losses = torch.empty(order.num_served, dtype=torch.float32, device=device)  # [m], this rank's share
     position = 0
     with (
@@ -71,6 +73,8 @@ def score_dataset(
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
+            if scorer is None:
+                scorer = _Scorer(fold_batch_norm(_unwrap(model), images), score_loader.labels, criterion)
             scorer.score(images, labels, losses[position : position + len(images)])
             position += len(images)
     result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)

@@ -1,0 +1,94 @@
+"""Folding changes how fast a model is, never what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ffcv_prune.models import MODELS, build_model
+from ffcv_prune.pruning.folding import fold_batch_norm
+from tests.nets import SmallNet
+
+IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """In evaluation mode, with batch norms that are no identities."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            for values, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2.0),
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+            ):
+                nn.init.uniform_(values, low, high)
+    return model.eval()
+
+
+def batch_norms(model: nn.Module) -> int:
+    return sum(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_every_model_says_the_same_without_its_batch_norms(name: str) -> None:
+    model = trained(build_model(name, 10, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded = fold_batch_norm(model, IMAGES)
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
+    assert batch_norms(folded) == 0
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+class Branching(SmallNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) if images.float().mean() > 0 else images
+
+
+class NormTwice(SmallNet):
+    """Whoever folds the second use folds the first one again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.stem = nn.Conv2d(3, 8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images.float() / 255)
+        for _ in range(2):
+            x = self.norm(self.conv(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Drawing(SmallNet):
+    """Takes another way where a tracer looks."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * (1 if isinstance(images, Tensor) else 2)
+
+
+def hooked() -> nn.Module:
+    model = SmallNet()
+    model.norm.register_forward_hook(lambda module, inputs, output: None)
+    return model
+
+
+@pytest.mark.parametrize("build", [Branching, NormTwice, Drawing, hooked, lambda: nn.Sequential(nn.Flatten())])
+@torch.inference_mode()
+def test_what_cannot_be_folded_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
+    model = trained(build())
+    assert fold_batch_norm(model, IMAGES) is model
+
+
+@torch.inference_mode()
+def test_logits_that_are_not_finite_leave_the_model_as_it_is() -> None:
+    model = trained(SmallNet())
+    model.head.weight.fill_(torch.nan)
+    assert fold_batch_norm(model, IMAGES) is model
