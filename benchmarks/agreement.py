@@ -1,12 +1,13 @@
 """Cheaper scores: how far the selection agrees with that of a full scoring pass, what it costs, what accuracy it gives.
 
-    python -m benchmarks.agreement                              25 to 40 minutes on one core; resumable
+    python -m benchmarks.agreement                              about an hour on one core; resumable
     python -m benchmarks.agreement --methods ema_guarded        the same for guarded EMA: adds its rows
     python -m benchmarks.agreement --redraw                     the table again, without training
-    python -m benchmarks.agreement --epochs 10 --seeds 1 --csv glance.csv
+    python -m benchmarks.agreement --epochs 10 --period 2 --seeds 1 --csv glance.csv
+    python -m benchmarks.agreement --options "full pass;both, budget 0.3"       any of OPTIONS
 
-CIFAR-10, resnet_tiny, keep 0.3, T_p = 2, methods as in experiments/methods.yaml. Each option trains by its own
-selections. At each of its checkpoints a shadow also scores all samples with the same model and keeps a table of its
+CIFAR-10, resnet_tiny, keep 0.2, 60 epochs, T_p = 4, methods as in experiments/methods.yaml. Each option trains by its
+own selections. At each of its checkpoints a shadow also scores all samples with the same model and keeps a table of its
 own; nothing of the shadow reaches the training, and its time is not counted.
 
 Read "overlap": the share of the samples chosen by score that the shadow would have chosen too; by chance it would be
@@ -67,7 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what the table calls it -> keys of the
     "training": {"prune.score_source": "training", "prune.warmup_mode": "full"},
 }
 AGAINST = {"training": PASS_FULL_WARMUP}  # else PASS
-KEEP, PERIOD = 0.3, 2
+MEASURED = (PASS, "both", "budget 0.3", "16 px")
 LARGEST_LOSS = 1.0  # points of accuracy
 COLUMNS = (
     *("method", "option", "seed", "accuracy", "overlap", "overlap_min", "overlaps", "scored"),
@@ -136,20 +137,20 @@ def write_smaller(source: Path, side: int, path: Path) -> Path:
 
 
 def run_config(
-    method: str, option: str, seed: int, epochs: int, data: Path, smaller: Mapping[int, Path]
+    method: str, option: str, seed: int, args: argparse.Namespace, smaller: Mapping[int, Path]
 ) -> config.Config:
     """The training config of one run."""
     guard, keys = grid.methods()[method][0].guard, grid.methods()[method][1]
-    phase = round(guard * epochs)
+    phase = round(guard * args.epochs)
     settings: dict[str, Any] = {name: setting.text for name, setting in keys.items()}
     settings |= {
-        "data.train": data / "train.beton",
-        "data.test": data / "test.beton",
-        "prune.keep": KEEP,
-        "prune.period": PERIOD,
+        "data.train": args.data / "train.beton",
+        "data.test": args.data / "test.beton",
+        "prune.keep": args.keep,
+        "prune.period": args.period,
         "prune.warmup": phase,
         "prune.final": phase,
-        "train.epochs": epochs,
+        "train.epochs": args.epochs,
         "run.seed": seed,
         "run.name": f"{method}_{option}_{seed}".replace(" ", "_"),
     }
@@ -197,7 +198,7 @@ def run_all(args: argparse.Namespace, results: Results) -> None:
         smaller = {side: write_smaller(args.data / "train.beton", side, out / f"{side}.beton") for side in sides}
         for method, option, seed in left:
             print(f"\n{method}, {option}, seed {seed}", flush=True)
-            base, settings = (run_config(method, o, seed, args.epochs, args.data, smaller) for o in (PASS, option))
+            base, settings = (run_config(method, o, seed, args, smaller) for o in (PASS, option))
             full = loaders_of(base, opened, stack).score
             found = run_one(settings, loaders_of(settings, opened, stack), full, out)
             results.append([{"method": method, "option": option, "seed": seed} | found])
@@ -263,11 +264,13 @@ def main() -> None:
     parser = tables.command("agreement", __doc__)
     parser.add_argument("--data", type=Path, default=Path("betons/cifar10"), help="folder; default: %(default)s")
     parser.add_argument("--methods", default="ucb_guarded", help="of experiments/methods.yaml; default: %(default)s")
-    parser.add_argument("--options", default=";".join(OPTIONS), help="separated by ;  default: %(default)s")
-    parser.add_argument("--epochs", type=tables.positive, default=20, help="default: %(default)s")
-    parser.add_argument("--seeds", type=tables.positive, default=3, help="default: %(default)s")
+    parser.add_argument("--options", default=";".join(MEASURED), help="separated by ;  default: %(default)s")
+    parser.add_argument("--keep", type=float, default=0.2, help="default: %(default)s")
+    parser.add_argument("--period", type=tables.positive, default=4, help="T_p, epochs; default: %(default)s")
+    parser.add_argument("--epochs", type=tables.positive, default=60, help="default: %(default)s")
+    parser.add_argument("--seeds", type=tables.positive, default=4, help="default: %(default)s")
     args = parser.parse_args()
-    results = Results(args.csv, COLUMNS, tables.settings(args, "data", "epochs", keep=KEEP, period=PERIOD))
+    results = Results(args.csv, COLUMNS, tables.settings(args, "data", "epochs", "keep", "period"))
     if not args.redraw:
         args.methods, args.options = args.methods.split(","), args.options.split(";")
         for method in args.methods:

@@ -1,16 +1,17 @@
 """How much of the time that pruning promises arrives: full data against random and UCB, end to end.
 
-    python -m benchmarks.speedup                            CIFAR-10, 5 repeats: about 35 minutes on 2 cores
+    python -m benchmarks.speedup                            CIFAR-10, 5 repeats: about an hour on 2 cores
     python -m benchmarks.speedup --data.train=betons/cifar10_downsampled/train.beton --csv glance.csv --repeats 1
     python -m benchmarks.speedup --config rn_configs/rn18_full.yaml --csv rn18.csv      any data set and model
     python -m benchmarks.speedup --redraw                   the table and the plot again, from the CSV
 
 Each run trains one epoch, which is not measured, and then a period of T_p = 10 epochs with one checkpoint at its
-start: what a long run does again and again. The repeats are interleaved, and each method is compared with the full
-data of its own repeat. Read "share of ideal": 1.00 would mean that an epoch takes no longer than its samples do
+start: what a long run does again and again. Full data, whose epochs are all alike, are trained on for FULL_EPOCHS
+beside the runs of each keep, and these are compared with them. The cheaper sources of scores are measured where the
+pass weighs most. Read "share of ideal": 1.00 would mean that an epoch takes no longer than its samples do
 on full data; below it is what scoring, selecting, swapping and the fixed costs of an epoch take. Samples are
-counted as trained on: whole batches. Tests and checkpoints of the run are not charged, but stated, as is the
-compilation of the loaders. A run whose row is in the CSV is not repeated: stop with Ctrl-C, start again.
+counted as trained on: whole batches. Tests and checkpoints of the run are not charged, but stated, as is what it took
+to start. A run whose row is in the CSV is not repeated: stop with Ctrl-C, start again.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CHARGED = ("load", "score", "select", "swap", "train", "other")
 NOT_CHARGED = ("eval", "save")
 COLUMNS = (
-    *("method", "keep", "repeat", "period", "samples"),
+    *("method", "keep", "repeat", "epochs", "samples"),
     *(f"{phase}_seconds" for phase in (*CHARGED, *NOT_CHARGED, "compile", "setup")),
     "accuracy",
 )
 TARGET = 0.95  # of the ideal
+FULL_EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One run of the benchmark."""
+    """One run of the benchmark; on full data, `keep` is that of the runs it stands beside."""
 
     method: str
     keep: float
@@ -89,15 +91,22 @@ class Case:
     def __str__(self) -> str:
         return f"{self.method} {self.keep:g} #{self.repeat}"
 
+    def measured(self, period: int) -> int:
+        """The epochs that are measured, the last of the run."""
+        return FULL_EPOCHS if self.method == FULL else period
+
     def options(self, period: int, out: Path) -> list[str]:
         """What the run's configuration changes in that of the benchmark."""
         variant = VARIANTS[self.method]
-        common = {"keep": f"{self.keep}", "period": f"{period}", "warmup": "1", "final": "0"}
+        common = {"period": f"{period}", "warmup": "1", "final": "0"}
         keys = {f"prune.{name}": value for name, value in common.items()} | variant.keys
+        if self.method != FULL:
+            keys["prune.keep"] = f"{self.keep}"
+        epochs = 1 + self.measured(period) * variant.periods
         return [
             *(f"--{name}={value}" for name, value in keys.items()),
-            f"--train.epochs={1 + period * variant.periods}",
-            f"--train.eval_every={1 + period * variant.periods}",
+            f"--train.epochs={epochs}",
+            f"--train.eval_every={epochs}",
             f"--run.seed={self.repeat}",
             f"--run.out={out}",
             f"--run.name={self.method}_{self.keep:g}_{self.repeat}",
@@ -111,13 +120,22 @@ def main() -> None:
     )
     tables.add_repeats(parser)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.3, 0.2, 0.1], help="default: %(default)s")
+    methods = [method for method in VARIANTS if method != FULL]
     parser.add_argument(
         "--methods",
         nargs="+",
-        choices=[method for method in VARIANTS if method != FULL],
-        default=["random", "ucb", "ucb_both", "ucb_budget", "ucb_small"],
+        choices=methods,
+        default=["random", "ucb"],
         help="beside full data; default: %(default)s",
     )
+    parser.add_argument(
+        "--cheaper",
+        nargs="*",
+        choices=methods,
+        default=["ucb_both", "ucb_budget", "ucb_small"],
+        help="more methods, at --cheaper-keeps; default: %(default)s",
+    )
+    parser.add_argument("--cheaper-keeps", nargs="+", type=float, default=[0.2], help="default: %(default)s")
     parser.add_argument("--period", type=tables.positive, default=10, help="T_p, epochs; default: %(default)s")
     spare = max(1, usable_cores() - 1)
     parser.add_argument("--threads", type=tables.positive, default=spare, help="of torch; default: all cores but one")
@@ -130,18 +148,27 @@ def main() -> None:
     os.chdir(ROOT)  # the configs' paths are relative to it
     if not args.redraw:
         torch.set_num_threads(args.threads)
-        cases = results.left(plan(args.methods, args.keeps, args.repeats), case_of)
+        methods_of = {keep: [FULL, *args.methods] for keep in args.keeps}
+        for keep in args.cheaper_keeps if args.cheaper else []:
+            methods_of[keep] = list(dict.fromkeys([*methods_of.get(keep, [FULL]), *args.cheaper]))
+        cases = results.left(plan(methods_of, args.repeats), case_of)
         run_all(cases, ["--config", str(args.config), *overrides], args.period, out, results)
     rows = results.read()
     results.publish("Speedup, end to end", summary(rows), draw(rows, results.path.with_suffix(".svg")))
 
 
-def plan(methods: Sequence[str], keeps: Sequence[float], repeats: int) -> list[Case]:
-    """All runs, repeat by repeat; each repeat begins with another one, so that none is always first."""
-    cases = [(FULL, 1.0), *((method, keep) for keep in keeps for method in methods)]
-    return [
-        Case(*cases[(place + repeat) % len(cases)], repeat) for repeat in range(repeats) for place in range(len(cases))
-    ]
+def plan(methods_of: Mapping[float, Sequence[str]], repeats: int) -> list[Case]:
+    """All runs, repeat by repeat and keep by keep; each repeat begins with others, so that none is always first."""
+    cases = []
+    for repeat in range(repeats):
+        for keep in _rotated([*methods_of], repeat):
+            cases += [Case(method, keep, repeat) for method in _rotated(methods_of[keep], repeat)]
+    return cases
+
+
+def _rotated(values: Sequence[Any], places: int) -> list[Any]:
+    start = places % len(values)
+    return [*values[start:], *values[:start]]
 
 
 def case_of(row: Row) -> Case:
@@ -152,41 +179,44 @@ def run_all(cases: Sequence[Case], base: Sequence[str], period: int, out: Path, 
     """Do the runs on shared loaders, and add their rows."""
     configs = [config.load([*base, *case.options(period, out)]) for case in cases]
     loaders: dict[object, Loaders] = {}
-    compile_seconds: dict[object, float] = {}
+    compile_seconds: dict[tuple[object, str], float] = {}
     try:
         for i, (case, run_config) in enumerate(zip(cases, configs, strict=True)):
             own = settings_of(run_config, World(choose_device(run_config.train.device)))
             if own not in loaders:
                 loaders[own] = Loaders(run_config)
-                compile_seconds[own] = warm_up([*base, *case.options(1, out)], loaders[own])
+            if (own, case.method) not in compile_seconds:
+                compile_seconds[own, case.method] = warm_up([*base, *case.options(1, out)], loaders[own])
             print(f"\nrun {i + 1} of {len(cases)}: {case}", flush=True)
             result = train(run_config, loaders[own])
             with (result.folder / "log.jsonl").open(encoding="utf-8") as file:
                 epochs = [json.loads(line) for line in file]
-            facts = {"compile_seconds": round(compile_seconds[own], 3), "setup_seconds": result.seconds["setup"]}
-            results.append([row_of(case, epochs, period) | facts])
+            facts = {
+                "compile_seconds": round(compile_seconds[own, case.method], 3),
+                "setup_seconds": result.seconds["setup"],
+            }
+            results.append([row_of(case, epochs, case.measured(period)) | facts])
     finally:
         for opened in loaders.values():
             opened.close()
 
 
 def warm_up(options: Sequence[str], loaders: Loaders) -> float:
-    """Compile the loaders and let torch and numba do what they do once; return the seconds of the compilation."""
+    """Let numba, torch and the loaders do what they do once for a method; return the seconds until the first step."""
     print("warming up", flush=True)
-    settings = config.load([*options, "--prune.policy=ucb", "--prune.keep=0.5", "--run.name=warm_up"])
-    return train(settings, loaders).seconds["setup"]
+    return train(config.load([*options, "--run.name=warm_up"]), loaders).seconds["setup"]
 
 
-def row_of(case: Case, epochs: Sequence[Mapping[str, Any]], period: int) -> dict[str, Any]:
-    """Samples and seconds of the last `period` epochs of a log."""
-    before, measured = epochs[-period - 1], epochs[-period:]
+def row_of(case: Case, epochs: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
+    """Samples and seconds of the last `number` epochs of a log."""
+    before, measured = epochs[-number - 1], epochs[-number:]
     seconds = {name: sum(epoch["seconds"][name] for epoch in measured) for name in measured[0]["seconds"]}
     seconds["other"] = seconds["total"] - sum(value for name, value in seconds.items() if name != "total")
     return {
         "method": case.method,
         "keep": case.keep,
         "repeat": case.repeat,
-        "period": period,
+        "epochs": number,
         "samples": measured[-1]["samples_seen"] - before["samples_seen"],
         **{f"{name}_seconds": round(seconds[name], 4) for name in (*CHARGED, *NOT_CHARGED)},
         "accuracy": measured[-1]["test_accuracy"],
@@ -210,28 +240,31 @@ class Line:
 
     def seconds(self, *phases: str) -> float:
         """Of an epoch, median over the repeats."""
-        return statistics.median(_seconds(row, phases) / int(row["period"]) for row in self.rows)
+        return statistics.median(_seconds(row, phases) for row in self.rows)
 
 
 def _seconds(row: Row, phases: Sequence[str] = CHARGED) -> float:
-    return sum(float(row[f"{phase}_seconds"]) for phase in phases)
+    """Of an epoch."""
+    return sum(float(row[f"{phase}_seconds"]) for phase in phases) / int(row["epochs"])
 
 
 def _samples(row: Row) -> float:
-    return float(row["samples"])
+    """Of an epoch."""
+    return float(row["samples"]) / int(row["epochs"])
 
 
 def lines_of(rows: Sequence[Row]) -> list[Line]:
-    """One line for each method and keep; repeats without a run on full data are left out."""
+    """One line for full data, and one for each method and keep; what has no full data beside it is left out."""
     full = [row for row in rows if row["method"] == FULL]
-    complete = {row["repeat"] for row in full}
-    by_case = groups([row for row in rows if row["repeat"] in complete], "method", "keep")
-    lines = [
-        Line(method, float(keep), own, ratios(full, own, _seconds), ratios(full, own, _samples))
-        for (method, keep), own in by_case.items()
-    ]
-    lines.sort(key=lambda line: (line.method != FULL, -line.keep))
-    if not lines:
+    lines = [Line(FULL, 1.0, full, [1.0] * len(full), [1.0] * len(full))] if full else []
+    for (method, keep), own in groups(rows, "method", "keep").items():
+        beside = [row for row in full if row["keep"] == keep]
+        complete = {row["repeat"] for row in beside}
+        own = [row for row in own if row["repeat"] in complete]
+        if method != FULL and own:
+            lines.append(Line(method, float(keep), own, ratios(beside, own, _seconds), ratios(beside, own, _samples)))
+    lines.sort(key=lambda line: (line.method != FULL, -line.keep, [*VARIANTS].index(line.method)))
+    if len(lines) < 2:
         raise UserError("no repeat has a run on full data yet, to compare with; go on with the benchmark")
     return lines
 
@@ -252,10 +285,11 @@ def summary(rows: Sequence[Row]) -> str:
         ]
         for line in lines_of(rows)
     ]
-    compiled = statistics.median(float(row["compile_seconds"]) for row in rows)
+    first = max(float(row["compile_seconds"]) for row in rows)
+    setup = statistics.median(float(row["setup_seconds"]) for row in rows)
     words = (
-        f"Seconds of a mean epoch in a period of T_p = {rows[0]['period']}, medians. Not charged: tests and saves, "
-        f"{compiled:.1f} s of compiling the loaders, once a process. {measured_with(rows)}"
+        f"Seconds of a mean epoch, medians. Not charged: tests and saves, and what passes before the first step: "
+        f"{first:.1f} s in the first run of a process, {setup:.2f} s in those after it. {measured_with(rows)}"
     )
     return f"{markdown(head, body)}\n\n{words}"
 

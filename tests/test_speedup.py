@@ -19,21 +19,22 @@ TIMES = {"load": 0.5, "score": 2.0, "select": 0.0, "swap": 0.0, "train": 5.0, "o
 def row(method: str, keep: float, repeat: int, samples: int, factor: float) -> dict[str, str]:
     """A row whose charged seconds are 8 · factor, in a period of ten epochs."""
     seconds = {f"{name}_seconds": f"{factor * value}" for name, value in TIMES.items()}
-    made = {"eval_seconds": "10", "save_seconds": "5", "samples": f"{samples}", "period": "10"}
-    facts = {"compile_seconds": "7"} | dict.fromkeys(("settings", *MACHINE), "x")
+    made = {"eval_seconds": "10", "save_seconds": "5", "samples": f"{samples}", "epochs": "10"}
+    facts = {"compile_seconds": "7", "setup_seconds": "0.1"} | dict.fromkeys(("settings", *MACHINE), "x")
     return {"method": method, "keep": f"{keep}", "repeat": f"{repeat}", **seconds, **made, **facts}
 
 
 def test_each_run_is_compared_with_the_full_data_of_its_own_repeat(tmp_path: Path) -> None:
     rows = [
-        row("full", 1.0, 0, 1000, 10.0),
+        row("full", 0.1, 0, 1000, 10.0),
         row("ucb", 0.1, 0, 125, 2.5),  # 4 times as fast, of 8 possible
         row("ucb", 0.1, 1, 125, 8.0),  # 5 times
-        row("full", 1.0, 1, 1000, 40.0),
+        row("full", 0.1, 1, 1000, 40.0),
+        row("full", 0.5, 2, 1000, 1.0),  # beside another keep
         row("ucb", 0.1, 2, 125, 1.0),  # has nothing to be compared with
     ]
     full, ucb = speedup.lines_of(rows)
-    assert (full.speedups, full.shares) == ([1.0, 1.0], [1.0, 1.0])
+    assert (full.speedups, full.shares) == ([1.0] * 3, [1.0] * 3)
     assert ucb.speedups == pytest.approx([4.0, 5.0])
     assert ucb.ideals == [8.0, 8.0]
     assert ucb.seconds("train") == pytest.approx((1.25 + 4.0) / 2)
@@ -66,9 +67,9 @@ train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
         return capsys.readouterr().out
 
     methods = [method for method in speedup.VARIANTS if method != "full"]
-    every = ["--methods", *methods]
+    every = ["--methods", "random", "--cheaper", *methods[1:], "--cheaper-keeps=0.5"]
     first = run(*every, "--repeats=1")
-    assert "run 1 of 7: full" in first
+    assert "run 1 of 7: full 0.5 #0" in first
     again = run(*every, "--repeats=2", "--threads=1" if "threads=1" in first else "--threads=2")
     assert "run 1 of 7: random 0.5 #1" in again
     with results.open(newline="") as file:
