@@ -6,8 +6,11 @@
 * Building one of FFCV's own loaders makes numba's type uint8[::1] read-only for the whole process. Whatever was
   compiled for that type before is then not found any more: KeyErrors, in the end from numba's finalizers. Here that
   loader compiles for a read-only type of its own, which is what was meant.
+* FFCV makes numba start its threads. On a single core, with TBB (which libopencv-dev brings), numba then waits for
+  ever for one of them when the process ends, once it has forked, as the writer does. OpenMP does not.
 """
 
+import os
 from typing import Any
 
 import numba
@@ -16,6 +19,8 @@ import numpy as np
 import torch
 from numba import types
 
+if len(os.sched_getaffinity(0)) == 1 and numba.config.THREADING_LAYER == "default":  # type: ignore[attr-defined]
+    numba.config.THREADING_LAYER = "omp"  # type: ignore[attr-defined]
 _torch_threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 try:

@@ -264,3 +264,21 @@ def test_ctrl_c_twice_in_the_writer_leaves_nothing(pause: float, tmp_path: Path)
     assert "leaked" not in errors
     assert not [path for path in out.rglob("*") if path.is_file()]
     assert set(os.listdir("/dev/shm")) <= shared_memory
+
+
+# ---- one core ----------------------------------------------------------------------------------------------
+
+
+def test_the_writer_ends_on_a_single_core(tmp_path: Path) -> None:
+    """It forks, and numba with TBB would then wait for ever for a thread of its own."""
+    write_images(tmp_path / "train", {"cat": 3})
+    recipe = write_recipe(tmp_path, "source: {folder: small}\n")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        process = start(ROOT / "write_datasets.py", "--dataset", recipe, "--data-dir", tmp_path, "--out-dir", tmp_path)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        os.sched_setaffinity(0, cores)
+        process.kill()
+    assert process.returncode == 0, errors
