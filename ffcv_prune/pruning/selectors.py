@@ -101,10 +101,10 @@ def update_statistics(
 
     def work(_: int, part: slice) -> None:
         if ids is None:
-            mean, var, last, last_scored = (array[part] for array in statistics)
-            _update_all(mean, var, losses[part], alpha32, beta32)
-            last[:] = losses[part]
-            last_scored[:] = update32
+            mean, var, last, last_scored = statistics
+            _update_all(mean[part], var[part], losses[part], alpha32, beta32)
+            last[part] = losses[part]
+            last_scored[part] = update32
         else:
             _update_some(statistics, losses[part], ids[part], alpha32, beta32, update32)
 
