@@ -6,11 +6,13 @@
 * Building one of FFCV's own loaders makes numba's type uint8[::1] read-only for the whole process. Whatever was
   compiled for that type before is then not found any more: KeyErrors, in the end from numba's finalizers. Here that
   loader compiles for a read-only type of its own, which is what was meant.
-* FFCV makes numba start its threads. On a single core, with TBB (which libopencv-dev brings), numba then waits for
-  ever for one of them when the process ends, once it has forked, as the writer does. OpenMP does not.
+* FFCV makes numba start its threads. On a single core, with TBB (which libopencv-dev brings), numba's module for it
+  may wait for ever for one of them when the process ends and frees it: after a fork, as in the writer, always. It is
+  never freed here.
 """
 
-import os
+import ctypes
+import sys
 from typing import Any
 
 import numba
@@ -19,8 +21,6 @@ import numpy as np
 import torch
 from numba import types
 
-if len(os.sched_getaffinity(0)) == 1 and numba.config.THREADING_LAYER == "default":  # type: ignore[attr-defined]
-    numba.config.THREADING_LAYER = "omp"  # type: ignore[attr-defined]
 _torch_threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 try:
@@ -29,6 +29,9 @@ finally:
     numba.typed.Dict = _typed_dict
     torch.set_num_threads(_torch_threads)
     numba.set_num_threads(_numba_threads)
+
+if _tbb := sys.modules.get("numba.np.ufunc.tbbpool"):  # loaded with the threads
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_tbb))
 
 from ffcv.memory_managers import OSCacheManager  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
