@@ -76,7 +76,10 @@ class Method:
     guard: float = key(
         0.0, "share of the epochs that is random warm-up, and again random final phase", within="[0, 0.5]"
     )
-    score_epochs: float = key(0.0, "static scores: share of the epochs that their models train", within="[0, 1]")
+    score_epochs: str = key(
+        "", "static scores: epochs that their models train, however long the run; all: as the run", pattern=r"\d*|all"
+    )
+    score_epochs_small: str = key("", "those at the small scale; empty: score_epochs", pattern=r"\d*|all")
     selections_of: str = key("", "a method whose selections make the static scores: its run with another seed")
 
 
@@ -166,12 +169,14 @@ def load(path: Path, scale: str) -> tuple[About, list[Run]]:
     if scale not in scales:
         raise UserError(f"{path.name} has no scale {scale}; add --scale {' or '.join(scales)}")
     parts = content.pop("parts", {"": {}})
-    about = _read(path, [content, scales[scale]]).experiment.about
+    about = _read(path, scale, [content, scales[scale]]).experiment.about
     for word in about.figures.split():
         if word not in FIGURES:
             raise UserError(f'{path.name}: unknown figure "{word}"{nearest(word, FIGURES)}')
     runs = [
-        run for part, changes in parts.items() for run in _runs(part, _read(path, [content, scales[scale], changes]))
+        run
+        for part, changes in parts.items()
+        for run in _runs(part, _read(path, scale, [content, scales[scale], changes]))
     ]
     runs.sort(key=lambda run: run.seed)  # stable: seed 0 of everything comes first
     return about, runs
@@ -185,9 +190,10 @@ class _Layers:
     settings: dict[str, Setting]
     sweeps: dict[str, Any]
     path: Path
+    scale: str
 
 
-def _read(path: Path, layers: Sequence[Mapping[str, Any]]) -> _Layers:
+def _read(path: Path, scale: str, layers: Sequence[Mapping[str, Any]]) -> _Layers:
     declared: dict[str, Setting] = {}
     settings: dict[str, Setting] = {}
     sweeps: dict[str, Any] = {}
@@ -198,7 +204,7 @@ def _read(path: Path, layers: Sequence[Mapping[str, Any]]) -> _Layers:
         settings |= strict_args.flatten(layer.pop("settings", {}), path.name)
         sweeps = layer.pop("sweeps", sweeps)
         declared |= strict_args.flatten(layer, path.name)
-    return _Layers(strict_args.resolve(Experiment, declared), settings, sweeps, path)
+    return _Layers(strict_args.resolve(Experiment, declared), settings, sweeps, path, scale)
 
 
 @cache
@@ -270,7 +276,8 @@ def _run(
         source = _run(part, layers, method.selections_of, rate, (seed + 1) % grid.seeds if grid.seeds > 1 else 1)
         config = _with_scores(config, f"{name}_{source.key}")
     elif method.score_epochs:
-        static = replace(base.static, epochs=round(method.score_epochs * base.train.epochs))
+        wanted = (method.score_epochs_small if layers.scale == "small" else "") or method.score_epochs
+        static = replace(base.static, epochs=base.train.epochs if wanted == "all" else int(wanted))
         scoring = replace(base, static=static, run=replace(base.run, seed=0))
         scoring = _with_scores(scoring, f"{static.method}_{_hash(significant(scoring, SCORE_SECTIONS))}")
         config = replace(config, static=static, prune=replace(config.prune, scores=scoring.prune.scores))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ def loaded(folder: Path, text: str, scale: str = "paper") -> list[grid.Run]:
     return grid.load(experiment(folder, text), scale)[1]
 
 
+@cache
+def experiment_runs(name: str, scale: str) -> tuple[grid.About, list[grid.Run]]:
+    """`grid.load` of an experiment: half a second for the large ones, and several tests look at each."""
+    return grid.load(grid.find(name), scale)
+
+
 @pytest.mark.parametrize("name", grid.experiment_names())
 def test_every_experiment_multiplies_out_at_each_of_its_scales(name: str) -> None:
     path = grid.find(name)
@@ -58,7 +65,7 @@ def test_every_experiment_multiplies_out_at_each_of_its_scales(name: str) -> Non
     scales = [scale for scale in grid.SCALES if any(line.startswith(f"{scale}:") for line in lines)]
     assert lines[0] in (f"# python -m benchmarks.paper {name}", f"# python -m benchmarks.paper {name} --scale small")
     for scale in scales:
-        about, runs = grid.load(path, scale)
+        about, runs = experiment_runs(name, scale)
         assert about.title == grid.title(name) != ""
         assert {"full", "full_equal"} & {run.method for run in runs}  # the baseline that every claim must face
         assert [run.seed for run in runs] == sorted(run.seed for run in runs)
@@ -86,6 +93,32 @@ def test_the_settings_of_the_paper() -> None:
     assert ucb.config.model.name == "resnet34_cifar"
     (stretched,) = [run for run in grid.load(grid.find("fig5"), "paper")[1] if str(run) == "ucb 0.8 seed 0"]
     assert stretched.config.train.epochs == 1000
+
+
+@pytest.mark.parametrize("name", grid.experiment_names())
+def test_static_scores_have_the_epochs_of_the_paper(name: str) -> None:
+    """Section 4: EL2N of "10 independent models trained for 20 epochs each", forget scores of a full run."""
+    for scale, young in (("paper", 20), ("small", 2)):
+        if name == "findings" and scale == "paper":
+            continue
+        for run in experiment_runs(name, scale)[1]:
+            if run.scoring is None:
+                continue
+            static, train = run.scoring.static, run.scoring.train
+            is_forget = static.method == "forget"
+            assert (static.models, static.epochs) == ((1, train.epochs) if is_forget else (10, young)), run
+            assert static.epochs >= train.warmup_epochs + 1  # an epoch at the full learning rate
+            assert run.config.static == static
+
+
+@pytest.mark.parametrize("name", grid.experiment_names())
+def test_the_small_scale_has_each_collapsing_rule_guarded_too(name: str) -> None:
+    if name in ("findings", "tab1", "fig23"):
+        return  # the first has its own parts; the others ask what the rules do as they are written
+    by_scale = {scale: {run.method for run in experiment_runs(name, scale)[1]} for scale in grid.SCALES}
+    assert not {method for method in by_scale["paper"] if method.endswith("_guarded")}
+    wanted = {f"{method}_guarded" for method in ("ema", "ucb") if method in by_scale["paper"]}
+    assert by_scale["small"] == by_scale["paper"] | wanted
 
 
 def test_rates_epochs_and_guards_follow_from_the_method(tmp_path: Path) -> None:

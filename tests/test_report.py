@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import math
 import re
 import runpy
 import sys
@@ -16,7 +17,10 @@ import numpy as np
 import pytest
 
 from ffcv_prune.analysis.counts import class_fractions, selection_counts, selection_files
-from ffcv_prune.analysis.report import write_report
+from ffcv_prune.analysis.distribution import describe_groups
+from ffcv_prune.analysis.intervals import T_QUANTILES, welch_margin
+from ffcv_prune.analysis.mixture import GROUPS, RHAT_LIMIT, Mixture
+from ffcv_prune.analysis.report import write_groups, write_report
 from ffcv_prune.analysis.runs import read_run
 from ffcv_prune.analysis.verdicts import verdicts
 from ffcv_prune.data.images import read_images
@@ -48,9 +52,11 @@ def make_run(
     policy: str = "ucb",
     data: str = "gone.beton",
     seed: int = 0,
+    scores: Path = Path("gone.npy"),
 ) -> Path:
     folder = RunFolder.create(out, name)
-    folder.write_config(f"run: {{seed: {seed}}}\ndata: {{train: {data}}}\nprune: {{policy: {policy}}}\n")
+    prune = f"{{policy: {policy}, scores: {scores}}}"
+    folder.write_config(f"run: {{seed: {seed}}}\ndata: {{train: {data}}}\nprune: {prune}\n")
     folder.write_json("machine.json", {"cpu": "A & B", "gpus": [], "date": "2026-01-01T00:00:00+00:00"})
     folder.write_json("dataset.json", {"train_samples": 6, "test_samples": 10_000, "classes": ["cat", "dog"]})
     for row in rows:
@@ -192,9 +198,13 @@ def full_and_pruned(out: Path, full: list[float], pruned: list[float], steps: in
     [
         ([0.80], [0.75], "Pruning lost 5.00 points and took 0.0 s less time"),
         ([0.80], [0.85], "Pruning won 5.00 points"),
-        ([0.80], [0.803], "Pruning bought no accuracy beyond noise"),
+        ([0.80], [0.75], "-5.00 ± 1.16 points by the size of the test set alone; one run: seeds may differ by more"),
+        ([0.80], [0.803], "Pruning bought no accuracy that the test set could show"),
+        ([0.80, 0.801], [0.82], "one run: seeds may differ by more"),
         ([0.80, 0.90], [0.82, 0.92], "Pruning bought no accuracy beyond noise"),  # ten points apart by chance alone
         ([0.80, 0.801], [0.82, 0.821], "Pruning won 2.00 points"),
+        ([0.80, 0.801], [0.82, 0.821], "+2.00 ± 0.30 points, the 95 % interval over the seeds"),
+        ([0.80, 0.801], [0.802, 0.803], "Pruning bought no accuracy beyond noise"),  # at 2.8 standard errors
     ],
 )
 def test_the_verdict_on_a_run_follows_from_its_numbers(
@@ -204,6 +214,47 @@ def test_the_verdict_on_a_run_follows_from_its_numbers(
     assert words in sentence
     assert sentence.startswith(f"ucb_0 reached {100 * np.mean(pruned):.2f} %")
     assert f"full_0, reached {100 * np.mean(full):.2f} %" in sentence
+    assert ("one run" in sentence) == (1 in (len(full), len(pruned)))
+    assert not ("one run" in sentence and "beyond noise" in sentence)
+
+
+def test_the_margin_is_that_of_welchs_interval() -> None:
+    a, b = [70.0, 72.0, 71.0], [60.0, 66.0, 62.0, 63.0]
+    exact = 3.7744  # scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(), of which half the width
+    assert exact <= welch_margin(a, b) < 1.25 * exact  # degrees of freedom are rounded down
+    assert welch_margin([1.0], b) == math.inf
+    assert welch_margin([1.0, 1.0], [2.0, 2.0]) == 0
+    stats = pytest.importorskip("scipy.stats")
+    for freedom, quantile in enumerate(T_QUANTILES, start=1):
+        assert quantile == pytest.approx(stats.t.ppf(0.975, freedom), abs=0.005)
+
+
+@pytest.mark.parametrize("source", ["result.csv", "the score file", "nowhere"])
+def test_static_scores_are_charged_beside_the_training(tmp_path: Path, source: str) -> None:
+    """Training took 2.0 s and the scores 100 s: by the finished run, or of one cut short by its score file."""
+    scores = tmp_path / "scores.npy"
+    full = make_run(tmp_path, "full", [log_row(0, 0.8, 2.0, "full")], {}, "none")
+    static = make_run(tmp_path, "static", [log_row(0, 0.7, 1.0)], {0: [0]}, "static", scores=scores)
+    full_log = json.loads((full / "log.jsonl").read_text())
+    full_log["seconds"] |= {"total": 4.0, "eval": 1.0}
+    (full / "log.jsonl").write_text(json.dumps(full_log))
+    static_log = json.loads((static / "log.jsonl").read_text())
+    static_log["seconds"] |= {"total": 2.5, "eval": 0.5}
+    (static / "log.jsonl").write_text(json.dumps(static_log))
+    if source == "result.csv":
+        (static / "result.csv").write_text("method,static_seconds\nel2n,100.0\n")
+    if source == "the score file":
+        scores.with_suffix(".json").write_text('{"seconds": {"total": 100.0}}')
+    text = write_report([full, static], tmp_path / "r.html").read_text()
+    cells = Page(text).cells
+    if source == "nowhere":
+        assert cells[-2:] == ["unknown", "unknown"]
+        assert "took 1.0 s less time; what its static scores cost is not on record" in text
+        return
+    assert cells[-2:] == ["100.0", "102.5"]
+    assert cells[len(cells) // 2 - 2 : len(cells) // 2] == ["0.0", "4.0"]
+    assert "static reached 70.00 % in 2.0 s, 102.0 s with its static scores (one run)" in text
+    assert "took 1.0 s less time, 99.0 s more with its static scores" in text
 
 
 def test_without_a_baseline_at_the_same_samples_seen_nothing_is_claimed(tmp_path: Path) -> None:
@@ -222,6 +273,20 @@ def test_repetitions_are_counted_together(tmp_path: Path) -> None:
     text = write_report(folders, tmp_path / "r.html").read_text()
     assert "a and 1 more: 4 selections; 50.0% of the samples in none, 16.7% in all of them" in text
     assert "c: 2 selections; 83.3% of the samples in none, 16.7% in all of them" in text
+
+
+@pytest.mark.parametrize("rhat", [RHAT_LIMIT - 0.05, RHAT_LIMIT + 0.05])
+def test_no_label_is_written_where_the_chains_disagree(tmp_path: Path, rhat: float) -> None:
+    run = read_run(make_run(tmp_path, "run", [log_row(e, 0.5, 1.0) for e in range(10)], {e: [0] for e in range(10)}))
+    fit = Mixture(10, np.full((2, 3), 1 / 3), np.array([[0.0, 5, 10]] * 2), np.full((2, 3), 0.5), rhat)
+    write_groups([run], [fit], tmp_path / "groups.csv")
+    with (tmp_path / "groups.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["selected"] for row in rows] == ["10", *["0"] * 5]
+    assert {row["rhat"] for row in rows} == {f"{rhat:.3f}"}
+    assert [row["group"] for row in rows] == (["always", *["never"] * 5] if rhat < RHAT_LIMIT else [""] * 6)
+    assert ("the chains disagree" in describe_groups(fit)) == (rhat > RHAT_LIMIT)
+    assert [float(rows[0][group]) for group in GROUPS] == [0, 0, 1]
 
 
 @pytest.mark.slow

@@ -246,6 +246,24 @@ def test_test_runs_every_check(machine: Machine) -> None:
     ]
 
 
+@needs_certificates
+def test_all_tests_fit_the_mixture_too_in_an_environment_of_its_own(machine: Machine) -> None:
+    """PyMC wants another numba than FFCV gets: it is not in .venv."""
+    first = machine.run("test")
+    assert first.returncode == 0, first.stderr
+    assert machine.calls("python3")[-1] == f"python3 -m venv {machine.root}/.venv-analysis"
+    installed = [call for call in machine.calls("python") if "-m pip" in call]
+    assert installed[-1] == "python -m pip install --quiet --disable-pip-version-check pymc pytest pytest-timeout"
+    assert machine.calls("python")[-2:] == [
+        "python -m pytest",
+        "python -m pytest --noconftest -m  tests/test_mixture.py",
+    ]
+    assert machine.run("test").returncode == 0
+    assert not [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]
+    (machine.root / ".venv-analysis" / "incomplete").touch()
+    assert "removing .venv-analysis: it is incomplete" in machine.run("test").stderr
+
+
 def test_usage(machine: Machine) -> None:
     helped, bare = machine.run("--help"), machine.run()
     assert (helped.returncode, bare.returncode) == (0, 2)

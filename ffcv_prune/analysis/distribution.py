@@ -10,9 +10,9 @@ from ffcv_prune.analysis.mixture import GROUPS, Mixture
 
 
 def plot_distribution(axes: Axes, counts: NDArray[np.int64], checkpoints: int, fit: Mixture | None = None) -> None:
-    """Draw the share of samples by count, and over it the density of each group and of all.
+    """Draw the share of samples by count, and over it the density of each group that there is, and of all.
 
-    The red lines are, as in Fig. 3, one standard deviation from the means of the outer groups.
+    The red lines are, as in Fig. 3, one standard deviation from the means of never and always components.
 
     Args:
         counts: int64[n], how often each sample was selected, of `checkpoints` times.
@@ -24,12 +24,13 @@ def plot_distribution(axes: Axes, counts: NDArray[np.int64], checkpoints: int, f
     if fit is None:
         return
     masses = fit.masses()
-    for group, mass in zip(GROUPS, masses, strict=True):
-        axes.plot(times, mass, linewidth=1, label=group)
+    for i in np.unique(fit.groups):
+        axes.plot(times, masses[i], linewidth=1, color=f"C{i}", label=GROUPS[i])
     axes.plot(times, masses.sum(axis=0), color="black", label="all")
     means, deviations = fit.means.mean(axis=0), fit.deviations.mean(axis=0)
-    for line in (means[0] + deviations[0], means[2] - deviations[2]):
-        axes.axvline(line, color="red", linewidth=1)
+    for inwards, mean, deviation in zip(1 - fit.groups, means, deviations, strict=True):  # 0 for "sometimes"
+        if inwards:
+            axes.axvline(mean + inwards * deviation, color="red", linewidth=1)
     axes.legend(fontsize="small")
 
 
@@ -39,5 +40,5 @@ def describe_groups(fit: Mixture) -> str:
         f"{group} {100 * mean:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
         for group, (mean, low, high) in zip(GROUPS, fit.shares(), strict=True)
     ]
-    doubt = f"; the chains disagree (R-hat {fit.rhat:.2f}), do not rely on it" if fit.rhat > 1.1 else ""
+    doubt = "" if fit.agrees else f"; the chains disagree (R-hat {fit.rhat:.2f}), do not rely on it"
     return ", ".join(parts) + doubt

@@ -7,34 +7,41 @@ number of checkpoints)", "we use the Metropolis-Hastings algorithm with 1000 sam
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
 
 GROUPS = ("never", "sometimes", "always")
+OUTER = 0.1  # of [0, checkpoints], to both sides: where a component's mean makes it "never" or "always"
+RHAT_LIMIT = 1.1  # Gelman and Rubin's; above, the chains disagree, and no sample gets a label
 MIN_CHECKPOINTS = 4  # below, three components have as many parameters as there are counts
 TUNE = 3000  # steps before the samples, in which the proposals find their scale
 DRAWS, CHAINS = 1000, 3  # the paper's
 THIN = 5  # steps from one kept sample to the next: neighbours of a random walk say nearly the same
 
 Floats = NDArray[np.float64]
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])  # NumPy has none, and torch is not there where PyMC is
 
 
 @dataclass(frozen=True)
 class Mixture:
     """The posterior of the mixture: draws of all chains, components ordered by their means in every draw.
 
+    Three components are fitted whether or not there are three groups, so their order alone names none of them. A
+    component is "never" or "always" where its mean, truncated as it is, lies in the outer tenth of [0, checkpoints];
+    any other is "sometimes", and a group may be empty or have several components.
+
     Attributes:
         checkpoints: C, the largest possible count.
         weights: float64[draws, 3], shares of the samples; rows sum to 1.
         means, deviations: float64[draws, 3], of the normals before truncation, in selections.
-        rhat: the largest split R-hat of these nine; above about 1.05 the chains disagree and the fit is not to be
-            trusted.
+        rhat: the largest split R-hat of these nine.
     """
 
     checkpoints: int
@@ -43,12 +50,29 @@ class Mixture:
     deviations: Floats
     rhat: float
 
-    def masses(self) -> Floats:
-        """float64[3, C + 1]: the posterior mean share of all samples that are in a group and have a count."""
+    @property
+    def agrees(self) -> bool:
+        """Whether the chains agree, so that the fit can be relied on."""
+        return self.rhat <= RHAT_LIMIT
+
+    @cached_property
+    def component_masses(self) -> Floats:
+        """float64[3, C + 1]: the posterior mean share of all samples that are of a component and have a count."""
         joint = np.zeros((3, self.checkpoints + 1))
         for weights, means, deviations in zip(self.weights, self.means, self.deviations, strict=True):
             joint += weights[:, None] * bin_masses(means, deviations, self.checkpoints)
         return joint / len(self.weights)
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """The group of each component, int64[3], an index into `GROUPS`."""
+        masses = self.component_masses
+        means = masses @ np.arange(self.checkpoints + 1) / masses.sum(axis=1)
+        return np.digitize(means, np.array([OUTER, 1 - OUTER]) * self.checkpoints)
+
+    def masses(self) -> Floats:
+        """float64[3, C + 1]: the posterior mean share of all samples that are in a group and have a count."""
+        return self._members() @ self.component_masses
 
     def responsibilities(self) -> Floats:
         """float64[C + 1, 3]: the probability of each group for a sample with each count; rows sum to 1."""
@@ -65,8 +89,13 @@ class Mixture:
     def shares(self, interval: float = 0.95) -> list[tuple[float, float, float]]:
         """For never, sometimes and always: share of the samples, posterior mean and central interval."""
         tail = (1 - interval) / 2
-        low, high = np.quantile(self.weights, [tail, 1 - tail], axis=0)
-        return list(zip(self.weights.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True))
+        weights = self.weights @ self._members().T  # [draws, group]
+        low, high = np.quantile(weights, [tail, 1 - tail], axis=0)
+        return list(zip(weights.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True))
+
+    def _members(self) -> Floats:
+        """float64[3, 3]: 1 where a component, across, is of a group, down."""
+        return (self.groups == np.arange(3)[:, None]).astype(np.float64)
 
 
 def bin_masses(means: Floats, deviations: Floats, checkpoints: int) -> Floats:
@@ -77,7 +106,7 @@ def bin_masses(means: Floats, deviations: Floats, checkpoints: int) -> Floats:
     """
     edges = np.arange(checkpoints + 2) - 0.5
     z = (edges[None, :] - means[:, None]) / deviations[:, None]  # [3, C + 2]
-    below = torch.special.ndtr(torch.from_numpy(z)).numpy()
+    below = 0.5 * _erfc(-z / math.sqrt(2))
     return np.diff(below) / (below[:, -1:] - below[:, :1])
 
 

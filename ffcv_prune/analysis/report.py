@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -51,7 +52,7 @@ $remarks
 $verdicts
 $rates
 <h2>Accuracy against time and samples seen</h2>
-<p>Seconds since the first epoch began, testing included; a dot is a test of the whole test set.</p>
+<p>Seconds since the first epoch began, testing included, static scores not; a dot is a test of the whole test set.</p>
 $accuracy
 <h2>Time by phase</h2>
 <p>load: training waited for batches. score, select, swap: the checkpoints. train: steps. eval: tests.
@@ -77,8 +78,8 @@ def write_report(
     """Write one HTML file, pictures included, about the runs in `folders`, which begins with `remarks`.
 
     The selections of runs that differ in their seeds only are counted together. `fit` fits the always, sometimes and
-    never groups to them, and writes each sample's probabilities and group to OUT_groups.csv: it takes PyMC, and about
-    half a minute for each setting.
+    never groups to them, and writes each sample's probabilities and, where the chains agree, its group to
+    OUT_groups.csv: it takes PyMC, and about half a minute for each setting.
 
     Raises:
         UserError: no folder, a folder that is not a run folder, a file that cannot be written, no PyMC for `fit`.
@@ -107,7 +108,7 @@ def write_report(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
         if fit:
-            _write_groups(counted, fits, out.with_name(f"{out.stem}_groups.csv"))
+            write_groups(counted, [fit for fit in fits if fit], out.with_name(f"{out.stem}_groups.csv"))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from None
     return out
@@ -115,7 +116,9 @@ def write_report(
 
 def _table(runs: Sequence[Run]) -> str:
     named = phases(runs)
-    head = ("run", "epochs", "keep", "pruning rate", "samples seen", "test accuracy", *named, "total")
+    head = ["run", "epochs", "keep", "pruning rate", "samples seen", "test accuracy", *named, "total"]
+    scored = any(run.static_seconds != 0 for run in runs)
+    head += ["static scores", "total with scores"] if scored else []
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for run in runs:
         last = run.rows[-1]
@@ -128,9 +131,14 @@ def _table(runs: Sequence[Run]) -> str:
             f"{run.accuracy:.4f}" if run.tested else "not tested",
             *(f"{run.seconds(phase):.1f}" for phase in named),
             f"{run.seconds('total'):.1f}",
+            *(_seconds(s) for s in (run.static_seconds, run.seconds("total") + run.static_seconds) if scored),
         )
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _seconds(seconds: float) -> str:
+    return "unknown" if math.isnan(seconds) else f"{seconds:.1f}"
 
 
 def _verdicts(runs: Sequence[Run]) -> str:
@@ -145,17 +153,20 @@ def _fitted(run: Run) -> Mixture:
     return fit_mixture(run.counts, run.checkpoints)
 
 
-def _write_groups(runs: Sequence[Run], fits: Sequence[Mixture | None], path: Path) -> None:
-    """One row a sample: how often it was selected, the probability of each group, and the most probable one."""
+def write_groups(runs: Sequence[Run], fits: Sequence[Mixture], path: Path) -> None:
+    """One row a sample: how often it was selected, the probability of each group, the most probable one, and R-hat.
+
+    Of a fit whose chains disagree, the group is empty.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["run", "sample", "selected", *GROUPS, "group"])
+        writer.writerow(["run", "sample", "selected", *GROUPS, "group", "rhat"])
         for run, fit in zip(runs, fits, strict=True):
-            assert run.counts is not None and fit is not None
+            assert run.counts is not None
             probabilities = fit.responsibilities().round(4).tolist()
-            groups = [GROUPS[i] for i in fit.label(np.arange(run.checkpoints + 1))]
+            groups = [GROUPS[i] if fit.agrees else "" for i in fit.label(np.arange(run.checkpoints + 1))]
             for sample, count in enumerate(run.counts.tolist()):
-                writer.writerow([run.name, sample, count, *probabilities[count], groups[count]])
+                writer.writerow([run.name, sample, count, *probabilities[count], groups[count], f"{fit.rhat:.3f}"])
 
 
 def _selections(pruned: Sequence[Run], fits: Sequence[Mixture | None]) -> str:

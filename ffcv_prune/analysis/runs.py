@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffcv_prune.analysis.counts import policy_selections, selection_counts
+from ffcv_prune.config import SCORED_BEFORE
 from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import flatten, read_yaml
 
@@ -30,6 +32,7 @@ class Run:
         counts: int64[n], in how many of the policy's selections each sample is; None without any (full data).
         checkpoints: the policy's selections; those of a random warm-up or final phase do not count.
         machine: where and with what versions it was made.
+        static_seconds: what the static scores that it pruned by had cost before; NaN if that is not on record.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Run:
     counts: NDArray[np.int64] | None
     checkpoints: int
     machine: dict[str, Any]
+    static_seconds: float = 0.0
 
     @property
     def method(self) -> str:
@@ -69,7 +73,7 @@ class Run:
 
     @property
     def training_seconds(self) -> float:
-        """Wall-clock time without the tests."""
+        """Wall-clock time without the tests, and without what static scores had cost before."""
         return self.seconds("total") - self.seconds("eval")
 
 
@@ -120,4 +124,22 @@ def read_run(folder: str | Path) -> Run:
     settings = {name: setting.text for name, setting in flatten(read_yaml(config), str(config)).items()}
     files = policy_selections(folder, rows)
     counts = selection_counts(files, dataset["train_samples"]) if files else None
-    return Run(folder.name, settings, rows, dataset, counts, len(files), machine)
+    static_seconds = _static_seconds(folder, settings)
+    return Run(folder.name, settings, rows, dataset, counts, len(files), machine, static_seconds)
+
+
+def _static_seconds(folder: Path, settings: Mapping[str, Any]) -> float:
+    """By the run's result.csv, or as long as it has none by the description of the score file."""
+    if settings.get("prune.policy") not in SCORED_BEFORE:
+        return 0.0
+    try:
+        with (folder / "result.csv").open(newline="", encoding="utf-8") as file:
+            (result,) = csv.DictReader(file)
+        return float(result["static_seconds"])
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        description = Path(settings["prune.scores"]).with_suffix(".json").read_text(encoding="utf-8")
+        return float(json.loads(description)["seconds"]["total"])
+    except (OSError, ValueError, KeyError):
+        return float("nan")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ffcv_prune.analysis.intervals import welch_margin
 from ffcv_prune.analysis.runs import Run, repetitions
 
 SAME_SAMPLES = 0.1  # two runs that differ by less than this share see as many samples
+NORMAL_QUANTILE = 1.96  # two-sided, 95 %
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
@@ -19,7 +21,9 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 def _sentence(group: list[Run], full: list[list[Run]]) -> str:
     name, samples, accuracy = group[0].name, _mean(group, "samples_seen"), _mean(group, "accuracy")
-    said = f"{name} reached {100 * accuracy:.2f} % in {_mean(group, 'training_seconds'):.1f} s ({_runs(group)})"
+    own, static = _mean(group, "training_seconds"), _mean(group, "static_seconds")
+    with_scores = f", {own + static:.1f} s with its static scores" if static > 0 else ""
+    said = f"{name} reached {100 * accuracy:.2f} % in {own:.1f} s{with_scores} ({_runs(group)})"
     data = group[0].settings.get("data.train")
     rivals = [
         rival
@@ -31,30 +35,36 @@ def _sentence(group: list[Run], full: list[list[Run]]) -> str:
         return f"{said}; there is no run of full data at the same samples seen to judge it by."
     rival = min(rivals, key=lambda other: abs(_mean(other, "samples_seen") - samples))
     gap = accuracy - _mean(rival, "accuracy")
-    noise = math.hypot(_standard_error(group), _standard_error(rival))
-    seconds = _mean(group, "training_seconds") - _mean(rival, "training_seconds")
-    cost = f"{abs(seconds):.1f} s {'more' if seconds > 0 else 'less'} time"
-    if abs(gap) <= 2 * noise:
-        outcome = f"Pruning bought no accuracy beyond noise and took {cost}"
-    elif gap > 0:
-        outcome = f"Pruning won {100 * gap:.2f} points and took {cost}"
-    else:
-        outcome = f"Pruning lost {-100 * gap:.2f} points and took {cost}"
+    margin, nothing, noise = _noise(group, rival)
+    outcome = nothing if abs(gap) <= margin else f"{'won' if gap > 0 else 'lost'} {abs(100 * gap):.2f} points"
+    seconds = own - _mean(rival, "training_seconds")
+    cost = _more_or_less(seconds, " time")
+    if static > 0:
+        cost += f", {_more_or_less(seconds + static)} with its static scores"
+    elif math.isnan(static):
+        cost += "; what its static scores cost is not on record"
     against = f"{100 * _mean(rival, 'accuracy'):.2f} % in {_mean(rival, 'training_seconds'):.1f} s ({_runs(rival)})"
     return (
         f"{said}. Full data at the same samples seen, {rival[0].name}, reached {against}. "
-        f"{outcome} (difference {100 * gap:+.2f} points, standard error {100 * noise:.2f})."
+        f"Pruning {outcome} and took {cost} (difference {100 * gap:+.2f} ± {100 * margin:.2f} points{noise})."
     )
 
 
-def _standard_error(group: list[Run]) -> float:
-    """Of the mean accuracy: over the repetitions, or for a single run that of a test on so many samples."""
-    accuracies = [run.accuracy for run in group]
-    if len(group) > 1:
-        mean = sum(accuracies) / len(accuracies)
-        variance = sum((accuracy - mean) ** 2 for accuracy in accuracies) / (len(accuracies) - 1)
-        return math.sqrt(variance / len(accuracies))
-    return math.sqrt(accuracies[0] * (1 - accuracies[0]) / int(group[0].dataset["test_samples"]))
+def _noise(group: list[Run], rival: list[Run]) -> tuple[float, str, str]:
+    """Half the width of the 95 % interval of the difference, what to say of less than that, and what it covers."""
+    margin = welch_margin([run.accuracy for run in group], [run.accuracy for run in rival])
+    if math.isfinite(margin):
+        return margin, "bought no accuracy beyond noise", ", the 95 % interval over the seeds"
+    variance = 0.0  # that of tests on so many samples
+    for runs in (group, rival):
+        accuracy = _mean(runs, "accuracy")
+        variance += accuracy * (1 - accuracy) / int(runs[0].dataset["test_samples"])
+    doubt = " by the size of the test set alone; one run: seeds may differ by more"
+    return NORMAL_QUANTILE * math.sqrt(variance), "bought no accuracy that the test set could show", doubt
+
+
+def _more_or_less(seconds: float, noun: str = "") -> str:
+    return f"{abs(seconds):.1f} s {'more' if seconds > 0 else 'less'}{noun}"
 
 
 def _mean(group: list[Run], what: str) -> float:

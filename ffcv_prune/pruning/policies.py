@@ -275,6 +275,8 @@ class EpsilonGreedy(WithRandom):
 class StaticEpsilonGreedy(WithRandom):
     """(1−ε)·k samples of highest static score, ε·k uniformly from the rest, anew each time (paper, appendix B)."""
 
+    needs_scores = False
+
     def __init__(self, scores: ArrayLike, epsilon: float = 0.1, name: str = "static") -> None:
         super().__init__(Static(scores, name), epsilon)
         self.name = f"{name}_epsilon_greedy"
