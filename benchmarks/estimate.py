@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from benchmarks.costs import scoring_passes
 from benchmarks.grid import Run
 from ffcv_prune.config import Config
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import stored_size
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning.policies import POLICIES
 from ffcv_prune.training.epoch import autocast, choose_amp_dtype
 from ffcv_prune.training.methods import build_schedule
 from ffcv_prune.training.world import choose_device
@@ -57,11 +57,8 @@ def _training(config: Config) -> float:
     seen = float(schedule.samples_seen(n))
     if prune.policy == "infobatch":  # about half of the samples are below the mean
         seen *= 1 - 0.5 * prune.ratio * prune.delta
-    passes = 0
-    if prune.policy != "none" and POLICIES[prune.policy].needs_scores and prune.score_source != "training":
-        passes = sum(schedule.is_checkpoint(e) and schedule.phase(e) == "policy" for e in range(epochs))
     tests = -(-epochs // config.train.eval_every) * check_beton(config.data.test).num_samples
-    return seen * speed.train + (passes * n + tests) * speed.score
+    return seen * speed.train + (scoring_passes(config) * n + tests) * speed.score
 
 
 def _scores(config: Config) -> float:

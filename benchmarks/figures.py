@@ -12,11 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks.fits import find_fit
 from benchmarks.grid import methods
-from benchmarks.results import Cell
-from ffcv_prune.analysis.distribution import describe_groups, plot_distribution
-from ffcv_prune.analysis.mixture import fit_mixture
-from ffcv_prune.errors import UserError
+from benchmarks.results import Cell, pruned_share
+from ffcv_prune.analysis.distribution import plot_distribution
 
 MARKERS = "osD^vP*X<>ph"
 
@@ -42,15 +41,16 @@ def draw(kind: str, cells: Sequence[Cell], title: str, out: Path) -> Path | None
     return save(figure, out.with_name(f"{out.name}_{kind}.svg"))
 
 
-def draw_distribution(title: str, counts: NDArray[np.int64], checkpoints: int, out: Path) -> tuple[Path, str]:
-    """Write OUT_distribution.svg, and return it and the shares of the groups in words."""
+def draw_distribution(
+    title: str, counts: NDArray[np.int64], checkpoints: int, out: Path, fitted: Path | None = None
+) -> tuple[Path, str]:
+    """Write OUT_distribution.svg, and return it and the shares of the groups in words.
+
+    The fit is read from `fitted`, or OUT_fit.csv; where that is not of these counts, it is made and written there.
+    """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    try:
-        fit = fit_mixture(counts, checkpoints)
-        words = describe_groups(fit)
-    except UserError as error:  # too few selections, or PyMC is not there: the histogram stands alone
-        fit, words = None, f"not fitted: {error}"
+    fit, words = find_fit(counts, checkpoints, fitted or out.with_name(f"{out.name}_fit.csv"))
     plot_distribution(axes, counts, checkpoints, fit)
     axes.set_title(title)
     return save(figure, out.with_name(f"{out.name}_distribution.svg")), words
@@ -77,7 +77,7 @@ def _against_rate(values: Callable[[Cell], Sequence[float]], label: str, zoom: b
             if own[0].run.rate is None:
                 axes.axhline(y[0], color="black", linestyle="--", label=own[0].run.label)
                 continue
-            x = [_pruned(cell, cells) for cell in own]
+            x = [pruned_share(cell, cells) for cell in own]
             spread = [statistics.stdev(values(cell)) if len(cell.rows) > 1 else 0 for cell in own]
             line = f"{MARKERS[i % len(MARKERS)]}{'--' if methods()[name][0].rate == 'epochs' else '-'}"
             axes.errorbar(x, y, spread, fmt=line, capsize=3, label=own[0].run.label)
@@ -86,20 +86,8 @@ def _against_rate(values: Callable[[Cell], Sequence[float]], label: str, zoom: b
     return plot
 
 
-def _pruned(cell: Cell, cells: Sequence[Cell]) -> float | None:
-    """The cell's pruning rate; where the losses decide it, the share of full data's samples that was not seen."""
-    full = [other for other in cells if other.run.method == "full"]
-    if "." in methods()[cell.run.method][0].rate and full:
-        return 1 - cell.mean("samples_seen") / full[0].mean("samples_seen")
-    return cell.run.rate
-
-
 def _percent(column: str) -> Callable[[Cell], list[float]]:
     return lambda cell: [100 * value for value in cell.values(column)]
-
-
-def _all_seconds(cell: Cell) -> list[float]:
-    return [a + b for a, b in zip(cell.seconds, cell.score_seconds, strict=True)]
 
 
 def curve(row: dict[str, str]) -> list[tuple[int, float]]:
@@ -139,7 +127,7 @@ KINDS: dict[str, Callable[..., None]] = {
     "accuracy": _against_rate(_percent("accuracy"), "test accuracy, %"),
     "zoom": _against_rate(_percent("accuracy"), "test accuracy, %", zoom=True),
     "top5": _against_rate(_percent("top5"), "top-5 test accuracy, %"),
-    "time": _against_rate(_all_seconds, "seconds, static scores included"),
+    "time": _against_rate(lambda cell: cell.all_seconds, "seconds, static scores included"),
     "time_without_scores": _against_rate(lambda cell: cell.seconds, "seconds, static scores left out"),
     "samples": _samples,
     "sweep": _sweep,

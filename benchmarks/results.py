@@ -8,11 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.grid import Run
+from benchmarks.grid import Run, methods
 from ffcv_prune.errors import UserError
 
 Row = Mapping[str, str]
 RESULTS = Path(__file__).resolve().parent / "results"
+CLASSES = 10  # of each data set of findings.yaml, whose page alone marks what has collapsed
+COLLAPSED = 10.0  # points of accuracy above chance, within which a method has learnt next to nothing
+UNSTEADY = 1.2  # the longest run over the shortest of a cell, from which their seconds say more of the machine
+MARKS = (
+    f"† collapsed: within {COLLAPSED:g} points of chance, {100 / CLASSES:g} %. ‡ the slowest of these runs took more "
+    f"than {UNSTEADY:g} times as long as the fastest."
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,26 @@ class Cell:
         """What the static scores cost, once; 0 for dynamic methods."""
         return [float(row.get("static_seconds") or 0) for row in self.rows]
 
+    @property
+    def all_seconds(self) -> list[float]:
+        """Of each run, with what its static scores cost."""
+        return [a + b for a, b in zip(self.seconds, self.score_seconds, strict=True)]
+
     def mean(self, column: str) -> float:
         return statistics.mean(self.values(column))
+
+    @property
+    def collapsed(self) -> bool:
+        return 100 * statistics.mean(self.accuracies) < 100 / CLASSES + COLLAPSED
+
+    @property
+    def spread_of_seconds(self) -> float:
+        """The longest run over the shortest."""
+        return max(self.seconds) / min(self.seconds)
+
+    @property
+    def unsteady(self) -> bool:
+        return self.spread_of_seconds > UNSTEADY
 
 
 def read_rows(path: Path) -> dict[str, Row]:
@@ -70,14 +95,47 @@ def cells(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[Cell]:
     return made
 
 
+def distinct(grouped: Sequence[Cell]) -> list[Cell]:
+    """The cells that have rows, without those whose runs an earlier part has too."""
+    made: dict[frozenset[str], Cell] = {}
+    for cell in grouped:
+        if cell.rows:
+            made.setdefault(frozenset(row["key"] for row in cell.rows), cell)
+    return list(made.values())
+
+
+def pruned_share(cell: Cell, grouped: Sequence[Cell]) -> float:
+    """The cell's pruning rate; where the losses decide it, the share of full data's samples that was not seen."""
+    rate = cell.run.rate or 0.0
+    if "." not in methods()[cell.run.method][0].rate:
+        return rate
+    full = (c for c in grouped if (c.run.part, c.run.method) == (cell.run.part, "full") and c.rows)
+    return next((1 - cell.mean("samples_seen") / one.mean("samples_seen") for one in full), rate)
+
+
+def rate_words(cell: Cell, grouped: Sequence[Cell]) -> str:
+    """``0.7``; ``0.28 (ratio 0.5)`` where the losses decide how many samples are pruned; a dash for full data."""
+    if cell.run.rate is None:
+        return "–"
+    key = methods()[cell.run.method][0].rate
+    if "." not in key:
+        return f"{cell.run.rate:g}"
+    return f"{pruned_share(cell, grouped):.2f} ({key.partition('.')[2]} {cell.run.rate:g})"
+
+
+def accuracy_words(cell: Cell) -> str:
+    """Mean and standard deviation in percent, marked if the method has collapsed."""
+    return mean_and_spread([100 * accuracy for accuracy in cell.accuracies]) + " †" * cell.collapsed
+
+
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     """``92.10 ± 0.23``, the sample standard deviation; without it for a single value."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def table(grid: Sequence[Cell]) -> str:
-    """The Markdown table of the cells that have rows."""
+def table(grid: Sequence[Cell], marked: bool = False) -> str:
+    """The Markdown table of the cells that have rows; `marked` as MARKS says."""
     swept = any(cell.run.swept for cell in grid)
     parts = any(cell.run.part for cell in grid)
     scored = any(cell.score_seconds and max(cell.score_seconds) > 0 for cell in grid)
@@ -101,12 +159,12 @@ def table(grid: Sequence[Cell]) -> str:
             [
                 *([run.part] if parts else []),
                 run.label,
-                "–" if run.rate is None else f"{run.rate:g}",
+                rate_words(cell, grid),
                 *([" = ".join(run.swept) if run.swept else ""] if swept else []),
-                mean_and_spread([100 * accuracy for accuracy in cell.accuracies]),
+                accuracy_words(cell) if marked else mean_and_spread([100 * accuracy for accuracy in cell.accuracies]),
                 f"{len(cell.rows)}",
                 f"{cell.mean('samples_seen'):,.0f}",
-                mean_and_spread(cell.seconds, 0),
+                mean_and_spread(cell.seconds, 0) + " ‡" * (marked and cell.unsteady),
                 *([f"{statistics.mean(cell.score_seconds):.0f}"] if scored else []),
             ]
         )

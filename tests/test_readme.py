@@ -6,10 +6,15 @@ import csv
 import math
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
+
+from benchmarks import findings
+from benchmarks.results import read_rows
 from tests.betons import write_beton
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +48,19 @@ def test_the_table_of_long_runs_is_that_of_the_committed_results() -> None:
     with (ROOT / match[1]).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert match[2] == runpy.run_path(str(ROOT / "benchmarks" / "long_run.py"))["summary"](rows)
+
+
+def test_the_page_of_findings_is_that_of_the_committed_results(tmp_path: Path) -> None:
+    docs, results = ROOT / "docs", ROOT / "benchmarks" / "results"
+    shutil.copytree(results / "small", tmp_path / "small")
+    out = findings.write_findings(read_rows(results / "small.csv"), tmp_path / "small", tmp_path / "findings.md")
+    assert out.read_text(encoding="utf-8") == (docs / "findings.md").read_text(encoding="utf-8")
+    made = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "findings").iterdir()}
+    kept = {path.name: path.read_text(encoding="utf-8") for path in (docs / "findings").iterdir()}
+    assert made.keys() == kept.keys()
+    for name, picture in kept.items():
+        if f"Matplotlib v{matplotlib.__version__}," in picture:  # another version draws the same numbers otherwise
+            assert made[name] == picture, name
 
 
 def test_what_it_names_exists() -> None:
