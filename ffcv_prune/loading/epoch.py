@@ -44,7 +44,8 @@ class Ring:
         self.keys = [memory["operation"][node][op.key_buffer] for node, op in loader.keyed_operations()]
         cuda = loader.cuda_device
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
-        self.copied = [torch.cuda.Event() if cuda else None for _ in range(self.slots)]
+        # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
+        self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
         self.consumed: list[torch.cuda.Event | None] = [None] * self.slots
 
     def begin(self, seed: int, epoch: int, cuda: torch.device | None) -> None:
@@ -100,7 +101,7 @@ class _Producer(threading.Thread):
     def _decode(self, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         stream, copied, consumed = self.ring.streams[slot], self.ring.copied[slot], self.ring.consumed[slot]
         if copied is not None:
-            copied.synchronize()  # the pinned buffer's last copy ended several batches ago: no wait in practice
+            copied.synchronize()  # the pinned buffer's last copy, several batches ago
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             if stream is not None and consumed is not None:
                 stream.wait_event(consumed)
