@@ -1,12 +1,12 @@
 """Cheaper scores: how far the selection agrees with that of a full scoring pass, what it costs, what accuracy it gives.
 
-    python -m benchmarks.agreement                              about an hour on one core; resumable
+    python -m benchmarks.agreement                              about 45 minutes on one core; resumable
     python -m benchmarks.agreement --methods ema_guarded        the same for guarded EMA: adds its rows
     python -m benchmarks.agreement --redraw                     the table again, without training
     python -m benchmarks.agreement --epochs 10 --period 2 --seeds 1 --csv glance.csv
     python -m benchmarks.agreement --options "full pass;both, budget 0.3"       any of OPTIONS
 
-CIFAR-10, resnet_tiny, keep 0.2, 60 epochs, T_p = 4, methods as in experiments/methods.yaml. Each option trains by its
+CIFAR-10, resnet_tiny, keep 0.2, 30 epochs, T_p = 2, methods as in experiments/methods.yaml. Each option trains by its
 own selections. At each of its checkpoints a shadow also scores all samples with the same model and keeps a table of its
 own; nothing of the shadow reaches the training, and its time is not counted.
 
@@ -37,10 +37,10 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import grid, tables
-from benchmarks.findings import welch_margin
 from benchmarks.results import markdown, mean_and_spread
 from benchmarks.tables import Results, Row, groups, measured_on
 from ffcv_prune import Checkpoint, PrunedLoader, Pruner, ScoreTable, config, score_dataset
+from ffcv_prune.analysis.intervals import welch_margin
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton, require_labels
 from ffcv_prune.data.encode import encode_split
@@ -266,9 +266,9 @@ def main() -> None:
     parser.add_argument("--methods", default="ucb_guarded", help="of experiments/methods.yaml; default: %(default)s")
     parser.add_argument("--options", default=";".join(MEASURED), help="separated by ;  default: %(default)s")
     parser.add_argument("--keep", type=float, default=0.2, help="default: %(default)s")
-    parser.add_argument("--period", type=tables.positive, default=4, help="T_p, epochs; default: %(default)s")
-    parser.add_argument("--epochs", type=tables.positive, default=60, help="default: %(default)s")
-    parser.add_argument("--seeds", type=tables.positive, default=4, help="default: %(default)s")
+    parser.add_argument("--period", type=tables.positive, default=2, help="T_p, epochs; default: %(default)s")
+    parser.add_argument("--epochs", type=tables.positive, default=30, help="default: %(default)s")
+    parser.add_argument("--seeds", type=tables.positive, default=5, help="default: %(default)s")
     args = parser.parse_args()
     results = Results(args.csv, COLUMNS, tables.settings(args, "data", "epochs", "keep", "period"))
     if not args.redraw:

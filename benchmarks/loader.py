@@ -3,6 +3,7 @@
 throughput    images/s and CPU time an image on changing subsets, against other loaders
 swap          what exchanging the selection costs, against building a new FFCV loader
 cold          data that is not in the page cache
+startup       what the loaders compile, and what imports and commands cost
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ffcv_prune.errors import UserError, nearest, run_command
 
 # Each is a module of loading/ with TITLE, COLUMNS, SETTINGS (the options that all rows share), `add_arguments(parser)`,
 # `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`.
-COMMANDS = ("throughput", "swap", "cold")
+COMMANDS = ("throughput", "swap", "cold", "startup")
 
 
 def main() -> None:

@@ -1,20 +1,26 @@
 """The scoring pass against the bare model and against the loop that everybody writes first.
 
-    python -m benchmarks.scoring                both models, 15 to 25 minutes on 2 cores
+    python -m benchmarks.scoring                about 10 minutes on 2 cores
+    python -m benchmarks.scoring --imagenet betons/imagenet/train.beton \\
+        --imagenet-score betons/imagenet_score/train.beton
     python -m benchmarks.scoring --redraw       the table again, without measuring
     python -m benchmarks.scoring --models resnet_tiny --samples 2000 --repeats 2 --skip-compile --csv glance.csv
 
 What is timed, on the same images of a compiled CIFAR-10:
 
     bare model      the forward pass alone: channels_last, mixed precision, inference mode, batches already in memory
+    folded model    the same with batch norms folded into the convolutions, as `score_dataset` does
     score_dataset   `ffcv_prune.score_dataset`: decode, forward pass, losses, back to the host by dataset position
     naive loop      float32, contiguous, torchvision's ToTensor and Normalize in a torch DataLoader, `.cpu()` a batch
     compiled model  the bare model through `torch.compile`, whose compilation is timed apart ("compile, s")
 
+With --imagenet, also ResNet-18 on these photographs at 224 px, against scoring at 80 px from the small raw file.
+
 Read the column "of bare": the throughput as a part of the bare model's at the same batch size, each repeat against its
-own neighbour in time. At 1 the pass costs nothing but the forward passes. What the bare model itself loses to a small
-batch stands in its images/s. The naive loop and the compiled model run at the middle of the batch sizes. Repeats are
-interleaved; a first round of each, not counted, warms up and compiles.
+own neighbour in time. At 1 the pass costs nothing but the forward passes; it can lie above, since the bare model is not
+folded. "Of naive" is the same against the naive loop, where there is one. The naive loop and the compiled model run at
+the largest batch size. Repeats are interleaved and take turns in who comes first; a first round of each, not counted,
+warms up and compiles. "Precision" is what this machine computes in hardware.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +50,15 @@ from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.models import build_model
+from ffcv_prune.pruning.folding import fold_batch_norm
 from ffcv_prune.training.world import choose_device
 
-BARE, SCORE, NAIVE, COMPILED = "bare model", "score_dataset", "naive loop", "compiled model"
-SAMPLES = {"resnet18_cifar": 2048}  # a repeat; other models: LIGHT_SAMPLES
+BARE, FOLDED, SCORE = "bare model", "folded model", "score_dataset"
+NAIVE, COMPILED, SMALL = "naive loop", "compiled model", "score_dataset, small raw images"
+IMAGENET = "resnet18"  # its images come from --imagenet
+SAMPLES = {"resnet18_cifar": 1024, IMAGENET: 256}  # a repeat; other models: LIGHT_SAMPLES
 LIGHT_SAMPLES = 16_384
+SIDE, SMALL_SIDE = 224, 80  # of ImageNet's photographs
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
 COLUMNS = (
     *("model", "variant", "batch_size", "samples", "repeat", "seconds", "images_per_second", "compile_seconds"),
@@ -64,6 +74,8 @@ class Setting:
     samples: int
     device: torch.device
     workers: int
+    side: int = 0
+    small: Path | None = None  # the same images, small and raw
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -85,7 +97,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 
 def make_loader(setting: Setting, batch_size: int) -> PrunedLoader:
-    pipelines = score_pipelines(check_beton(setting.beton), device=setting.device)
+    pipelines = score_pipelines(check_beton(setting.beton), setting.side, setting.device)
     loader = PrunedLoader(setting.beton, batch_size, pipelines, setting.workers, shuffle=False, drop_last=False)
     loader.set_selection(np.arange(setting.samples))
     return loader
@@ -114,19 +126,26 @@ def variants(
 ) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """(variant, batch size, what to time), those to be compared one after the other."""
     torch.manual_seed(0)
-    model = build_model(name, 10, MEAN, STD).to(setting.device).eval()
-    plain = build_model(name, 10, MEAN, STD).network.to(setting.device, memory_format=torch.contiguous_format).eval()
-    reference = batch_sizes[len(batch_sizes) // 2]  # of the naive loop and the compiled model
+    classes = 1000 if name == IMAGENET else 10
+    model = build_model(name, classes, MEAN, STD).to(setting.device).eval()
+    plain = build_model(name, classes, MEAN, STD).network
+    plain = plain.to(setting.device, memory_format=torch.contiguous_format).eval()
     for batch_size in batch_sizes:
         loader = make_loader(setting, batch_size)
         batches, labels = zip(*((images.clone(), labels.clone()) for images, labels in loader), strict=True)
+        with torch.inference_mode():
+            folded = fold_batch_norm(model, batches[0])
         yield BARE, batch_size, lambda batches=batches: forward(model, batches, setting)
+        yield FOLDED, batch_size, lambda batches=batches, folded=folded: forward(folded, batches, setting)
         yield SCORE, batch_size, lambda loader=loader: score_dataset(model, loader)
-        if batch_size != reference:
+        if setting.small:
+            small = make_loader(replace(setting, beton=setting.small, side=SMALL_SIDE), batch_size)
+            yield SMALL, batch_size, lambda small=small: score_dataset(model, small)
+        if name == IMAGENET or batch_size != max(batch_sizes):
             continue
         pixels = torch.cat(batches).permute(0, 2, 3, 1).cpu().numpy()  # [n, H, W, 3]
         data = Images(np.ascontiguousarray(pixels), torch.cat(labels).cpu().numpy())
-        yield NAIVE, batch_size, lambda data=data: naive_scores(plain, data, reference, setting)
+        yield NAIVE, batch_size, lambda data=data, size=batch_size: naive_scores(plain, data, size, setting)
         if with_compiled:
             compiled = torch.compile(model)
             yield COMPILED, batch_size, lambda batches=batches, compiled=compiled: forward(compiled, batches, setting)
@@ -150,7 +169,8 @@ def measure(
     works = list(variants(name, setting, batch_sizes, with_compiled))
     first = [timed(work, setting.device) for _, _, work in works]  # warms up; the compiled model compiles
     for repeat in range(repeats):
-        for (variant, batch_size, work), first_seconds in zip(works, first, strict=True):
+        places = [(repeat + place) % len(works) for place in range(len(works))]
+        for (variant, batch_size, work), first_seconds in ((works[place], first[place]) for place in places):
             seconds = timed(work, setting.device)
             compiles = variant == COMPILED
             yield {
@@ -174,7 +194,7 @@ def summary(rows: Sequence[Row]) -> str:
     by_variant = groups(rows, "model", "variant", "batch_size")
     body = []
     for (model, variant, size), own in by_variant.items():
-        bare = by_variant[model, BARE, size]
+        bare, naive = by_variant[model, BARE, size], by_variant.get((model, NAIVE, size), [])
         compile_seconds = [float(row["compile_seconds"]) for row in own if row["compile_seconds"]]
         body.append(
             [
@@ -183,21 +203,28 @@ def summary(rows: Sequence[Row]) -> str:
                 size,
                 own[0]["precision"],
                 spread([float(row["images_per_second"]) for row in own]),
-                "1" if variant == BARE else spread(ratios(bare, own, lambda row: float(row["seconds"]))),
+                "1" if variant == BARE else spread(ratios(bare, own, _seconds)),
+                "1" if variant == NAIVE else spread(ratios(naive, own, _seconds)),
                 f"{statistics.median(compile_seconds):.0f}" if compile_seconds else "",
             ]
         )
-    head = ["model", "what", "batch", "precision", "images/s", "of bare", "compile, s"]
+    head = ["model", "what", "batch", "precision", "images/s", "of bare", "of naive", "compile, s"]
     about = f"On {rows[0]['device']}; {rows[0]['threads']} threads of torch, {rows[0]['workers']} of the loader."
     return f"{markdown(head, body)}\n\n{about} {measured_with(rows)}"
+
+
+def _seconds(row: Row) -> float:
+    return float(row["seconds"])
 
 
 def main() -> None:
     parser = tables.command("scoring", __doc__)
     parser.add_argument("--beton", type=Path, default=Path("betons/cifar10/train.beton"), help="default: %(default)s")
     parser.add_argument("--models", default="resnet18_cifar,resnet_tiny", help="default: %(default)s")
-    parser.add_argument("--batch-sizes", default="128,256,512,1024,2048", help="default: %(default)s")
-    parser.add_argument("--samples", type=int, default=0, help="a repeat; 0: 2,048, for light models 16,384")
+    parser.add_argument("--imagenet", type=Path, help="a .beton of ImageNet's photographs, for ResNet-18")
+    parser.add_argument("--imagenet-score", type=Path, help="the same images, small and raw")
+    parser.add_argument("--batch-sizes", default="128,512", help="default: %(default)s")
+    parser.add_argument("--samples", type=int, default=0, help="a repeat; 0: 16,384, for heavy models fewer")
     tables.add_repeats(parser)
     parser.add_argument(
         "--threads", type=tables.positive, default=usable_cores(), help="of torch and of the loader; default: all cores"
@@ -210,9 +237,12 @@ def main() -> None:
     if not args.redraw:
         torch.set_num_threads(args.threads)
         sizes = [int(size) for size in args.batch_sizes.split(",")]
-        for name in results.left(args.models.split(","), lambda row: row["model"]):
+        models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
+        for name in results.left(models, lambda row: row["model"]):
             samples = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
             setting = Setting(args.beton, samples, choose_device(args.device), args.threads)
+            if name == IMAGENET:
+                setting = replace(setting, beton=args.imagenet, side=SIDE, small=args.imagenet_score)
             results.append(list(measure(name, setting, sizes, args.repeats, not args.skip_compile)))
     results.publish("The scoring pass", summary(results.read()))
 

@@ -1,7 +1,8 @@
 """How much of the time that pruning promises arrives: full data against random and UCB, end to end.
 
     python -m benchmarks.speedup                            CIFAR-10, 5 repeats: about an hour on 2 cores
-    python -m benchmarks.speedup --data.train=betons/cifar10_downsampled/train.beton --csv glance.csv --repeats 1
+    python write_datasets.py --dataset cifar10 --subset.per_class=2500 --dataset.name=cifar10_half
+    python -m benchmarks.speedup --data.train=betons/cifar10_half/train.beton --threads 2      half of it: 20 minutes
     python -m benchmarks.speedup --config rn_configs/rn18_full.yaml --csv rn18.csv      any data set and model
     python -m benchmarks.speedup --redraw                   the table and the plot again, from the CSV
 

@@ -1,7 +1,8 @@
 """The frame of the speed benchmarks: their options, the rows of their CSV, and what is printed of them.
 
 One rule for a CSV that exists: a case that has its rows is not measured again, so that a benchmark that was stopped, or
-asked for more, goes on where it was; and rows of other settings are refused, for one table would mix them.
+asked for more, goes on where it was; and rows of other settings or of another machine are refused, for one table would
+mix them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from benchmarks.results import RESULTS
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import append_csv, provenance
 
+MIXED = ("cpu", "cores", "torch")  # of MACHINE: what ratios of one table must share
 Row = Mapping[str, str]
 Case = TypeVar("Case")
 MACHINE = ("cpu", "cores", "memory_gb", "gpus", "python", "torch", "ffcv", "numba", "numpy", "commit", "date")
@@ -95,13 +97,16 @@ class Results:
         cases = list(cases)
         if not self.path.exists():
             return cases
-        rows = self.read()
+        rows, here = self.read(), provenance()
         for row in rows:
             if row["settings"] != self.settings:
                 raise UserError(
                     f"{self.path} holds rows with `{row['settings']}`, not `{self.settings}`; "
                     "remove it or name another --csv"
                 )
+            other = [f"{name} {row[name]}" for name in MIXED if row[name] != str(here[name])]
+            if other:
+                raise UserError(f"{self.path} holds rows of another machine ({', '.join(other)}); name another --csv")
         done = {case_of(row) for row in rows}
         left = [case for case in cases if case not in done]
         print(f"{len(cases) - len(left)} of {len(cases)} cases have their rows in {self.path}: left out", flush=True)

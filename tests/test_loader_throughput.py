@@ -75,7 +75,7 @@ def test_a_loader_serves_each_selection(name: str, case: str, cases: dict[str, D
     rng = np.random.default_rng(0)
     # FFCV compiles for seconds for each selection; the others get a third one, of another length.
     for k in (len(data), 11) if name == "ffcv" else (len(data), 11, 20):
-        asked = rng.permutation(len(data))[:k]
+        asked = np.sort(rng.permutation(len(data))[:k])
         seen: dict[int, NDArray[np.uint8]] = {}
 
         def look(images: Any, ids: NDArray[np.int64], seen: dict[int, NDArray[np.uint8]] = seen) -> None:

@@ -40,16 +40,12 @@ def test_scoring_measures_each_variant_and_its_table_comes_from_the_rows(beton: 
     arguments = [f"--beton={beton.path}", "--models=resnet_tiny", "--batch-sizes=16,32", "--samples=64"]
     printed = run_module("scoring", *arguments, "--repeats=2", "--threads=1", "--skip-compile", f"--csv={results}")
     rows = read(results)
-    assert [(row["repeat"], row["batch_size"], row["variant"]) for row in rows] == [
+    assert sorted((row["repeat"], row["batch_size"], row["variant"]) for row in rows) == [
         (repeat, size, variant)
         for repeat in "01"
-        for size, variant in (
-            ("16", "bare model"),
-            ("16", "score_dataset"),
-            ("32", "bare model"),
-            ("32", "score_dataset"),
-            ("32", "naive loop"),
-        )
+        for size in ("16", "32")
+        for variant in ("bare model", "folded model", "naive loop", "score_dataset")
+        if (size, variant) != ("16", "naive loop")
     ]
     assert all(float(row["seconds"]) > 0 and row["cpu"] and row["torch"] and row["date"] for row in rows)
     page = results.with_suffix(".md").read_text()

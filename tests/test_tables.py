@@ -34,6 +34,10 @@ def test_a_case_that_has_its_rows_is_left_out_and_other_settings_are_refused(
     )
     with pytest.raises(UserError, match="holds rows with `threads=1`, not `threads=2`; remove it or name another"):
         Results(results.path, COLUMNS, "threads=2").left("abc", lambda row: row["case"])
+    results.path.write_text(results.path.read_text().replace(made[0]["cpu"], "Another"))
+    with pytest.raises(UserError, match=r"rows of another machine \(cpu Another\); name another --csv"):
+        results.left("abc", lambda row: row["case"])
+    results.path.write_text(results.path.read_text().replace("Another", made[0]["cpu"]))
     with pytest.raises(KeyError, match="other"):
         results.append([{"other": 1}])
     assert results.read() == made

@@ -9,13 +9,14 @@ situations, reached anew before each repeat by dropping the file's pages (`posix
 
 * "cold": nothing is in memory, and there is room for everything: a first epoch.
 * "no room": what was read is dropped after each batch, but for what the order needs within the next 64 MB: each
-  epoch of data that do not fit into memory.
+  epoch of data that do not fit into memory. All loaders have that done to them, and are charged its time.
 * "warm": what is needed is in memory.
 
 Read "with" against "without" (this loader, `read_ahead=False`) and "ffcv" (FFCV's own, `os_cache=True`); "vs ffcv" is
 the ratio of images a second within a repeat; "MB read" is what the disk delivered for 1,000 images, by which the two
 explain themselves. Decoding only, no crops. The disk matters more than the processor, and a virtual machine's may be
-throttled or cached by its host: below the table stands what it delivered just before.
+throttled or cached by its host: below the table stands what it delivered just before, and how much the kernel reads
+along with what is touched. Each loader has a mapping of its own, for that depends on what was touched before.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.loading.page_cache import PageCache, disk_bytes, disk_speed
+from benchmarks.loading.page_cache import PageCache, disk_bytes, disk_speed, kernel_read_ahead_kb
 from benchmarks.loading.swap import end_stock_epoch, stock_pipelines
 from benchmarks.results import markdown
 from benchmarks.tables import Results, Row, groups, measured_with, positive, ratios, spread
@@ -47,15 +48,17 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.loading.read_ahead import WINDOW_BYTES, WINDOWS_AHEAD, byte_ranges
 
 TITLE = "Data that are not in memory"
 COLUMNS = (
     *("data", "keep", "situation", "loader", "repeat", "images", "seconds", "read_mb"),
-    *("file_mb", "disk_mb_per_second", "disk_pages_per_second"),
+    *("file_mb", "disk_mb_per_second", "disk_pages_per_second", "kernel_read_ahead_kb"),
 )
-SETTINGS = ("scale", "batches")
+SETTINGS = ("scale", "megabytes")
+LEAST_BATCHES = 12
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("betons/loader_cold"), help="default: %(default)s")
     parser.add_argument("--scale", type=float, default=1.0, help="of the files' number of samples; default: 1")
     parser.add_argument("--only", choices=[data.name for data in DATA], help="one of the files; default: all four")
-    parser.add_argument("--batches", type=positive, default=6, help="timed in each row; default: %(default)s")
+    parser.add_argument(
+        "--megabytes", type=positive, default=48, help="of stored images in each row, at least; default: %(default)s"
+    )
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -100,7 +105,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         path = args.folder / f"{data.name.replace(' ', '_')}_{round(args.scale * data.samples)}.beton"
         if not path.exists():
             write(data, round(args.scale * data.samples), photographs, path)
-        results.append(measure(data, path, args.repeats, args.batches))
+        results.append(measure(data, path, args.repeats, args.megabytes))
 
 
 def write(data: Data, samples: int, photographs: Sequence[Path], path: Path) -> None:
@@ -121,13 +126,24 @@ def write(data: Data, samples: int, photographs: Sequence[Path], path: Path) -> 
     part.rename(path)
 
 
-def measure(data: Data, path: Path, repeats: int, batches: int) -> list[dict[str, Any]]:
+def measure(data: Data, path: Path, repeats: int, megabytes: int) -> list[dict[str, Any]]:
     """All loaders, keeps and situations, `repeats` times, the loaders next to each other."""
     info = check_beton(path)
-    ours = [
-        PrunedLoader(path, data.batch, score_pipelines(info), read_ahead=read_ahead) for read_ahead in (True, False)
-    ]
-    stock = Loader(str(path), data.batch, os_cache=True, order=OrderOption.RANDOM, seed=0, pipelines=stock_pipelines(0))
+    link = path.with_suffix(".link")  # our loaders of one path share its mapping
+    link.unlink(missing_ok=True)
+    link.hardlink_to(path)
+    ours = [PrunedLoader(path, data.batch, score_pipelines(info))]
+    ours.append(PrunedLoader(link, data.batch, score_pipelines(info), read_ahead=False))
+    batches = max(LEAST_BATCHES, round(megabytes * 1e6 / ours[0].file.sample_bytes / data.batch))
+    stock = Loader(
+        str(path),
+        data.batch,
+        usable_cores(),
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        seed=0,
+        pipelines=stock_pipelines(0),
+    )
     epochs: dict[str, Callable[[NDArray[np.int64]], Any]] = {
         "with": lambda ids: _select(ours[0], ids),
         "without": lambda ids: _select(ours[1], ids),
@@ -136,10 +152,11 @@ def measure(data: Data, path: Path, repeats: int, batches: int) -> list[dict[str
     everything = np.arange(info.num_samples)
     for epoch in epochs.values():  # compiles and maps
         list(epoch(everything[: data.batch]))
-    mappings = [loader.memory_manager.context.mmap._mmap for loader in (ours[0], stock)]
+    mappings = [loader.memory_manager.context.mmap._mmap for loader in (*ours, stock)]
     cached = PageCache(path, mappings)
     rate, pages = disk_speed(cached)
     disk = {"disk_mb_per_second": round(rate), "disk_pages_per_second": round(pages)}
+    disk["kernel_read_ahead_kb"] = kernel_read_ahead_kb(path)
     print(f"{data.name}: {cached.bytes / 1e6:.0f} MB, {disk}", flush=True)
     rows = []
     rng = np.random.default_rng(0)
@@ -156,7 +173,7 @@ def measure(data: Data, path: Path, repeats: int, batches: int) -> list[dict[str
                     seconds, images = _time(
                         lambda name=name, ids=ids: epochs[name](ids),  # type: ignore[misc]
                         batches,
-                        _forgetting(cached, ours[0], name == "with") if situation == "no room" else None,
+                        _forgetting(cached, ours[0]) if situation == "no room" else None,
                     )
                     rows.append(
                         {
@@ -172,6 +189,7 @@ def measure(data: Data, path: Path, repeats: int, batches: int) -> list[dict[str
                         }
                         | disk
                     )
+    link.unlink()
     return rows
 
 
@@ -188,14 +206,14 @@ def _select_stock(loader: Loader, ids: NDArray[np.int64]) -> Any:
     return iter(loader)
 
 
-def _forgetting(cached: PageCache, loader: PrunedLoader, read_ahead: bool) -> Callable[[NDArray[np.int64]], None]:
+def _forgetting(cached: PageCache, loader: PrunedLoader) -> Callable[[NDArray[np.int64]], None]:
     """A function of the ids to come that drops what a memory too small would not hold."""
     fields = loader.decoded_fields
     ahead = int(WINDOWS_AHEAD * WINDOW_BYTES / loader.file.sample_bytes)
 
     def forget(coming: NDArray[np.int64]) -> None:
         coming = coming[:ahead]
-        cached.drop(byte_ranges(loader.file, fields, coming) if read_ahead and len(coming) else None)
+        cached.drop(byte_ranges(loader.file, fields, coming) if len(coming) else None)
 
     return forget
 
@@ -203,23 +221,21 @@ def _forgetting(cached: PageCache, loader: PrunedLoader, read_ahead: bool) -> Ca
 def _time(
     begin: Callable[[], Any], batches: int, forget: Callable[[NDArray[np.int64]], None] | None
 ) -> tuple[float, int]:
-    """Seconds and images of the first batches of an epoch, its beginning included; `forget` itself left out."""
-    images, apart, before_last = 0, 0.0, 0.0
-    start = end = time.perf_counter()
+    """Seconds and images of the first batches of an epoch, its beginning and `forget` included."""
+    images = 0
+    start = time.perf_counter()
     epoch = begin()
     for served in islice(epoch, batches):
         images += len(served[0])
-        end, before_last = time.perf_counter(), apart
         if forget:
-            apart -= end
             forget(epoch.order[images:])
-            apart += time.perf_counter()
+    seconds = time.perf_counter() - start
     # Ending FFCV's thread may take half a second, and its destructor wants it: not the time of a batch.
     if isinstance(epoch, EpochIterator):
         end_stock_epoch(epoch)
     else:
         epoch.close()
-    return end - start - before_last, images
+    return seconds, images
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -240,7 +256,8 @@ def summary(rows: Sequence[Row]) -> str:
     head = ["data", "keep", "situation", "loader", "images/s", "vs ffcv", "MB read / 1,000"]
     disk = "; ".join(
         f"{data} ({own[0]['file_mb']} MB) at {own[0]['disk_mb_per_second']} MB/s from end to end, "
-        f"{own[0]['disk_pages_per_second']} single pages a second"
+        f"{own[0]['disk_pages_per_second']} single pages a second, the kernel's read-ahead being "
+        f"{own[0]['kernel_read_ahead_kb']} KB"
         for (data,), own in groups(rows, "data").items()
     )
     return f"{markdown(head, body)}\n\nThe disk delivered {disk}. {measured_with(rows)}"

@@ -83,3 +83,10 @@ def disk_bytes() -> int:
     """Bytes that this process made the disk deliver so far."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(lines["read_bytes"])
+
+
+def kernel_read_ahead_kb(path: Path) -> int | str:
+    """What the kernel reads at a touch of a page that is not in memory; unknown for some file systems."""
+    device = path.stat().st_dev
+    setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    return int(setting.read_text()) if setting.exists() else "unknown"

@@ -14,8 +14,9 @@ What it measures, each repeat with a new random selection of 30 %:
   ("own") and that is needed at the highest point ("peak"), for the first loader of a file, for a second one on the
   same file, and for FFCV's.
 
-Two files: 1,281,167 raw images of 8 x 8 in batches of 1,024, where a batch takes next to no time; and for an ordinary
-batch, `--large` raw images of 256 x 256 in batches of 1,024 with random crops to 224. The 8 x 8 are the harder case.
+Two files: `--samples` raw images of 8 x 8 in batches of 1,024, where a batch takes next to no time; and for an ordinary
+batch, `--large` raw images of 256 x 256 in batches of 512 with random crops to 224. With these, every swap also selects
+and orders as many samples as the first file has ("ordered"), since the time of that is what grows with the data set.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder, S
 from ffcv.loader import Loader, OrderOption
 from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.long_run import IMAGENET_SAMPLES, resident_mb, synthetic_split
@@ -50,17 +52,19 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.loader import usable_cores
+from ffcv_prune.loading.order import PrunedOrder, validate_ids
 from ffcv_prune.loading.pipelines import train_pipelines
 
 TITLE = "Exchanging the selection, and constructors"
 COLUMNS = (
-    *("measured", "samples", "batch", "repeat", "swap_seconds", "first_batch_seconds", "batch_seconds", "compiled"),
+    *("measured", "samples", "ordered", "batch", "repeat"),
+    *("swap_seconds", "first_batch_seconds", "batch_seconds", "compiled"),
     *("rebuilt_seconds", "rebuilt_compiled", "seconds", "own_mb", "peak_mb"),
 )
 SETTINGS = ("samples", "large")
 KEEP = 0.3
-BATCH = 1024
-CROP = 224
+CASES = {"8 x 8": (1024, 0), "256 x 256": (512, 224)}  # batch size, side of the crop
 CONSTRUCTORS = ("PrunedLoader", "second PrunedLoader", "ffcv.Loader")
 
 
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     if min(args.samples, args.large) < 100:
         raise UserError(f"--samples {args.samples} --large {args.large}: give at least 100")
     cases = results.left(
-        ("8 x 8", "256 x 256", "constructors"),
+        (*CASES, "constructors"),
         lambda row: "constructors" if row["measured"] in CONSTRUCTORS else row["measured"],
     )
     if not cases:
@@ -101,8 +105,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
             if case == "constructors":
                 results.append(constructors(small, args.repeats))
             else:
-                path, crop = (small, 0) if case == "8 x 8" else (large, CROP)
-                results.append(measure(case, path, crop, args.repeats))
+                path = small if case == "8 x 8" else large
+                results.append(measure(case, path, args.samples, args.repeats))
 
 
 def large_split(samples: int) -> Split:
@@ -117,29 +121,43 @@ def stock_pipelines(crop: int) -> dict[str, Any]:
     return {"image": [decoder, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
 
 
-def measure(data: str, path: Path, crop: int, repeats: int) -> list[dict[str, Any]]:
-    """Swap our loader and rebuild FFCV's, in turn."""
+def measure(data: str, path: Path, ordered: int, repeats: int) -> list[dict[str, Any]]:
+    """Swap our loader and rebuild FFCV's, in turn; with each swap, at least `ordered` samples are put in order."""
     info = check_beton(path)
-    batch = min(BATCH, max(1, round(KEEP * info.num_samples) // 4))
+    batch, crop = CASES[data]
+    batch = min(batch, max(1, round(KEEP * info.num_samples) // 4))
     pipelines = train_pipelines(info, "random_resized_crop" if crop else "none", crop)
     loader = PrunedLoader(path, batch, pipelines)
+    more = PrunedOrder(loader, ordered, shuffle=True, drop_last=True) if ordered > info.num_samples else None
     for _ in range(2):  # compiles, allocates, touches the file; once more at full speed
         with closing(iter(loader)) as batches:
             list(islice(batches, 8))
     compilations = Compilations()
     rng = np.random.default_rng(0)
+
+    def selection(n: int) -> NDArray[np.int64]:
+        return np.sort(rng.permutation(n)[: round(KEEP * n)])
+
     rows = []
     for repeat in range(repeats):
-        ids = np.sort(rng.permutation(info.num_samples)[: round(KEEP * info.num_samples)])
+        ids, of_more = selection(info.num_samples), selection(ordered)
         row: dict[str, Any] = {"measured": data, "samples": info.num_samples, "batch": batch, "repeat": repeat}
+        row["ordered"] = max(ordered, info.num_samples)
+
+        def swap(ids: NDArray[np.int64] = ids, of_more: NDArray[np.int64] = of_more) -> None:
+            loader.set_selection(ids)
+            if more is not None:
+                more.select(validate_ids(of_more, ordered))
+                more.sample_order(loader.next_epoch)
+
+        compilations.count = 0
         start = time.perf_counter()
-        loader.set_selection(ids)
+        swap()
         loader.next_traversal_order()
         row["swap_seconds"] = time.perf_counter() - start
         loader.set_selection(None)
-        compilations.count = 0
         start = time.perf_counter()
-        loader.set_selection(ids)
+        swap()
         with closing(iter(loader)) as batches:
             next(batches)
             row["first_batch_seconds"] = time.perf_counter() - start
@@ -148,7 +166,13 @@ def measure(data: str, path: Path, crop: int, repeats: int) -> list[dict[str, An
         compilations.count = 0
         start = time.perf_counter()
         stock = Loader(
-            str(path), batch, os_cache=True, order=OrderOption.RANDOM, indices=ids, pipelines=stock_pipelines(crop)
+            str(path),
+            batch,
+            usable_cores(),
+            os_cache=True,
+            order=OrderOption.RANDOM,
+            indices=ids,
+            pipelines=stock_pipelines(crop),
         )
         epoch = iter(stock)
         next(epoch)
@@ -200,7 +224,9 @@ def construct(kind: str, tiny: str, path: str) -> None:
 
     def build(path: str) -> Any:
         if kind == "ffcv.Loader":
-            return Loader(path, 32, os_cache=True, order=OrderOption.RANDOM, pipelines=stock_pipelines(0))
+            return Loader(
+                path, 32, usable_cores(), os_cache=True, order=OrderOption.RANDOM, pipelines=stock_pipelines(0)
+            )
         return PrunedLoader(path, 32, train_pipelines(info, "none"))
 
     list(build(tiny))
@@ -232,6 +258,7 @@ def summary(rows: Sequence[Row]) -> str:
         swaps.append(
             [
                 *first,
+                f"{int(own[0]['ordered']):,}",
                 own[0]["batch"],
                 *(_spread(own, column, scale=1000) for column in columns),
                 _spread(own, "first_batch_seconds", "batch_seconds"),
@@ -241,7 +268,17 @@ def summary(rows: Sequence[Row]) -> str:
                 _spread(own, "rebuilt_seconds", "first_batch_seconds"),
             ]
         )
-    head = ["data", "samples", "batch", "swap, ms", "to the first batch, ms", "one batch, ms", "in batches", "compiled"]
+    head = [
+        "data",
+        "samples",
+        "ordered",
+        "batch",
+        "swap, ms",
+        "to the first batch, ms",
+        "one batch, ms",
+        "in batches",
+        "compiled",
+    ]
     head += ["rebuilt, s", "compiled", "rebuilt / swapped"]
     constructor = ["constructor", "samples", "seconds", "own, MB", "peak, MB"]
     parts = [markdown(*table) for table in ((head, swaps), (constructor, built)) if table[1]]

@@ -9,12 +9,12 @@ some hundred are enough, they are repeated. Without it only CIFAR-10 is measured
 `write_datasets.py --dataset cifar10` writes. A loader that is not installed is left out.
 
 It shows what loading alone can deliver when every epoch brings a new selection, drawn at random, of 30 %, 50 % or all
-of the images: raw pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the
-centre cropped and resized to 224). Everybody reads the same stored bytes from a warm page cache and delivers
-uint8[B, side, side, 3]; that each epoch brought exactly the ids asked for is checked in every one of them, and that the
-pixels are ours within PIXEL_BOUND in the first. Each loader lives in a process of its own and has as many workers as
-there are cores; loaders take turns in measurements of about a second (one epoch at least); building, compiling and the
-first epoch are left out (rows of repeat 0), except for what a loader does anew for each selection.
+of the images, which everybody shuffles: raw pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's
+(longer side 400, the centre cropped and resized to 224). Everybody reads the same stored bytes from a warm page cache
+and delivers uint8[B, side, side, 3]; that each epoch brought exactly the ids asked for is checked in every one of them,
+and that the pixels are ours within PIXEL_BOUND in the first. Each loader lives in a process of its own and has as many
+workers as there are cores; loaders take turns in measurements of about a second (one epoch at least); building,
+compiling and the first epoch are left out (rows of repeat 0), except for what a loader does anew for each selection.
 
 Read "ours ÷ its" and "its CPU ÷ ours" together: more than 1 means that ffcv_prune is faster, or cheaper. Where the
 model needs the cores too, CPU time is what counts. "Subset" is what an image of the subset costs against an image of

@@ -17,8 +17,9 @@ class Loader(Protocol):
     """Serves a new selection in each epoch."""
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[Any, Any]]:
-        """Yield the images `ids`, int64[k], in any order: batches of (images, ids), arrays or tensors on the CPU.
+        """Yield the images `ids`, int64[k], ascending, in a random order, as batches of (images, ids).
 
+        Both are arrays or tensors on the CPU.
         Images are uint8[B, side, side, 3], or uint8[B, 3, side, side] of that memory layout (channels_last). A batch
         holds until the next one is asked for.
         """

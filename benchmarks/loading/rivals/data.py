@@ -116,5 +116,6 @@ class Buffers:
 
 
 def batches(ids: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Cut `ids`, int64[k], into batches; the last one may be smaller."""
-    return (ids[i : i + batch_size] for i in range(0, len(ids), batch_size))
+    """Shuffle `ids`, int64[k], and cut them into batches; the last one may be smaller."""
+    shuffled = np.random.default_rng().permutation(ids)
+    return (shuffled[i : i + batch_size] for i in range(0, len(ids), batch_size))

@@ -39,7 +39,7 @@ class Measured:
     cpu_seconds: float
     first_images: int  # in the first batches of the epochs
     first_seconds: float  # until the first batch was there, summed over the epochs
-    first_cpu_seconds: float
+    first_cpu_seconds: float  # of the loader's own process alone: to look at all of them would cost an epoch time
 
 
 class Served:
@@ -95,8 +95,8 @@ def probes(data: Data) -> NDArray[np.int64]:
 
 
 def selection(n: int, keep: float, key: tuple[int, ...]) -> NDArray[np.int64]:
-    """int64[round(keep * n)], in random order."""
-    return np.random.default_rng([round(1000 * keep), *key]).permutation(n)[: round(keep * n)]
+    """int64[round(keep * n)], ascending, as policies return it."""
+    return np.sort(np.random.default_rng([round(1000 * keep), *key]).permutation(n)[: round(keep * n)])
 
 
 def run_epoch(
@@ -105,10 +105,10 @@ def run_epoch(
     """Serve `ids` once, and check that each came once; `look` is called with every batch."""
     got: list[NDArray[np.int64]] = []
     first, first_cpu = 0.0, 0.0
-    cpu, start = cpu_seconds(), time.perf_counter()
+    cpu, own_cpu, start = cpu_seconds(), time.process_time(), time.perf_counter()
     for images, batch in loader.epoch(ids):
         if not got:
-            first, first_cpu = time.perf_counter() - start, cpu_seconds() - cpu
+            first, first_cpu = time.perf_counter() - start, time.process_time() - own_cpu
         got.append(np.asarray(batch).copy())
         if look:
             look(images, got[-1])

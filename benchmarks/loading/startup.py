@@ -1,0 +1,269 @@
+"""What a run waits for before its first step: what each loader compiles, and what the imports and commands cost.
+
+    python -m benchmarks.loader startup              5 repeats: 15 to 20 minutes on 2 cores
+    python -m benchmarks.loader startup --redraw     the tables again, without measuring
+
+The first table: the three loaders of a run, as the trainer builds them (`ffcv_prune.training.loaders.Loaders`, with
+augment "pad_crop_flip"), each in a process of its own, and all three in one. FFCV's own loaders do the same with FFCV's
+own decoder, RandomHorizontalFlip and RandomTranslate; they have no ids to deliver. Raw images of 8 x 8, so that a batch
+takes next to no time.
+
+* "seconds", "CPU seconds": the constructor and the first batch, on all threads. "compiled": functions that numba
+  compiled meanwhile; one that it read from its cache on the disk does not count.
+* "importing": the same of the imports that the loaders need, on top of torch, torchvision and numba, which the process
+  has imported already. Some is compiled there: kernels of ours, and a dictionary of FFCV's.
+* "kernel cache": numba keeps compiled functions in a folder, here one of the pair's own. "empty": nothing is in it, as
+  in the first run on a machine; "filled": a second process comes after the first one. What still compiles in the second
+  cannot be kept on the disk.
+* "all three": the sum over the three in one process; under it, what the second and the third add. Less than the same
+  loader costs alone is what loaders of one process share.
+* "FFCV ÷ ours": the CPU seconds of FFCV's over those of ours, with the imports of those rows that have them. More than
+  1 means that ours start for less.
+
+The second table: whole commands, from the start of the process to its end, with a filled kernel cache and files that
+were read before: `--help`, an option that is refused, and imports. "of all imports" is the CPU time over that of the
+line that imports torch, numba and FFCV. A command that imports them before it reads its arguments takes at least that.
+"import ffcv_prune.ffcv_import" is how ours import the three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.results import markdown
+from benchmarks.tables import Results, Row, groups, measured_with, positive, ratios, spread
+
+# numba, FFCV and what imports them only within functions: importing them is measured, in processes that import this.
+
+TITLE = "Start-up: what is compiled and imported"
+COLUMNS = (
+    *("measured", "loader", "cache", "repeat", "seconds", "cpu_seconds", "compiled"),
+    *("import_seconds", "import_cpu_seconds", "import_compiled"),
+)
+SETTINGS = ("samples", "workers")
+ROOT = Path(__file__).resolve().parents[2]
+BATCH = 64
+MEAN = (124, 116, 104)  # the colour of the padding: ImageNet's, as ours take it where there is no manifest
+KINDS = ("training", "scoring", "test")
+CASES = tuple((case, loader) for case in (*KINDS, "all three") for loader in ("ffcv_prune", "FFCV"))
+ALL_IMPORTS = "-c 'import torch, numba, ffcv'"
+# What follows `python`, and the exit code.
+COMMANDS = {
+    "train_imagenet.py --help": 0,
+    "train_imagenet.py --config=rn_configs/cifar10_ucb.yaml --prune.kep=0.3": 2,
+    "-c pass": 0,
+    ALL_IMPORTS: 0,
+    "-c 'import ffcv'": 0,
+    "-c 'import ffcv_prune.ffcv_import'": 0,
+    "-c 'import ffcv_prune'": 0,
+    "-c 'from ffcv_prune import PrunedLoader'": 0,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from ffcv_prune.loading.loader import usable_cores
+
+    parser.add_argument("--samples", type=positive, default=512, help="of each file; default: %(default)s")
+    parser.add_argument(
+        "--workers", type=positive, default=usable_cores(), help="of each loader; default: one per core"
+    )
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Write the two files, and measure what has no rows yet, each case once a repeat."""
+    from benchmarks.long_run import synthetic_split
+    from ffcv_prune.data import recipe
+    from ffcv_prune.data.encode import encode_split
+    from ffcv_prune.errors import UserError
+
+    if args.samples < 2 * BATCH:
+        raise UserError(f"--samples {args.samples}: give at least {2 * BATCH}, one batch of scoring")
+    once = [*CASES, *((command, "") for command in COMMANDS)]
+    cases = results.left(
+        [(str(repeat), *case) for repeat in range(args.repeats) for case in once],
+        lambda row: (row["repeat"], row["measured"].partition(":")[0], row["loader"]),
+    )
+    if not cases:
+        return
+    with TemporaryDirectory() as folder:
+        for split in ("train", "test"):
+            encode_split(synthetic_split(args.samples), Path(folder) / f"{split}.beton", recipe.Image(), 0, 1, split)
+        kept = Path(folder) / "kernels"
+        _python(["-c", "import ffcv, torchvision, ffcv_prune.training.loaders"], kept)  # reads the files, fills `kept`
+        for repeat, case, loader in cases:
+            print(f"repeat {int(repeat) + 1} of {args.repeats}: {case} {loader}", flush=True)
+            if loader:
+                rows = measure_loaders(case, loader, Path(folder), args.workers)
+            else:
+                rows = [measure_command(case, kept)]
+            results.append(row | {"repeat": repeat} for row in rows)
+
+
+def measure_loaders(case: str, loader: str, folder: Path, workers: int) -> list[dict[str, Any]]:
+    """The loaders of a case in a process with an empty kernel cache, and in a second one that finds what it left."""
+    kinds = KINDS if case == "all three" else (case,)
+    code = (
+        f"from benchmarks.loading.startup import build; build({loader!r}, {list(kinds)!r}, {str(folder)!r}, {workers})"
+    )
+    rows = []
+    with TemporaryDirectory(dir=folder) as kernels:
+        for state in ("empty", "filled"):
+            built = json.loads(_python(["-c", code], Path(kernels)).splitlines()[-1])
+            if len(built) > 1:
+                total = {name: sum(row[name] for row in built) for name in ("seconds", "cpu_seconds", "compiled")}
+                imports = {name: built[0].pop(name) for name in [*built[0]] if name.startswith("import_")}
+                built = [total | imports | {"measured": case}] + [
+                    row | {"measured": f"{case}: {kind}"} for kind, row in zip(kinds, built, strict=True)
+                ]
+            rows += [{"measured": case, "loader": loader, "cache": state} | row for row in built]
+    return [{name: _rounded(value) for name, value in row.items()} for row in rows]
+
+
+def measure_command(name: str, kernels: Path) -> dict[str, Any]:
+    """A command from start to end."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    _python(shlex.split(name), kernels, COMMANDS[name])
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"measured": name, "seconds": _rounded(seconds), "cpu_seconds": _rounded(cpu)}
+
+
+def _python(words: Sequence[str], kernels: Path, code: int = 0) -> str:
+    """What a fresh process prints, whose kernel cache is that folder. RuntimeError unless it exits with `code`."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(kernels)}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode != code:
+        raise RuntimeError(f"{words} exited with {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def build(loader: str, kinds: Sequence[str], folder: str, workers: int) -> None:
+    """Print, as JSON, what the imports cost and then each loader up to its first batch; a process for itself."""
+    import torchvision  # noqa: F401 - imports torch; our trainer needs it, but not for the loaders
+    from numba.core import event
+
+    # Not `swap.Compilations`: it must listen before FFCV is imported, which that module does.
+    with event.install_recorder("numba:compile") as recorder:
+
+        def timed(step: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+            recorder.buffer.clear()
+            start, cpu = time.perf_counter(), time.process_time()
+            made = step()
+            cost = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+            return made, cost | {"compiled": sum(happened.is_start for _, happened in recorder.buffer)}
+
+        prepare = {"ffcv_prune": our_builder, "FFCV": ffcv_builder}[loader]
+        first_batch, imports = timed(partial(prepare, Path(folder), workers))
+        rows: list[dict[str, float]] = []
+        for kind in kinds:
+            epoch, cost = timed(partial(first_batch, kind))
+            for _ in epoch:  # to its end: FFCV's thread cannot be stopped
+                pass
+            rows.append(cost)
+    rows[0] |= {f"import_{name}": value for name, value in imports.items()}
+    print(json.dumps(rows))
+
+
+def our_builder(folder: Path, workers: int) -> Callable[[str], Iterable[Any]]:
+    """What builds our loader of a kind and takes its first batch; it leaves nothing to iterate over."""
+    from ffcv_prune import config
+    from ffcv_prune.training.loaders import Loaders
+
+    @cache
+    def loaders() -> Loaders:  # checks the files: part of the first loader
+        train, test = (str(folder / f"{split}.beton") for split in ("train", "test"))
+        data = config.Data(train=train, test=test, augment="pad_crop_flip", num_workers=workers)
+        settings = config.Config(
+            run=config.Run(),
+            data=data,
+            model=config.Model(name="resnet_tiny"),
+            train=config.Train(epochs=1, batch_size=BATCH, device="cpu"),
+            prune=config.Prune(),
+            static=config.StaticScores(),
+        )
+        return Loaders(settings)
+
+    def first_batch(kind: str) -> Iterable[Any]:
+        made = loaders()
+        _ = made.train(0) if kind == "training" else made.score if kind == "scoring" else made.test
+        return ()  # `Loaders` has taken the first batch of each, and ended the epoch
+
+    return first_batch
+
+
+def ffcv_builder(folder: Path, workers: int) -> Callable[[str], Iterable[Any]]:
+    """What builds FFCV's loader of a kind and takes its first batch; it returns the rest of the epoch."""
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, RandomTranslate, Squeeze, ToTensor, ToTorchImage
+
+    def first_batch(kind: str) -> Iterable[Any]:
+        train = kind == "training"
+        augment = [RandomHorizontalFlip(), RandomTranslate(padding=4, fill=MEAN)] if train else []
+        loader = Loader(
+            str(folder / f"{'test' if kind == 'test' else 'train'}.beton"),
+            BATCH if train else 2 * BATCH,
+            workers,
+            os_cache=True,
+            order=OrderOption.RANDOM if train else OrderOption.SEQUENTIAL,
+            drop_last=train,
+            pipelines={
+                "image": [SimpleRGBImageDecoder(), *augment, ToTensor(), ToTorchImage()],
+                "label": [IntDecoder(), ToTensor(), Squeeze(1)],
+            },
+        )
+        epoch = iter(loader)
+        next(epoch)
+        return epoch
+
+    return first_batch
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Two Markdown tables: loaders, and commands."""
+    parts = []
+    built = groups([row for row in rows if row["loader"]], "measured", "loader", "cache")
+    if built:
+        head = ["built", "by", "kernel cache", "seconds", "CPU seconds", "compiled"]
+        head += ["importing, s", "importing, CPU s", "compiled in importing", "FFCV ÷ ours"]
+        columns = ("seconds", "cpu_seconds", "compiled", "import_seconds", "import_cpu_seconds", "import_compiled")
+        body = []
+        for (kind, loader, state), own in built.items():
+            cells = [spread([float(row[column]) for row in own if row[column]]) for column in columns]
+            stock = built.get((kind, "FFCV", state), []) if loader != "FFCV" else []
+            body.append([kind, loader, state, *cells, spread(ratios(stock, own, _cpu_seconds))])
+        parts.append(markdown(head, body))
+    commands = groups([row for row in rows if not row["loader"]], "measured")
+    if commands:
+        imports = commands.get((ALL_IMPORTS,), [])
+        body = [
+            [
+                f"`python {name}`",
+                *(spread([float(row[column]) for row in own]) for column in ("seconds", "cpu_seconds")),
+                spread(ratios(own, imports, lambda row: float(row["cpu_seconds"]))),
+            ]
+            for (name,), own in commands.items()
+        ]
+        parts.append(markdown(["command", "seconds", "CPU seconds", "of all imports"], body))
+    return "\n\n".join([*parts, measured_with(rows)])
+
+
+def _cpu_seconds(row: Row) -> float:
+    """Of the loader, and of the imports where they belong to the row."""
+    return float(row["cpu_seconds"]) + float(row["import_cpu_seconds"] or 0)
