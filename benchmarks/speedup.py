@@ -1,18 +1,19 @@
 """How much of the time that pruning promises arrives: full data against random and UCB, end to end.
 
     python -m benchmarks.speedup                            CIFAR-10, 5 repeats: about an hour on 2 cores
-    python write_datasets.py --dataset cifar10 --subset.per_class=2500 --dataset.name=cifar10_half
-    python -m benchmarks.speedup --data.train=betons/cifar10_half/train.beton --threads 2      half of it: 20 minutes
+    python -m benchmarks.speedup --data.train=betons/cifar10_downsampled/train.beton        a fifth of it: 15 minutes
     python -m benchmarks.speedup --config rn_configs/rn18_full.yaml --csv rn18.csv      any data set and model
     python -m benchmarks.speedup --redraw                   the table and the plot again, from the CSV
 
-Each run trains one epoch, which is not measured, and then a period of T_p = 10 epochs with one checkpoint at its
-start: what a long run does again and again. Full data, whose epochs are all alike, are trained on for FULL_EPOCHS
-beside the runs of each keep, and these are compared with them. The cheaper sources of scores are measured where the
-pass weighs most. Read "share of ideal": 1.00 would mean that an epoch takes no longer than its samples do
-on full data; below it is what scoring, selecting, swapping and the fixed costs of an epoch take. Samples are
-counted as trained on: whole batches. Tests and checkpoints of the run are not charged, but stated, as is what it took
-to start. A run whose row is in the CSV is not repeated: stop with Ctrl-C, start again.
+Each run trains one epoch, which is not measured, and then a period of T_p = 10 epochs with one checkpoint at its start:
+what a long run does again and again. Full data, whose epochs are all alike, are trained on for FULL_EPOCHS beside the
+runs of each keep, and these are compared with them. The cheaper sources of scores are measured where the pass weighs
+most. Read "share of ideal": 1.00 would mean that an epoch takes no longer than its samples do on full data; below it is
+what scoring, selecting, swapping and the fixed costs of an epoch take. "In training" is the part of its time that a run
+spends in steps: where a step takes as long as on full data, that is the share of ideal, and being of one run, it holds
+on a machine whose pace changes between runs. Samples are counted as trained on: whole batches. Tests and checkpoints of
+the run are not charged, but stated, as is what it took to start. A run whose row is in the CSV is not repeated: stop
+with Ctrl-C, start again.
 """
 
 from __future__ import annotations
@@ -272,7 +273,7 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
 
 def summary(rows: Sequence[Row]) -> str:
     """The table, and what it was measured with."""
-    head = ["method", "keep", *CHARGED, "epoch", "tests and saves", "speedup", "ideal", "share of ideal"]
+    head = ["method", "keep", *CHARGED, "epoch", "tests and saves", "speedup", "ideal", "share of ideal", "in training"]
     body = [
         [
             VARIANTS[line.method].label,
@@ -283,6 +284,7 @@ def summary(rows: Sequence[Row]) -> str:
             spread(line.speedups),
             f"{statistics.median(line.ideals):.2f}",
             spread(line.shares),
+            spread([_seconds(row, ("train",)) / _seconds(row) for row in line.rows]),
         ]
         for line in lines_of(rows)
     ]

@@ -74,13 +74,17 @@ class Drawing(SmallNet):
         return super().forward(images) * (1 if isinstance(images, Tensor) else 2)
 
 
+def compiled() -> nn.Module:
+    return torch.compile(SmallNet(), backend="eager")
+
+
 def hooked() -> nn.Module:
     model = SmallNet()
     model.norm.register_forward_hook(lambda module, inputs, output: None)
     return model
 
 
-@pytest.mark.parametrize("build", [Branching, NormTwice, Drawing, hooked, lambda: nn.Sequential(nn.Flatten())])
+@pytest.mark.parametrize("build", [Branching, NormTwice, Drawing, compiled, hooked, nn.Flatten])
 @torch.inference_mode()
 def test_what_cannot_be_folded_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
     model = trained(build())

@@ -40,7 +40,7 @@ def test_each_run_is_compared_with_the_full_data_of_its_own_repeat(tmp_path: Pat
     assert ucb.seconds("train") == pytest.approx((1.25 + 4.0) / 2)
     picture = speedup.draw(rows, tmp_path / "plot.svg")
     line = next(line for line in speedup.summary(rows).splitlines() if line.startswith("| UCB "))
-    assert line.split("|")[-4:-1] == [" 4.5 (4–5) ", " 8.00 ", " 0.562 (0.5–0.625) "]
+    assert line.split("|")[-5:-1] == [" 4.5 (4–5) ", " 8.00 ", " 0.562 (0.5–0.625) ", " 0.625 (0.625–0.625) "]
     assert picture.read_text().startswith("<?xml")
     with pytest.raises(UserError, match="no repeat has a run on full data"):
         speedup.lines_of(rows[1:3])
