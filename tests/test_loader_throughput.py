@@ -7,6 +7,8 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,28 @@ def test_cpu_time_counts_children() -> None:
         alive = cpu_seconds() - before
         child.communicate(b"\n")
     assert 0.3 <= alive <= cpu_seconds() - before
+
+
+def test_cpu_time_does_not_shrink_while_threads_come_and_go() -> None:
+    """As Grain's do: an epoch has threads of its own."""
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            threads = [threading.Thread(target=time.sleep, args=(0.0001,)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        measured = [cpu_seconds() for _ in range(1000)]
+    finally:
+        over.set()
+        churning.join()
+    assert measured == sorted(measured)
 
 
 def test_the_command_measures_and_its_tables_come_from_its_rows(

@@ -10,7 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -125,12 +125,16 @@ def cpu_seconds() -> float:
 
 
 def _of_process(pid: int) -> float:
+    """CPU seconds of a process and its descendants that live; 0 for one that has ended meanwhile."""
     try:
         own = time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) makes of a process id: nanoseconds
-        tasks = [task.joinpath("children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
-    except OSError:  # it ended meanwhile
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
         return 0.0
-    return own + sum(_of_process(int(child)) for children in tasks for child in children.split())
+    for task in tasks:
+        with suppress(OSError):  # a thread may end at any time: the process goes on
+            own += sum(_of_process(int(child)) for child in task.joinpath("children").read_text().split())
+    return own
 
 
 def _sum(parts: list[Measured]) -> Measured:
