@@ -59,7 +59,7 @@ class Run:
 
     name: str = key("", "folder name of the run; empty: the config file's name")
     out: str = key("runs", "folder that holds the run folders")
-    save_every: float = key(300.0, "seconds between saves; what stops a run in order saves too", within="[0, inf)")
+    save_every: float = key(300.0, "seconds between saves within an epoch; its end saves too", within="[0, inf)")
     profile: bool = key(False, "print where the time went when the run ends, into profile.json too; short: --profile")
     seed: int = key(0, "seed of weights, order, augmentation and selection", within="[0, 4294967295]")
 

@@ -247,19 +247,6 @@ def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Se
     assert (status["status"], status["epochs"]) == ("interrupted", 2)
 
 
-@pytest.mark.parametrize(
-    ("save_every", "saves"), [(1000, 2), (0, 1 + EPOCHS * 4)]
-)  # at three steps, and an epoch's end
-def test_a_checkpoint_is_written_when_it_is_due_and_at_both_ends_of_a_run(
-    save_every: float, saves: int, settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a save costs does not shrink with the samples kept."""
-    written, save = [], checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *args: (written.append(1), save(*args)))
-    train(settings(prune__policy="random", prune__keep=KEEP, run__save_every=save_every), loaders)
-    assert len(written) == saves
-
-
 def test_a_diverged_model_stops_the_run_with_an_error(settings: Settings, loaders: Loaders) -> None:
     own = settings(train__lr=1e30, run__save_every=0)
     with pytest.raises(UserError, match=r"diverged.*train\.lr"):

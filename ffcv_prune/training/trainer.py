@@ -204,8 +204,7 @@ class Trainer:
                     row = self._row(epoch, loss, steps, accuracy, top5, folder.rows)
                     folder.log(row)
                     print(epoch_line(row, epochs), flush=True)
-            if epoch + 1 == epochs or self.world.agree(SAVE if self._save_is_due() else 0):
-                self._save(folder)
+            self._save(folder)
 
     def _row(
         self,
@@ -267,7 +266,8 @@ class Trainer:
             raise stopped(stop.requested, folder) from None
 
     def _after_step(self, folder: RunFolder | None, stop: StopSignals) -> None:
-        request = self.world.agree(stop.requested or (SAVE if self._save_is_due() else 0))
+        due = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
+        request = self.world.agree(stop.requested or (SAVE if due else 0))
         if request:
             self._lap_training()
             self._save(folder)
@@ -278,9 +278,6 @@ class Trainer:
         waited = self.loader.wait_seconds - self._waited
         self._waited = self.loader.wait_seconds
         self.clock.lap("train", load=waited)
-
-    def _save_is_due(self) -> bool:
-        return self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
 
     def _save(self, folder: RunFolder | None) -> None:
         state = self.state_dict()
