@@ -56,7 +56,7 @@ from ffcv_prune.training.world import choose_device
 BARE, FOLDED, SCORE = "bare model", "folded model", "score_dataset"
 NAIVE, COMPILED, SMALL = "naive loop", "compiled model", "score_dataset, small raw images"
 IMAGENET = "resnet18"  # its images come from --imagenet
-SAMPLES = {"resnet18_cifar": 1024, IMAGENET: 256}  # a repeat; other models: LIGHT_SAMPLES
+SAMPLES = {"resnet18_cifar": 1024, IMAGENET: 512}  # a repeat; other models: LIGHT_SAMPLES
 LIGHT_SAMPLES = 16_384
 SIDE, SMALL_SIDE = 224, 80  # of ImageNet's photographs
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
@@ -134,9 +134,10 @@ def variants(
         loader = make_loader(setting, batch_size)
         batches, labels = zip(*((images.clone(), labels.clone()) for images, labels in loader), strict=True)
         with torch.inference_mode():
-            folded = fold_batch_norm(model, batches[0])
+            folded = fold_batch_norm(model)
         yield BARE, batch_size, lambda batches=batches: forward(model, batches, setting)
-        yield FOLDED, batch_size, lambda batches=batches, folded=folded: forward(folded, batches, setting)
+        if folded is not None:
+            yield FOLDED, batch_size, lambda batches=batches, folded=folded: forward(folded, batches, setting)
         yield SCORE, batch_size, lambda loader=loader: score_dataset(model, loader)
         if setting.small:
             small = make_loader(replace(setting, beton=setting.small, side=SMALL_SIDE), batch_size)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ffcv_prune.models import MODELS, build_model
-from ffcv_prune.pruning.folding import fold_batch_norm
+from ffcv_prune.pruning.folding import agrees, fold_batch_norm
 from tests.nets import SmallNet
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,11 @@ def batch_norms(model: nn.Module) -> int:
 def test_every_model_says_the_same_without_its_batch_norms(name: str) -> None:
     model = trained(build_model(name, 10, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded = fold_batch_norm(model, IMAGES)
+    folded = fold_batch_norm(model)
+    if batch_norms(model) == 0:
+        assert folded is None
+        return
+    assert folded is not None and agrees(folded, model, IMAGES)
     torch.testing.assert_close(folded(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-4)
     assert batch_norms(folded) == 0
     for key, value in model.state_dict().items():
@@ -78,21 +82,36 @@ def compiled() -> nn.Module:
     return torch.compile(SmallNet(), backend="eager")
 
 
+def compiled_in_place() -> nn.Module:
+    model = SmallNet()
+    model.compile(backend="eager")
+    return model
+
+
 def hooked() -> nn.Module:
     model = SmallNet()
     model.norm.register_forward_hook(lambda module, inputs, output: None)
     return model
 
 
-@pytest.mark.parametrize("build", [Branching, NormTwice, Drawing, compiled, hooked, nn.Flatten])
+@pytest.mark.parametrize("build", [Branching, compiled, compiled_in_place, hooked, nn.Flatten])
 @torch.inference_mode()
-def test_what_cannot_be_folded_stays_as_it_is(build: Callable[[], nn.Module]) -> None:
+def test_what_cannot_be_folded_is_not(build: Callable[[], nn.Module]) -> None:
+    assert fold_batch_norm(trained(build())) is None
+
+
+@pytest.mark.parametrize("build", [NormTwice, Drawing])
+@torch.inference_mode()
+def test_a_model_traced_wrongly_is_found_out(build: Callable[[], nn.Module]) -> None:
     model = trained(build())
-    assert fold_batch_norm(model, IMAGES) is model
+    folded = fold_batch_norm(model)
+    assert folded is not None
+    assert not agrees(folded, model, IMAGES)
 
 
 @torch.inference_mode()
-def test_logits_that_are_not_finite_leave_the_model_as_it_is() -> None:
+def test_logits_that_are_not_finite_agree_with_nothing() -> None:
     model = trained(SmallNet())
     model.head.weight.fill_(torch.nan)
-    assert fold_batch_norm(model, IMAGES) is model
+    folded = fold_batch_norm(model)
+    assert folded is not None and not agrees(folded, model, IMAGES)

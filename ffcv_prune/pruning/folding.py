@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.modules.batchnorm import _BatchNorm
 
 PROBES = 8  # images on which the folded model is held against the model
-TOLERANCE = 1e-2  # of the largest logit: rounding, TF32's too, stays far below, a model traced wrongly far above
+TOLERANCE = 1e-2  # nats of any log-probability: float32 rounds to far less, a model traced wrongly is far off
 
 
 class _Tracer(fx.Tracer):
@@ -20,26 +21,37 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(module, qualified_name) or not _has_batch_norm(module)
 
 
-def fold_batch_norm(model: nn.Module, images: Tensor) -> nn.Module:
+def fold_batch_norm(model: nn.Module) -> nn.Module | None:
     """Return a copy of `model`, in evaluation mode, whose batch norms are folded into their convolutions.
 
     In evaluation mode a batch norm is an affine map with fixed numbers, which the convolution before it can apply
-    along (torch.nn.utils.fuse_conv_bn_eval). torch.fx finds the pairs by tracing the model. What has none, cannot be
-    traced, has hooks, which a copy would not call, or does not give the same logits as before for the first of
-    `images` [B, ...] is returned as it is.
+    along (torch.nn.utils.fuse_conv_bn_eval). torch.fx finds the pairs by tracing the model. None for what has no
+    batch norm, cannot be traced, is compiled, or has hooks, which a copy would not call. The copy may be wrong where
+    the model takes another way under a tracer: ask `agrees`.
+
+    Not to be called while other threads run modules: the tracer takes over `nn.Module.__call__`.
     """
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    if hooked or not _has_batch_norm(model):
-        return model
+    if not _has_batch_norm(model) or any(
+        module._forward_hooks or module._forward_pre_hooks or getattr(module, "_compiled_call_impl", None)
+        for module in model.modules()
+    ):
+        return None
     try:
         root = copy.deepcopy(model)
-        folded = fuse(fx.GraphModule(root, _Tracer().trace(root)), inplace=True, no_trace=True)
-        with torch.autocast(images.device.type, enabled=False):
-            expected, found = model(images[:PROBES]), folded(images[:PROBES])
-        error = (found - expected).abs().max() / expected.abs().max()
+        return fuse(fx.GraphModule(root, _Tracer().trace(root)), inplace=True, no_trace=True)
     except Exception:  # of the model's own code, which a tracer may lead anywhere
-        return model
-    return folded if error < TOLERANCE else model  # nan is not
+        return None
+
+
+def agrees(folded: nn.Module, model: nn.Module, images: Tensor) -> bool:
+    """Whether both give the first of `images` [B, ...] the same log-probabilities, in float32. Waits for the device."""
+    probes = images[:PROBES].float() if images.is_floating_point() else images[:PROBES]
+    try:
+        with torch.autocast(images.device.type, enabled=False):
+            found, expected = (F.log_softmax(one(probes).float(), dim=1) for one in (folded, model))
+        return bool((found - expected).abs().max() < TOLERANCE)  # not where any is nan
+    except Exception:  # as above; what is wrong with the model itself shows in the pass
+        return False
 
 
 def _has_batch_norm(module: nn.Module) -> bool:

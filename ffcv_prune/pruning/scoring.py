@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import default_amp_dtype
-from ffcv_prune.pruning.folding import fold_batch_norm
+from ffcv_prune.pruning.folding import agrees, fold_batch_norm
 
 AmpDtype = torch.dtype | None | Literal["auto"]
 Criterion = Callable[[Tensor, Tensor], Tensor]  # float32[B, C] logits, int64[B] labels -> float32[B]
@@ -37,8 +37,8 @@ def score_dataset(
 
     The model is in evaluation mode during the pass and as before after it; no gradients, channels_last,
     mixed precision, batch norms folded into convolutions where that can be done (`fold_batch_norm`). Losses gather
-    in one buffer on the device, without synchronisation, and are copied back once. With a `distributed` loader each
-    rank scores its share and every rank returns all losses.
+    in one buffer on the device, without synchronisation after the first batch, and are copied back once. With a
+    `distributed` loader each rank scores its share and every rank returns all losses.
 
     Args:
         model: maps the loader's images [B, 3, H, W] to logits [B, C].
@@ -59,22 +59,25 @@ def score_dataset(
         )
     device = torch.device(device) if device is not None else next(model.parameters()).device
     dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+    plain = _unwrap(model)
     scorer: _Scorer | None = None
     losses = torch.empty(order.num_served, dtype=torch.float32, device=device)  # [m], this rank's share
     position = 0
     with (
-        closing(iter(score_loader)) as epoch,
         _evaluating(model),
         torch.inference_mode(),
+        ExitStack() as stack,
         torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
     ):
-        for images, labels, *_ in epoch:
+        folded = fold_batch_norm(plain)  # before the loader's thread runs, which may hold modules
+        for images, labels, *_ in stack.enter_context(closing(iter(score_loader))):
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
             images = images.to(device, memory_format=torch.channels_last)
             labels = labels.to(device)
             if scorer is None:
-                scorer = _Scorer(fold_batch_norm(_unwrap(model), images), score_loader.labels, criterion)
+                chosen = folded if folded is not None and agrees(folded, plain, images) else plain
+                scorer = _Scorer(chosen, score_loader.labels, criterion)
             scorer.score(images, labels, losses[position : position + len(images)])
             position += len(images)
     result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)
