@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ffcv.transforms import ToTorchImage
 from torch import Tensor, nn
 
 from ffcv_prune import PrunedLoader, score_dataset
@@ -92,6 +93,16 @@ def test_labels_outside_the_model(score_loader: PrunedLoader) -> None:
     # `caught` holds the pass's frames and with them its iterator: the thread must have ended all the same.
     assert caught.tb is not None
     assert not [thread for thread in threading.enumerate() if thread.name == "ffcv_prune-loader"]
+
+
+def test_a_fresh_loader_whose_operations_write_into_tensors(beton: Beton) -> None:
+    """The thread cannot write into buffers made in inference mode, which it is not in; ToDevice would on a GPU."""
+    pipelines = score_pipelines(check_beton(beton.path))
+    pipelines["image"][-1] = ToTorchImage(channels_last=False)  # copies into a buffer of torch's
+    loader = PrunedLoader(beton.path, 64, pipelines, shuffle=False, drop_last=False)
+    np.testing.assert_allclose(
+        score_dataset(SmallNet(), loader, amp_dtype=None), plain_losses(SmallNet(), beton), rtol=1e-5, atol=1e-6
+    )
 
 
 class WrongShape(SmallNet):

@@ -219,7 +219,9 @@ class PrunedLoader(Loader):
     def ring(self) -> Ring:
         """The buffers, allocated at the first epoch."""
         if self._ring is None:
-            self._ring = Ring(self)
+            # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
+            with torch.inference_mode(False):
+                self._ring = Ring(self)
         return self._ring
 
     @property
