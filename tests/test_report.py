@@ -21,7 +21,7 @@ from ffcv_prune.analysis.distribution import describe_groups
 from ffcv_prune.analysis.intervals import T_QUANTILES, welch_margin
 from ffcv_prune.analysis.mixture import GROUPS, RHAT_LIMIT, Mixture
 from ffcv_prune.analysis.report import write_groups, write_report
-from ffcv_prune.analysis.runs import read_run
+from ffcv_prune.analysis.runs import _static_seconds, read_run
 from ffcv_prune.analysis.verdicts import verdicts
 from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
@@ -309,3 +309,14 @@ def test_the_fit_is_made_when_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 selections are too few"):
         write_report([run], tmp_path / "r.html", fit=True)
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("content", ["", "a,static_seconds\n1\n", "static_seconds\nmany\n", "other\n1\n"])
+@pytest.mark.parametrize("description", ["", "[]", '{"seconds": 3}', '{"seconds": {"total": null}}'])
+def test_a_damaged_record_leaves_the_cost_of_static_scores_unknown(
+    content: str, description: str, tmp_path: Path
+) -> None:
+    (tmp_path / "result.csv").write_text(content)
+    (tmp_path / "scores.json").write_text(description)
+    settings = {"prune.policy": "static", "prune.scores": str(tmp_path / "scores.npz")}
+    assert math.isnan(_static_seconds(tmp_path, settings))

@@ -136,10 +136,10 @@ def _static_seconds(folder: Path, settings: Mapping[str, Any]) -> float:
         with (folder / "result.csv").open(newline="", encoding="utf-8") as file:
             (result,) = csv.DictReader(file)
         return float(result["static_seconds"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     try:
         description = Path(settings["prune.scores"]).with_suffix(".json").read_text(encoding="utf-8")
         return float(json.loads(description)["seconds"]["total"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return float("nan")
