@@ -42,7 +42,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from benchmarks import tables
 from benchmarks.results import markdown
-from benchmarks.tables import Results, Row, groups, measured_with, ratios, spread
+from benchmarks.tables import Results, Row, groups, measured_with, ratios, rotated, spread
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import run_command
@@ -170,8 +170,7 @@ def measure(
     works = list(variants(name, setting, batch_sizes, with_compiled))
     first = [timed(work, setting.device) for _, _, work in works]  # warms up; the compiled model compiles
     for repeat in range(repeats):
-        places = [(repeat + place) % len(works) for place in range(len(works))]
-        for (variant, batch_size, work), first_seconds in ((works[place], first[place]) for place in places):
+        for (variant, batch_size, work), first_seconds in rotated([*zip(works, first, strict=True)], repeat):
             seconds = timed(work, setting.device)
             compiles = variant == COMPILED
             yield {

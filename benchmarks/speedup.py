@@ -11,9 +11,9 @@ runs of each keep, and these are compared with them. The cheaper sources of scor
 most. Read "share of ideal": 1.00 would mean that an epoch takes no longer than its samples do on full data; below it is
 what scoring, selecting, swapping and the fixed costs of an epoch take. "In training" is the part of its time that a run
 spends in steps: where a step takes as long as on full data, that is the share of ideal, and being of one run, it holds
-on a machine whose pace changes between runs. Samples are counted as trained on: whole batches. Tests and checkpoints of
-the run are not charged, but stated, as is what it took to start. A run whose row is in the CSV is not repeated: stop
-with Ctrl-C, start again.
+on a machine whose pace changes between runs. Samples are counted as trained on: whole batches. A test is not charged,
+but stated, as is what it took to start; a save, one after each epoch, is left out. A run whose row is in the CSV is not
+repeated: stop with Ctrl-C, start again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from benchmarks import tables
 from benchmarks.figures import save
 from benchmarks.results import markdown
-from benchmarks.tables import Results, Row, error_bars, groups, measured_with, ratios, spread
+from benchmarks.tables import Results, Row, error_bars, groups, measured_with, ratios, rotated, spread
 from ffcv_prune import config
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.loader import usable_cores
@@ -100,8 +100,7 @@ class Case:
     def options(self, period: int, out: Path) -> list[str]:
         """What the run's configuration changes in that of the benchmark."""
         variant = VARIANTS[self.method]
-        common = {"period": f"{period}", "warmup": "1", "final": "0"}
-        keys = {f"prune.{name}": value for name, value in common.items()} | variant.keys
+        keys = {"prune.period": f"{period}", "prune.warmup": "1", "prune.final": "0"} | variant.keys
         if self.method != FULL:
             keys["prune.keep"] = f"{self.keep}"
         epochs = 1 + self.measured(period) * variant.periods
@@ -163,14 +162,9 @@ def plan(methods_of: Mapping[float, Sequence[str]], repeats: int) -> list[Case]:
     """All runs, repeat by repeat and keep by keep; each repeat begins with others, so that none is always first."""
     cases = []
     for repeat in range(repeats):
-        for keep in _rotated([*methods_of], repeat):
-            cases += [Case(method, keep, repeat) for method in _rotated(methods_of[keep], repeat)]
+        for keep in rotated([*methods_of], repeat):
+            cases += [Case(method, keep, repeat) for method in rotated(methods_of[keep], repeat)]
     return cases
-
-
-def _rotated(values: Sequence[Any], places: int) -> list[Any]:
-    start = places % len(values)
-    return [*values[start:], *values[:start]]
 
 
 def case_of(row: Row) -> Case:

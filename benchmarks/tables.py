@@ -136,6 +136,12 @@ def groups(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row
     return made
 
 
+def rotated(values: Sequence[Case], places: int) -> list[Case]:
+    """The values from another one on in each repeat, so that none always comes first."""
+    start = places % len(values)
+    return [*values[start:], *values[:start]]
+
+
 def ratios(above: Iterable[Row], below: Iterable[Row], value: Callable[[Row], float]) -> list[float]:
     """One ratio for each repeat that both have, in the order of `below`."""
     of_above = {row["repeat"]: value(row) for row in above}

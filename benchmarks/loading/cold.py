@@ -41,7 +41,7 @@ from PIL import Image
 from benchmarks.loading.page_cache import PageCache, disk_bytes, disk_speed, kernel_read_ahead_kb
 from benchmarks.loading.swap import end_stock_epoch, stock_pipelines
 from benchmarks.results import markdown
-from benchmarks.tables import Results, Row, groups, measured_with, positive, ratios, spread
+from benchmarks.tables import Results, Row, groups, measured_with, positive, ratios, rotated, spread
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton
@@ -164,7 +164,7 @@ def measure(data: Data, path: Path, repeats: int, megabytes: int) -> list[dict[s
         for keep in KEEPS:
             ids = np.sort(rng.permutation(info.num_samples)[: max(data.batch, round(keep * info.num_samples))])
             for situation in SITUATIONS:
-                for name in np.roll(LOADERS, repeat).tolist():
+                for name in rotated(LOADERS, repeat):
                     if situation != "warm":
                         cached.empty()
                     elif cached.resident() < 0.995:

@@ -39,7 +39,7 @@ from benchmarks.loading.rivals import RIVALS
 from benchmarks.loading.rivals.data import Data
 from benchmarks.loading.rivals.process import Measured, MissingError, Served
 from benchmarks.loading.table import summary  # noqa: F401 - benchmarks.loader takes it from here
-from benchmarks.tables import Results, positive
+from benchmarks.tables import Results, positive, rotated
 from ffcv_prune.data import recipe
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split, open_source
@@ -106,8 +106,7 @@ def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -
         for repeat in range(1, args.repeats + 1):
             print(f"{case}: repeat {repeat} of {args.repeats}", flush=True)
             for keep in KEEPS:
-                shift = repeat % len(loaders)  # nobody always comes first
-                for name in [*loaders][shift:] + [*loaders][:shift]:
+                for name in rotated([*loaders], repeat):
                     measured = loaders[name].measure(keep, args.seconds, (repeat,))
                     rows.append({"loader": name, "keep": keep, "repeat": repeat} | asdict(measured))
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -66,11 +66,11 @@ def score_dataset(
     with (
         _evaluating(model),
         torch.inference_mode(),
-        ExitStack() as stack,
+        nullcontext(fold_batch_norm(plain)) as folded,  # before the loader's thread runs, which may hold modules
+        closing(iter(score_loader)) as epoch,
         torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
     ):
-        folded = fold_batch_norm(plain)  # before the loader's thread runs, which may hold modules
-        for images, labels, *_ in stack.enter_context(closing(iter(score_loader))):
+        for images, labels, *_ in epoch:
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
             images = images.to(device, memory_format=torch.channels_last)
