@@ -237,6 +237,8 @@ def main() -> None:
     if not args.redraw:
         torch.set_num_threads(args.threads)
         sizes = [int(size) for size in args.batch_sizes.split(",")]
+        for path in filter(None, (args.beton, args.imagenet, args.imagenet_score)):
+            check_beton(path)  # before the first model is measured for minutes
         models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
         for name in results.left(models, lambda row: row["model"]):
             samples = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
