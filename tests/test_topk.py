@@ -32,6 +32,17 @@ def test_top_k_equals_a_stable_sort_for_every_number_of_threads(scores, data):
 
 
 @MODERATE
+@given(SCORES, st.floats(0, 10, width=32), st.data())
+def test_top_k_with_variances_is_that_of_the_sums(mean, c, data):
+    var = np.abs(mean[::-1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = mean + np.float32(c) * var
+    k = data.draw(st.integers(1, mean.size))
+    for threads in (1, 3):
+        np.testing.assert_array_equal(top_k(mean, k, threads, var, c), naive_top_k(sums, k))
+
+
+@MODERATE
 @given(hnp.arrays(np.float32, st.integers(1, 40), elements=FLOAT32, unique=True), st.data())
 def test_top_k_follows_a_permutation_of_different_scores(scores, data):
     # −0 and +0, and NaN and +inf, are equal though unequal as bits: leave one of each pair.
@@ -61,6 +72,9 @@ def test_top_k_takes_strided_and_read_only_scores_and_leaves_them_alone():
     scores = np.arange(20, dtype=np.float32)[::-2]
     scores.flags.writeable = False
     assert top_k(scores, 3).tolist() == [0, 1, 2]
+    whole = np.arange(20, dtype=np.float32)
+    whole.flags.writeable = False
+    assert top_k(whole, 3).tolist() == top_k(whole, 3, var=whole, c=1.0).tolist() == [17, 18, 19]
 
 
 @pytest.mark.parametrize("k", [-1, 0, 5])

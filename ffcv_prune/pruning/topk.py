@@ -22,25 +22,34 @@ BLOCK = 1024
 
 
 @njit(cache=True, nogil=True)
-def _count_high_digits(bits: Bits, counts: Counts) -> None:
+def _keys(scores: Floats, var: Floats, c: np.float32, start: int, sums: Floats, keys: Bits) -> int:
+    """Fill `keys` with those of the block at `start`, of scores + c·var, or of scores where var is empty; its size."""
+    block = scores[start : start + BLOCK]
+    if var.size:
+        spread = var[start : start + BLOCK]
+        for i in range(spread.size):
+            sums[i] = block[i] + c * spread[i]
+        block = sums[: block.size]
+    score_keys(block.view(np.uint32), keys)
+    return block.size
+
+
+@njit(cache=True, nogil=True)
+def _count_high_digits(scores: Floats, var: Floats, c: np.float32, counts: Counts) -> None:
     """Count the upper half of each key in counts[DIGITS]."""
-    keys = np.empty(BLOCK, np.uint32)
-    for start in range(0, bits.size, BLOCK):
-        block = bits[start : start + BLOCK]
-        score_keys(block, keys)
-        for i in range(block.size):
+    keys, sums = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32)
+    for start in range(0, scores.size, BLOCK):
+        for i in range(_keys(scores, var, c, start, sums, keys)):
             counts[keys[i] >> DIGIT_BITS] += 1
 
 
 @njit(cache=True, nogil=True)
-def _count_low_digits(bits: Bits, high: int, counts: Counts) -> None:
+def _count_low_digits(scores: Floats, var: Floats, c: np.float32, high: int, counts: Counts) -> None:
     """Count the lower half of each key whose upper half is `high` in counts[DIGITS]."""
-    keys = np.empty(BLOCK, np.uint32)
+    keys, sums = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32)
     lowest = np.uint32(high << DIGIT_BITS)
-    for start in range(0, bits.size, BLOCK):
-        block = bits[start : start + BLOCK]
-        score_keys(block, keys)
-        for i in range(block.size):
+    for start in range(0, scores.size, BLOCK):
+        for i in range(_keys(scores, var, c, start, sums, keys)):
             low = np.uint32(keys[i] - lowest)  # of a lower key: it wraps round to 2**24 or more
             if low < DIGITS:
                 counts[low] += 1
@@ -76,41 +85,40 @@ def _lift_first(keys: Bits, key: int, ties: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _collect(bits: Bits, first_id: int, threshold: int, ties: int, ids: Ids) -> None:
+def _collect(scores: Floats, var: Floats, c: np.float32, first_id: int, threshold: int, ties: int, ids: Ids) -> None:
     """Fill `ids`, ascending, with the keys above the threshold and the first `ties` of those equal to it.
 
     Free of unpredictable branches: each id is written, and the position moves on only past the chosen ones.
     """
-    keys = np.empty(BLOCK, np.uint32)
+    keys, sums = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32)
     position, end = np.uint64(0), np.uint64(ids.size)  # unsigned: no index is counted from the end
-    for start in range(0, bits.size, BLOCK):
-        block = bits[start : start + BLOCK]
-        score_keys(block, keys)
-        equal = _count_equal(keys[: block.size], threshold)
+    for start in range(0, scores.size, BLOCK):
+        size = _keys(scores, var, c, start, sums, keys)
+        equal = _count_equal(keys[:size], threshold)
         taken = min(equal, ties)
         if 0 < taken < equal:
             _lift_first(keys, threshold, taken)
         ties -= taken
         bar = np.uint32(threshold - (taken == equal))  # all of the block's ties, or only those lifted
         base = first_id + start
-        if position + np.uint64(block.size) <= end:
-            for i in range(block.size):
+        if position + np.uint64(size) <= end:
+            for i in range(size):
                 ids[position] = base + i
                 position += np.uint64(keys[i] > bar)
             continue
-        for i in range(block.size):  # there may be room for those chosen only
+        for i in range(size):  # there may be room for those chosen only
             if position == end:
                 return
             ids[position] = base + i
             position += np.uint64(keys[i] > bar)
 
 
-def top_k(scores: Floats, k: int, threads: int | None = None) -> Ids:
+def top_k(scores: Floats, k: int, threads: int | None = None, var: Floats | None = None, c: float = 0.0) -> Ids:
     """Return the positions of the k highest scores, int64[k], ascending. Ties go to the lower position.
 
     `scores` is float32[n]; NaN, which stands for a sample never scored, counts as +inf: what is unknown is
-    explored first. Extra memory: the result, and 1 MB of counts a thread. Raises `UserError` unless
-    1 ≤ k ≤ n.
+    explored first. With `var`, float32[n], they are scores + c·var (paper, Eq. 4), computed where they are looked
+    at and never stored. Extra memory: the result, and 1 MB of counts a thread. Raises `UserError` unless 1 ≤ k ≤ n.
 
     Each score is a 32-bit key in the same order. Counting the upper halves of the keys, then the lower halves
     of those that share the k-th upper half, gives the k-th highest key and how many of its equals are chosen.
@@ -118,13 +126,14 @@ def top_k(scores: Floats, k: int, threads: int | None = None) -> Ids:
     n = scores.size
     check_k(k, n)
     threads = min(threads or default_threads(n), n)
-    bits = np.ascontiguousarray(scores, dtype=np.float32).view(np.uint32)
-    high_counts = np.zeros((threads, DIGITS), np.int64)
-    low_counts = np.zeros((threads, DIGITS), np.int64)
+    scores = np.ascontiguousarray(scores, dtype=np.float32)
+    var = np.empty(0, np.float32) if var is None else np.ascontiguousarray(var, dtype=np.float32)
+    weight = np.float32(c)
+    high_counts, low_counts = np.zeros((2, threads, DIGITS), np.int64)
 
-    run_in_chunks(lambda t, part: _count_high_digits(bits[part], high_counts[t]), n, threads)
+    run_in_chunks(lambda t, part: _count_high_digits(scores[part], var[part], weight, high_counts[t]), n, threads)
     high, rank = _digit_of_rank(high_counts.sum(axis=0), k)
-    run_in_chunks(lambda t, part: _count_low_digits(bits[part], high, low_counts[t]), n, threads)
+    run_in_chunks(lambda t, part: _count_low_digits(scores[part], var[part], weight, high, low_counts[t]), n, threads)
     low, rank = _digit_of_rank(low_counts.sum(axis=0), rank)
 
     # What each thread will find, known beforehand: equals are handed out from the lowest position upwards.
@@ -136,7 +145,7 @@ def top_k(scores: Floats, k: int, threads: int | None = None) -> Ids:
 
     def collect(t: int, part: slice) -> None:
         found = slice(stops[t] - above[t] - ties[t], stops[t])
-        _collect(bits[part], part.start, (high << DIGIT_BITS) | low, ties[t], ids[found])
+        _collect(scores[part], var[part], weight, part.start, (high << DIGIT_BITS) | low, ties[t], ids[found])
 
     run_in_chunks(collect, n, threads)
     return ids
