@@ -1,6 +1,6 @@
 """The scoring pass against the bare model and against the loop that everybody writes first.
 
-    python -m benchmarks.scoring                about 10 minutes on 2 cores
+    python -m benchmarks.scoring                about 20 minutes on 2 cores
     python -m benchmarks.scoring --imagenet betons/imagenet/train.beton \\
         --imagenet-score betons/imagenet_score/train.beton
     python -m benchmarks.scoring --redraw       the table again, without measuring
@@ -20,7 +20,8 @@ Read the column "of bare": the throughput as a part of the bare model's at the s
 own neighbour in time. At 1 the pass costs nothing but the forward passes; it can lie above, since the bare model is not
 folded. "Of naive" is the same against the naive loop, where there is one. The naive loop and the compiled model run at
 the largest batch size. Repeats are interleaved and take turns in who comes first; a first round of each, not counted,
-warms up and compiles. "Precision" is what this machine computes in hardware.
+warms up and compiles. "Precision" is what this machine computes in hardware. The rows of a model at a batch size are
+written together: stopped and started again, the benchmark goes on with the next.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning.folding import fold_batch_norm
+from ffcv_prune.pruning.folding import agrees, fold_batch_norm
 from ffcv_prune.training.world import choose_device
 
 BARE, FOLDED, SCORE = "bare model", "folded model", "score_dataset"
@@ -122,34 +123,32 @@ def naive_scores(network: nn.Module, data: Images, batch_size: int, setting: Set
 
 
 def variants(
-    name: str, setting: Setting, batch_sizes: Sequence[int], with_compiled: bool
-) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """(variant, batch size, what to time), those to be compared one after the other."""
+    name: str, setting: Setting, batch_size: int, with_naive: bool, with_compiled: bool
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(variant, what to time), those to be compared one after the other."""
     torch.manual_seed(0)
     classes = 1000 if name == IMAGENET else 10
     model = build_model(name, classes, MEAN, STD).to(setting.device).eval()
-    plain = build_model(name, classes, MEAN, STD).network
-    plain = plain.to(setting.device, memory_format=torch.contiguous_format).eval()
-    for batch_size in batch_sizes:
-        loader = make_loader(setting, batch_size)
-        batches, labels = zip(*((images.clone(), labels.clone()) for images, labels in loader), strict=True)
-        with torch.inference_mode():
-            folded = fold_batch_norm(model)
-        yield BARE, batch_size, lambda batches=batches: forward(model, batches, setting)
-        if folded is not None:
-            yield FOLDED, batch_size, lambda batches=batches, folded=folded: forward(folded, batches, setting)
-        yield SCORE, batch_size, lambda loader=loader: score_dataset(model, loader)
-        if setting.small:
-            small = make_loader(replace(setting, beton=setting.small, side=SMALL_SIDE), batch_size)
-            yield SMALL, batch_size, lambda small=small: score_dataset(model, small)
-        if name == IMAGENET or batch_size != max(batch_sizes):
-            continue
+    loader = make_loader(setting, batch_size)
+    batches, labels = zip(*((images.clone(), labels.clone()) for images, labels in loader), strict=True)
+    yield BARE, lambda: forward(model, batches, setting)
+    with torch.inference_mode():
+        folded = fold_batch_norm(model)
+        if folded is not None and agrees(folded, model, batches[0]):
+            yield FOLDED, lambda: forward(folded, batches, setting)
+    yield SCORE, lambda: score_dataset(model, loader)
+    if setting.small:
+        small = make_loader(replace(setting, beton=setting.small, side=SMALL_SIDE), batch_size)
+        yield SMALL, lambda: score_dataset(model, small)
+    if with_naive:
+        plain = build_model(name, classes, MEAN, STD).network
+        plain = plain.to(setting.device, memory_format=torch.contiguous_format).eval()
         pixels = torch.cat(batches).permute(0, 2, 3, 1).cpu().numpy()  # [n, H, W, 3]
         data = Images(np.ascontiguousarray(pixels), torch.cat(labels).cpu().numpy())
-        yield NAIVE, batch_size, lambda data=data, size=batch_size: naive_scores(plain, data, size, setting)
-        if with_compiled:
-            compiled = torch.compile(model)
-            yield COMPILED, batch_size, lambda batches=batches, compiled=compiled: forward(compiled, batches, setting)
+        yield NAIVE, lambda: naive_scores(plain, data, batch_size, setting)
+    if with_compiled:
+        compiled = torch.compile(model)
+        yield COMPILED, lambda: forward(compiled, batches, setting)
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
@@ -164,13 +163,13 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def measure(
-    name: str, setting: Setting, batch_sizes: Sequence[int], repeats: int, with_compiled: bool
+    name: str, setting: Setting, batch_size: int, repeats: int, with_naive: bool, with_compiled: bool
 ) -> Iterator[dict[str, Any]]:
-    """One row a variant, batch size and repeat."""
-    works = list(variants(name, setting, batch_sizes, with_compiled))
-    first = [timed(work, setting.device) for _, _, work in works]  # warms up; the compiled model compiles
+    """One row a variant and repeat."""
+    works = list(variants(name, setting, batch_size, with_naive, with_compiled))
+    first = [timed(work, setting.device) for _, work in works]  # warms up; the compiled model compiles
     for repeat in range(repeats):
-        for (variant, batch_size, work), first_seconds in rotated([*zip(works, first, strict=True)], repeat):
+        for (variant, work), first_seconds in rotated([*zip(works, first, strict=True)], repeat):
             seconds = timed(work, setting.device)
             compiles = variant == COMPILED
             yield {
@@ -240,12 +239,16 @@ def main() -> None:
         for path in filter(None, (args.beton, args.imagenet, args.imagenet_score)):
             check_beton(path)  # before the first model is measured for minutes
         models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
-        for name in results.left(models, lambda row: row["model"]):
+        cases = [(name, size) for name in models for size in sizes]
+        for name, size in results.left(cases, lambda row: (row["model"], int(row["batch_size"]))):
             samples = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
             setting = Setting(args.beton, samples, choose_device(args.device), args.threads)
             if name == IMAGENET:
                 setting = replace(setting, beton=args.imagenet, side=SIDE, small=args.imagenet_score)
-            results.append(list(measure(name, setting, sizes, args.repeats, not args.skip_compile)))
+            beside = name != IMAGENET and size == max(sizes)
+            compiled = beside and not args.skip_compile
+            results.append(list(measure(name, setting, size, args.repeats, beside, compiled)))
+            print(f"{name}, batches of {size}: done", flush=True)
     results.publish("The scoring pass", summary(results.read()))
 
 

@@ -6,7 +6,7 @@
 What it measures, each repeat with a new random selection of 30 %:
 
 * "swap": `set_selection` and the order of the next epoch. "to the first batch": from `set_selection` until the first
-  batch is there; "one batch": the mean time of the 40 batches after that, when only the loader works. Two batches in
+  batch is there; "one batch": the mean time of up to 40 batches after that, when only the loader works. Two batches in
   that time are what an epoch's beginning costs anyway: a batch must be decoded before it can be served.
 * "rebuilt": what FFCV alone offers: a new `ffcv.Loader` with `indices=`, up to its first batch.
 * "compiled": functions that numba compiled meanwhile.
@@ -22,6 +22,7 @@ and orders as many samples as the first file has ("ordered"), since the time of 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -150,6 +151,8 @@ def measure(data: str, path: Path, ordered: int, repeats: int) -> list[dict[str,
                 more.select(validate_ids(of_more, ordered))
                 more.sample_order(loader.next_epoch)
 
+        gc.collect()  # what the repeat before left behind of FFCV's loader
+        swap()  # its memory, too, may still be on its way back: not timed
         compilations.count = 0
         start = time.perf_counter()
         swap()
@@ -179,6 +182,7 @@ def measure(data: str, path: Path, ordered: int, repeats: int) -> list[dict[str,
         row["rebuilt_seconds"] = time.perf_counter() - start
         row["rebuilt_compiled"] = compilations.count
         end_stock_epoch(epoch)
+        del stock, epoch
         rows.append({key: round(value, 7) if isinstance(value, float) else value for key, value in row.items()})
     numba_event.unregister("numba:compile", compilations)
     return rows
