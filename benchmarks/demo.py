@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from ffcv_prune import config
+from ffcv_prune.analysis.intervals import welch_margin
 from ffcv_prune.analysis.report import write_report
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.loaders import Loaders
@@ -168,18 +169,18 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     parts = []
     for rival in ("fashion_random", "fashion_full_equal", "fashion_full_equal_time"):
         other = _accuracies(rows, rival)
-        gap, noise = statistics.mean(ucb) - statistics.mean(other), _noise(ucb, other)
-        word = "level with" if abs(gap) <= 2 * noise else "better than" if gap > 0 else "worse than"
-        parts.append(f"{word} {METHODS[rival]} ({100 * gap:+.2f} ± {100 * noise:.2f} points)")
+        gap, margin = statistics.mean(ucb) - statistics.mean(other), _margin(ucb, other)
+        word = "level with" if abs(gap) <= margin else "better than" if gap > 0 else "worse than"
+        parts.append(f"{word} {METHODS[rival]} ({100 * gap:+.2f} ± {100 * margin:.2f} points)")
     source = f"{len(ucb)} seeds" if len(ucb) > 1 else f"one seed on {TEST_SAMPLES:,} test images"
-    return [f"{METHODS['fashion_ucb']} is {'; '.join(parts)}; ± is the standard error, of {source}."]
+    return [f"{METHODS['fashion_ucb']} is {'; '.join(parts)}; ± is the 95 % interval, of {source}."]
 
 
-def _noise(a: Sequence[float], b: Sequence[float]) -> float:
-    """Standard error of the difference of two mean accuracies: over the seeds, or of one test each."""
+def _margin(a: Sequence[float], b: Sequence[float]) -> float:
+    """Half the 95 % interval of the difference of two mean accuracies: over the seeds, or of one test each."""
     if min(len(a), len(b)) > 1:
-        return math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
-    return math.sqrt(sum(p * (1 - p) / TEST_SAMPLES for p in (a[0], b[0])))
+        return welch_margin(a, b)
+    return 1.96 * math.sqrt(sum(p * (1 - p) / TEST_SAMPLES for p in (a[0], b[0])))
 
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:
