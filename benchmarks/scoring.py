@@ -241,10 +241,11 @@ def main() -> None:
         models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
         cases = [(name, size) for name in models for size in sizes]
         for name, size in results.left(cases, lambda row: (row["model"], int(row["batch_size"]))):
-            samples = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
-            setting = Setting(args.beton, samples, choose_device(args.device), args.threads)
+            beton = args.imagenet if name == IMAGENET else args.beton
+            samples = min(args.samples or SAMPLES.get(name, LIGHT_SAMPLES), check_beton(beton).num_samples)
+            setting = Setting(beton, samples, choose_device(args.device), args.threads)
             if name == IMAGENET:
-                setting = replace(setting, beton=args.imagenet, side=SIDE, small=args.imagenet_score)
+                setting = replace(setting, side=SIDE, small=args.imagenet_score)
             beside = name != IMAGENET and size == max(sizes)
             compiled = beside and not args.skip_compile
             results.append(list(measure(name, setting, size, args.repeats, beside, compiled)))
