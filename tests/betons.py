@@ -59,3 +59,10 @@ def write_beton(path: Path, n: int = 203, size: int = 16, classes: int = 10, mod
     fields: dict[str, Any] = {"image": RGBImageField(mode), "label": IntField()}
     DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(beton)
     return beton
+
+
+def write_images(path: Path, images: list[NDArray[np.uint8]], mode: str) -> Path:
+    """Write images of any sizes, uint8[H, W, 3] each, labelled 0."""
+    fields: dict[str, Any] = {"image": RGBImageField(mode), "label": IntField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset([(image, 0) for image in images])
+    return path

@@ -7,16 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ffcv.fields.decoders import CenterCropRGBImageDecoder
+from ffcv.loader import Loader
+from ffcv.transforms import ToTensor, ToTorchImage
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.augment import PadCropFlip
 from ffcv_prune.loading.kernels import flip_in_place, random_resized_crop, stream_key, uniform
+from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines, stored_size, train_pipelines
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_beton, write_images
 
 MASK = (1 << 64) - 1
 
@@ -117,20 +122,39 @@ def test_jpeg_images_decode_near_the_original(jpg_beton: Beton) -> None:
         assert abs(error.mean()) < 2  # quality 90 on noise: single pixels move, the mean does not
 
 
-def test_images_of_several_sizes_need_a_size(tmp_path, beton: Beton) -> None:  # type: ignore[no-untyped-def]
-    images = [np.full((8 + i, 12, 3), i, dtype=np.uint8) for i in range(5)]
-    mixed = write_beton(tmp_path / "mixed.beton", n=5)
-    object.__setattr__(mixed, "images", images)
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
+@pytest.mark.parametrize("augment", ["none", "random_resized_crop"])
+def test_jpeg_images_are_the_same_in_any_batch_on_any_threads(tmp_path: Path, augment: str) -> None:
+    """They are decoded into room for one image a thread: nothing of one may show in another."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (20 + 3 * i, 50 - 2 * i, 3), dtype=np.uint8) for i in range(11)]
+    path = write_images(tmp_path / "mixed.beton", images, "jpg")
+    served: list[dict[int, NDArray[np.uint8]]] = []
+    for batch_size, workers in ((1, 1), (2, 2), (3, 2), (11, 1), (11, 2)):
+        pipelines = train_pipelines(check_beton(path), augment, 16)
+        loader = PrunedLoader(path, batch_size, pipelines, min(workers, usable_cores()), drop_last=False, with_ids=True)
+        served.append(
+            {
+                i: image
+                for images, _, ids in loader
+                for i, image in zip(ids.tolist(), images.clone().numpy(), strict=True)
+            }
+        )
+        assert [scratch.shape[0] for scratch in loader.ring.scratch.values()] == [loader.num_workers]
+    for other in served[1:]:
+        assert sorted(other) == list(range(len(images)))
+        for i, image in served[0].items():
+            np.testing.assert_array_equal(other[i], image)
+    stock = {"image": [CenterCropRGBImageDecoder((16, 16), 1.0), ToTensor(), ToTorchImage()]}
+    batch, *_ = next(iter(Loader(str(path), len(images), 1, os_cache=True, pipelines=stock, drop_last=False)))
+    assert augment != "none" or all((batch.numpy()[i] == image).all() for i, image in served[0].items())
 
-    DatasetWriter(
-        str(mixed.path), {"image": RGBImageField("raw"), "label": IntField()}, num_workers=1
-    ).from_indexed_dataset(mixed)
-    info = check_beton(mixed.path)
+
+def test_images_of_several_sizes_need_a_size(tmp_path: Path, beton: Beton) -> None:
+    path = write_images(tmp_path / "mixed.beton", [np.full((8 + i, 12, 3), i, dtype=np.uint8) for i in range(5)], "raw")
+    info = check_beton(path)
     with pytest.raises(UserError, match=r"differ in size: set data\.size"):
         score_pipelines(info)
-    loader = PrunedLoader(mixed.path, 5, score_pipelines(info, size=8), shuffle=False, drop_last=False)
+    loader = PrunedLoader(path, 5, score_pipelines(info, size=8), shuffle=False, drop_last=False)
     assert next(iter(loader))[0].shape == (5, 3, 8, 8)
     assert stored_size(check_beton(beton.path)) == 16
 

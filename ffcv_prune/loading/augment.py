@@ -31,11 +31,29 @@ class StoredImage(SimpleRGBImageDecoder):
         return kernels.copy_decoder(Compiler.get_iterator())
 
 
-class CentreCrop(CenterCropRGBImageDecoder):
+class ScratchOperation(Operation):
+    """A decoder that decodes JPEG images whole before it resizes them: one after the other, in each thread.
+
+    FFCV would have it declare room for a whole batch in each slot of the ring, pinned: gigabytes. The loader adds
+    uint8[threads, scratch_bytes] as last part of its memory instead, one for all slots, which stays in the cache.
+
+    Attributes:
+        scratch_bytes: of the largest image.
+    """
+
+    scratch_bytes: int
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
+        state, (image, scratch) = super().declare_state_and_memory(previous_state)
+        self.scratch_bytes = int(np.prod(scratch.shape))
+        return state, (image,)
+
+
+class CentreCrop(ScratchOperation, CenterCropRGBImageDecoder):
     """Decoder: as FFCV's, the central square of `ratio` times the shorter side resized (area) to `size` x `size`."""
 
     def __init__(self, size: int, ratio: float) -> None:
-        super().__init__((size, size), ratio)
+        CenterCropRGBImageDecoder.__init__(self, (size, size), ratio)
 
     def generate_code(self) -> Callable[..., Any]:
         return kernels.centre_crop_decoder(Compiler.get_iterator(), float(self.ratio))
@@ -51,14 +69,12 @@ class Label(IntDecoder):
 class KeyedOperation(Operation):
     """An operation that draws from keyed streams.
 
-    The loader writes its seed and the epoch into the operation's allocation number `key_buffer`,
-    int64[slots, B, 2]: compiled code could see neither change otherwise.
+    The loader writes its seed and the epoch into the operation's second allocation, int64[slots, B, 2]: compiled code
+    could see neither change otherwise.
     """
 
-    key_buffer: int
 
-
-class RandomResizedCrop(KeyedOperation, RandomResizedCropRGBImageDecoder):
+class RandomResizedCrop(KeyedOperation, ScratchOperation, RandomResizedCropRGBImageDecoder):
     """Decoder: random crop resized to `size` x `size` (area), then a horizontal flip with probability 1/2.
 
     Args:
@@ -66,8 +82,6 @@ class RandomResizedCrop(KeyedOperation, RandomResizedCropRGBImageDecoder):
         scale: range of the crop's share of the image's area.
         ratio: range of the crop's aspect ratio.
     """
-
-    key_buffer = 2
 
     def __init__(
         self,
@@ -95,8 +109,6 @@ class PadCropFlip(KeyedOperation):
         padding: pixels on each side (paper, section 4: 4).
         fill: the padding's colour; the channel mean, as in the paper, which pads after normalising.
     """
-
-    key_buffer = 1
 
     def __init__(self, padding: int = 4, fill: tuple[int, int, int] = (0, 0, 0)) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError, uninterrupted
+from ffcv_prune.loading.augment import KeyedOperation, ScratchOperation
 from ffcv_prune.loading.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -41,12 +42,20 @@ class Ring:
         memory = loader.graph.allocate_memory(loader.batch_size, self.slots)
         self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
         self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
-        self.keys = [memory["operation"][node][op.key_buffer] for node, op in loader.keyed_operations()]
+        self.keys = [memory["operation"][node][1] for node, _ in loader.operations_of(KeyedOperation)]
+        self.scratch = {
+            f"memory_{node}": np.empty((loader.num_workers, op.scratch_bytes), np.uint8)
+            for node, op in loader.operations_of(ScratchOperation)
+        }
         cuda = loader.cuda_device
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
         self.consumed: list[torch.cuda.Event | None] = [None] * self.slots
+        for slots in self.buffers.values():  # a list of tensors, one a slot, where the dtype is torch's
+            for tensor, stream in zip(slots, self.streams, strict=True) if isinstance(slots, list) else ():
+                if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
+                    tensor.record_stream(stream)
 
     def begin(self, seed: int, epoch: int, cuda: torch.device | None) -> None:
         """Prepare for a new epoch; the thread of the previous one has ended."""
@@ -71,14 +80,15 @@ class _Producer(threading.Thread):
         self.stop_requested = threading.Event()
         self.read_ahead = ReadAhead(loader.file, loader.decoded_fields, ids, size) if loader.read_ahead else None
         # The stream that the consumer works on; __next__ keeps it up to date.
-        self.consumer_stream = torch.cuda.current_stream(loader.cuda_device) if loader.cuda_device else None
+        self.cuda = loader.cuda_device  # asked here: a new thread's current device is another
+        self.consumer_stream = torch.cuda.current_stream(self.cuda) if self.cuda else None
 
     def run(self) -> None:
         last: BaseException | None = None
         try:
             numba.set_num_threads(self.loader.num_workers)  # holds for this thread only
-            if self.loader.cuda_device:
-                torch.cuda.set_device(self.loader.cuda_device)  # a new thread starts on device 0
+            if self.cuda:
+                torch.cuda.set_device(self.cuda)  # a new thread starts on device 0
             if self.read_ahead:
                 self.read_ahead.start()
             for b, ids in enumerate(self.batches):
@@ -112,6 +122,7 @@ class _Producer(threading.Thread):
                 "metadata": self.loader.reader.metadata,
             }
             values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.ring.buffers.items()}
+            values |= {name: (*values[name], scratch) for name, scratch in self.ring.scratch.items()}
             for stage, nodes in stages:
                 values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
             if copied is not None:

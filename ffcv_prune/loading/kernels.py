@@ -154,14 +154,21 @@ def _parallel(code: Any) -> Callable[..., Any]:
 
 
 @njit(nogil=True, cache=True)
-def _pixels(field, scratch, b, storage_state):
-    """uint8[H, W, 3]: the stored image; a JPEG is decoded into scratch[b], of uint8[B, largest H x W x 3]."""
+def _pixels(field, scratch, storage_state):
+    """uint8[H, W, 3]: the stored image; a JPEG is decoded into `scratch`, uint8[largest H x W x 3]."""
     address, height, width = field["data_ptr"], np.uint32(field["height"]), np.uint32(field["width"])
     size = 3 * np.uint64(height) * np.uint64(width)
     if field["mode"] == _JPG:
-        decode_jpeg(read(address, storage_state), scratch[b].ctypes.data, height, width)
-        return scratch[b][:size].reshape(height, width, 3)
+        decode_jpeg(read(address, storage_state), scratch.ctypes.data, height, width)
+        return scratch[:size].reshape(height, width, 3)
     return storage_state[0][address : address + size].reshape(height, width, 3)  # nothing to search for
+
+
+@njit(nogil=True, cache=True)
+def _stretch(part, parts, samples):
+    """(first, end): the samples of one of `parts` equal parts of a batch."""
+    part = np.int64(part)  # numba's prange counts in uint64, which with int64 makes float64
+    return samples * part // parts, samples * (part + 1) // parts
 
 
 def copy_decoder(my_range: Any) -> Callable[..., Any]:
@@ -187,10 +194,12 @@ def centre_crop_decoder(my_range: Any, ratio: float) -> Callable[..., Any]:
 
     def decode(batch_indices, memory, metadata, storage_state):
         destination, scratch = memory
-        for b in my_range(len(batch_indices)):
-            pixels = _pixels(metadata[batch_indices[b]], scratch, b, storage_state)
-            i, j, h, w = centre_crop(pixels.shape[0], pixels.shape[1], ratio)
-            resized_crop(pixels, i, j, h, w, destination[b])
+        for part in my_range(len(scratch)):
+            first, end = _stretch(part, len(scratch), len(batch_indices))
+            for b in range(first, end):
+                pixels = _pixels(metadata[batch_indices[b]], scratch[part], storage_state)
+                i, j, h, w = centre_crop(pixels.shape[0], pixels.shape[1], ratio)
+                resized_crop(pixels, i, j, h, w, destination[b])
         return destination[: len(batch_indices)]
 
     return _parallel(decode)
@@ -200,15 +209,17 @@ def random_crop_decoder(my_range: Any, scale: tuple[float, float], ratio: tuple[
     """A random crop, resized, and a flip with probability 1/2, by the sample's keyed stream."""
 
     def decode(batch_indices, memory, metadata, storage_state):
-        destination, scratch, seed_and_epoch = memory
-        for b in my_range(len(batch_indices)):
-            sample = batch_indices[b]
-            pixels = _pixels(metadata[sample], scratch, b, storage_state)
-            key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], sample)
-            i, j, h, w = random_resized_crop(key, pixels.shape[0], pixels.shape[1], scale, ratio)
-            resized_crop(pixels, i, j, h, w, destination[b])
-            if uniform(key, 40) < 0.5:
-                flip_in_place(destination[b])
+        destination, seed_and_epoch, scratch = memory
+        for part in my_range(len(scratch)):
+            first, end = _stretch(part, len(scratch), len(batch_indices))
+            for b in range(first, end):
+                sample = batch_indices[b]
+                pixels = _pixels(metadata[sample], scratch[part], storage_state)
+                key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], sample)
+                i, j, h, w = random_resized_crop(key, pixels.shape[0], pixels.shape[1], scale, ratio)
+                resized_crop(pixels, i, j, h, w, destination[b])
+                if uniform(key, 40) < 0.5:
+                    flip_in_place(destination[b])
         return destination[: len(batch_indices)]
 
     return _parallel(decode)

@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numba
 import numpy as np
@@ -18,12 +18,12 @@ from ffcv.pipeline.operation import Operation
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.augment import KeyedOperation
 from ffcv_prune.loading.epoch import Epoch, Ring
 from ffcv_prune.loading.open_file import ffcv_constructor, open_file
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
 
 Pipeline: TypeAlias = Sequence[Any] | PipelineSpec | None
+Kind = TypeVar("Kind", bound=Operation)
 
 
 class PrunedLoader(Loader):
@@ -234,9 +234,9 @@ class PrunedLoader(Loader):
                 return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
         return None
 
-    def keyed_operations(self) -> Iterator[tuple[int, KeyedOperation]]:
-        """The operations that draw random numbers keyed by epoch, with their nodes in FFCV's graph."""
-        return ((node, op) for node, op in self._operations() if isinstance(op, KeyedOperation))
+    def operations_of(self, kind: type[Kind]) -> Iterator[tuple[int, Kind]]:
+        """The operations of a kind, with their nodes in FFCV's graph."""
+        return ((node, op) for node, op in self._operations() if isinstance(op, kind))
 
     @property
     def decoded_fields(self) -> list[str]:
