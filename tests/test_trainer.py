@@ -285,6 +285,16 @@ def test_momentum_begins_at_zero_when_the_loss_scaler_skips_the_first_step(loade
         assert third.isfinite().all()
 
 
+def test_a_run_saved_in_another_precision_goes_on_in_fp16() -> None:
+    """It has no state of a loss scaler, which `torch.amp.GradScaler` refuses to load."""
+    of_run, here = (
+        Stepper(torch.nn.Linear(2, 2), config.Train(epochs=1, lr=0.01), dtype) for dtype in (None, torch.float16)
+    )
+    scale = here.scaler.get_scale()
+    here.load_state_dict(of_run.state_dict())
+    assert here.scaler.get_scale() == scale
+
+
 def test_a_selection_that_loses_classes_warns_once(
     settings: Settings,
     loaders: Loaders,

@@ -128,8 +128,9 @@ class _Scorer:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # The CPU's allocator has no exception of its own, nor have the workspaces of cuBLAS and cuDNN.
+    words = ("can't allocate memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -60,7 +60,9 @@ class Stepper:
         # DDP sorts its buckets anew after the first step of a process, and with the buckets changes the order in which
         # three or more ranks add. It does not where it looks for unused parameters: a resumed run then adds alike.
         # On GPUs, where kernels differ in the last bits anyway, that is not worth its time.
-        self.forward = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
+        ddp = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
+        ddp.broadcast_buffers = False  # not in each step: nothing reads them before `train_epoch` does it, at its end
+        self.forward = ddp
 
     def train_epoch(
         self,
@@ -118,7 +120,8 @@ class Stepper:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run was saved by a machine that does without
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def mean_loss(losses: Tensor, ids: Tensor) -> Tensor:

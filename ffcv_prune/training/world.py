@@ -17,7 +17,8 @@ from ffcv_prune.errors import Terminated, UserError
 
 T = TypeVar("T")
 
-# A rank that has died is noticed at once, by its closed connection; one whose machine has vanished, after this.
+# A rank that has died is noticed at once, by its closed connection; one whose machine has vanished, after this. On GPUs
+# by those that do not wait for their device just then.
 SILENCE = timedelta(seconds=60)
 # Ranks open files and compile at their own pace, and may do so on machines of different speed.
 SETUP = timedelta(minutes=10)
@@ -140,13 +141,16 @@ def join(device: str) -> Iterator[World]:
         raise UserError(f"WORLD_SIZE is set but {missing} is not; start several processes with torchrun") from None
     except ValueError as error:
         raise UserError(f"a variable that torchrun sets is not a number: {error}") from None
-    if size == 1:
-        yield World(choose_device(device))
-        return
-    own = choose_device(device, local_rank, local_size)
-    if own.type == "cuda":
+    own = choose_device(device, local_rank, local_size) if size > 1 else choose_device(device)
+    cuda = own.type == "cuda"
+    if cuda:
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=SILENCE)
+        torch.backends.cudnn.benchmark = True  # the batches of training all have one shape
+    if size == 1:
+        yield World(own)
+        return
+    # NCCL kills a process that waits longer, as it may for one that scores more slowly; gloo notices who is gone.
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=SETUP if cuda else SILENCE)
     agreed = False
     try:
         with naming_lost_ranks():
