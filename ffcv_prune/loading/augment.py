@@ -45,7 +45,8 @@ class ScratchOperation(Operation):
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         state, (image, scratch) = super().declare_state_and_memory(previous_state)
-        self.scratch_bytes = int(np.prod(scratch.shape))
+        # One instance may decode several fields.
+        self.scratch_bytes = max(getattr(self, "scratch_bytes", 0), int(np.prod(scratch.shape)))
         return state, (image,)
 
 

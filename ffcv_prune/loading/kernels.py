@@ -154,13 +154,13 @@ def _parallel(code: Any) -> Callable[..., Any]:
 
 
 @njit(nogil=True, cache=True)
-def _pixels(field, scratch, storage_state):
-    """uint8[H, W, 3]: the stored image; a JPEG is decoded into `scratch`, uint8[largest H x W x 3]."""
+def _pixels(field, scratch, part, storage_state):
+    """uint8[H, W, 3]: the stored image; a JPEG is decoded into scratch[part], of uint8[parts, largest H x W x 3]."""
     address, height, width = field["data_ptr"], np.uint32(field["height"]), np.uint32(field["width"])
     size = 3 * np.uint64(height) * np.uint64(width)
     if field["mode"] == _JPG:
-        decode_jpeg(read(address, storage_state), scratch.ctypes.data, height, width)
-        return scratch[:size].reshape(height, width, 3)
+        decode_jpeg(read(address, storage_state), scratch[part].ctypes.data, height, width)
+        return scratch[part][:size].reshape(height, width, 3)
     return storage_state[0][address : address + size].reshape(height, width, 3)  # nothing to search for
 
 
@@ -197,7 +197,7 @@ def centre_crop_decoder(my_range: Any, ratio: float) -> Callable[..., Any]:
         for part in my_range(len(scratch)):
             first, end = _stretch(part, len(scratch), len(batch_indices))
             for b in range(first, end):
-                pixels = _pixels(metadata[batch_indices[b]], scratch[part], storage_state)
+                pixels = _pixels(metadata[batch_indices[b]], scratch, part, storage_state)
                 i, j, h, w = centre_crop(pixels.shape[0], pixels.shape[1], ratio)
                 resized_crop(pixels, i, j, h, w, destination[b])
         return destination[: len(batch_indices)]
@@ -214,7 +214,7 @@ def random_crop_decoder(my_range: Any, scale: tuple[float, float], ratio: tuple[
             first, end = _stretch(part, len(scratch), len(batch_indices))
             for b in range(first, end):
                 sample = batch_indices[b]
-                pixels = _pixels(metadata[sample], scratch[part], storage_state)
+                pixels = _pixels(metadata[sample], scratch, part, storage_state)
                 key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], sample)
                 i, j, h, w = random_resized_crop(key, pixels.shape[0], pixels.shape[1], scale, ratio)
                 resized_crop(pixels, i, j, h, w, destination[b])

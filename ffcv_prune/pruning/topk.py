@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ffcv_prune.errors import UserError
 from ffcv_prune.pruning.keys import score_keys
 from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k, default_threads, run_in_chunks
 
@@ -127,6 +128,8 @@ def top_k(scores: Floats, k: int, threads: int | None = None, var: Floats | None
     check_k(k, n)
     threads = min(threads or default_threads(n), n)
     scores = np.ascontiguousarray(scores, dtype=np.float32)
+    if var is not None and var.size != n:
+        raise UserError(f"{var.size} variances for {n} scores: pass one a score")
     var = np.empty(0, np.float32) if var is None else np.ascontiguousarray(var, dtype=np.float32)
     weight = np.float32(c)
     high_counts, low_counts = np.zeros((2, threads, DIGITS), np.int64)
