@@ -14,9 +14,10 @@ memory to where the method leaves it.
 How to read it: "x ours" is the time divided by that of ours in the same repeat, with 1 and with 2 threads: above 1,
 ours is faster. Growth is linear where "ns a sample" stays level; it rises a little where the table no longer fits into
 the last cache. "arrays" is the peak of resident memory above the table and the losses, in arrays of float32[n], the
-chosen ids included; it is measured from 14 million samples upwards, where malloc gives all memory back. Losses are
-lognormal and correlated between checkpoints; "ties" are those of a trained model in bfloat16: most are 0, and the k-th
-score is one of them. Ours takes no second thread below two million samples.
+chosen ids included; it is measured from 14 million samples upwards, where malloc gives nearly all memory back: what it
+kept and uses again does not show, so that ours may read less than its ids alone, 0.6. Losses are lognormal and
+correlated between checkpoints; "ties" are those of a trained model in bfloat16: most are 0, and the k-th score is one
+of them. Ours takes no second thread below two million samples.
 """
 
 from __future__ import annotations

@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pytest
 
-from benchmarks import findings
+from benchmarks import agreement, findings, scoring, speedup, topk
+from benchmarks.loading import cold, swap, throughput
 from benchmarks.results import read_rows
 from tests.betons import write_beton
 
@@ -61,6 +63,26 @@ def test_the_page_of_findings_is_that_of_the_committed_results(tmp_path: Path) -
     for name, picture in kept.items():
         if f"Matplotlib v{matplotlib.__version__}," in picture:  # another version draws the same numbers otherwise
             assert made[name] == picture, name
+
+
+PAGES = {  # of benchmarks/results: what makes them
+    "speedup": speedup,
+    "agreement": agreement,
+    "scoring": scoring,
+    "selectors": topk,
+    "loader_swap": swap,
+    "loader_throughput": throughput,
+    "loader_cold": cold,
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_of_speed_are_those_of_the_committed_rows(name: str) -> None:
+    results = ROOT / "benchmarks" / "results"
+    with (results / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        table = PAGES[name].summary(list(csv.DictReader(file)))
+    assert f"\n\n{table}\n" in (results / f"{name}.md").read_text(encoding="utf-8")
+    assert f"(../benchmarks/results/{name}.md)" in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 
 
 def test_what_it_names_exists() -> None:

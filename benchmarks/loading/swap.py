@@ -5,9 +5,10 @@
 
 What it measures, each repeat with a new random selection of 30 %:
 
-* "swap": `set_selection` and the order of the next epoch. "to the first batch": from `set_selection` until the first
-  batch is there; "one batch": the mean time of up to 40 batches after that, when only the loader works. Two batches in
-  that time are what an epoch's beginning costs anyway: a batch must be decoded before it can be served.
+* "swap": `set_selection` and the order of the next epoch, the second time in a row. "to the first batch": from
+  `set_selection` until the first batch is there; "one batch": the mean time of up to 40 batches after that, when only
+  the loader works. Two batches in that time are what an epoch's beginning costs anyway: a batch must be decoded before
+  it can be served.
 * "rebuilt": what FFCV alone offers: a new `ffcv.Loader` with `indices=`, up to its first batch.
 * "compiled": functions that numba compiled meanwhile.
 * Constructors, each in a process of its own that has compiled before, on a small file: seconds, memory that stays
