@@ -141,7 +141,7 @@ def test_when_a_rank_dies_the_others_stop(options: list[str], tmp_path: Path) ->
     finally:
         for rank in ranks:
             rank.kill()
-    assert [ranks[rank].returncode for rank in (0, 2)] == [2, 2]
+    assert [ranks[rank].returncode for rank in (0, 2)] == [2, 2], errors
     assert all("error: another rank ended or cannot be reached; see its output" in error for error in errors)
     assert not any("Traceback" in error for error in errors)
     run = tmp_path / "small"

@@ -60,9 +60,7 @@ class Stepper:
         # DDP sorts its buckets anew after the first step of a process, and with the buckets changes the order in which
         # three or more ranks add. It does not where it looks for unused parameters: a resumed run then adds alike.
         # On GPUs, where kernels differ in the last bits anyway, that is not worth its time.
-        ddp = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
-        ddp.broadcast_buffers = False  # not in each step: nothing reads them before `train_epoch` does it, at its end
-        self.forward = ddp
+        self.forward = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
 
     def train_epoch(
         self,
