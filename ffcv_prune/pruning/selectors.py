@@ -112,7 +112,8 @@ def update_statistics(
 
 
 @njit(cache=True, nogil=True)
-def _ucb(mean: Floats, var: Floats, c: np.float32, scores: Floats) -> None:
+def ucb(mean: Floats, var: Floats, c: np.float32, scores: Floats) -> None:
+    """Write μ + c·v to the first of `scores`."""
     for i in range(mean.size):
         scores[i] = mean[i] + c * var[i]
 
@@ -122,7 +123,7 @@ def ucb_scores(mean: Floats, var: Floats, c: float, threads: int | None = None) 
     scores = np.empty_like(mean)
 
     def work(_: int, part: slice) -> None:
-        _ucb(mean[part], var[part], np.float32(c), scores[part])
+        ucb(mean[part], var[part], np.float32(c), scores[part])
 
     run_in_chunks(work, mean.size, threads or default_threads(mean.size))
     return scores

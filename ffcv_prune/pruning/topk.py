@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.pruning.keys import score_keys
-from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k, default_threads, run_in_chunks
+from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k, default_threads, run_in_chunks, ucb
 
 Bits = NDArray[np.uint32]
 
@@ -27,9 +27,7 @@ def _keys(scores: Floats, var: Floats, c: np.float32, start: int, sums: Floats, 
     """Fill `keys` with those of the block at `start`, of scores + c·var, or of scores where var is empty; its size."""
     block = scores[start : start + BLOCK]
     if var.size:
-        spread = var[start : start + BLOCK]
-        for i in range(spread.size):
-            sums[i] = block[i] + c * spread[i]
+        ucb(block, var[start : start + BLOCK], c, sums)
         block = sums[: block.size]
     score_keys(block.view(np.uint32), keys)
     return block.size

@@ -132,6 +132,7 @@ def join(device: str) -> Iterator[World]:
     Raises:
         UserError: a device that is not there, or fewer GPUs on this machine than processes.
     """
+    rank, local_rank, local_size = 0, 0, 1
     try:
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size != 1:
@@ -141,7 +142,7 @@ def join(device: str) -> Iterator[World]:
         raise UserError(f"WORLD_SIZE is set but {missing} is not; start several processes with torchrun") from None
     except ValueError as error:
         raise UserError(f"a variable that torchrun sets is not a number: {error}") from None
-    own = choose_device(device, local_rank, local_size) if size > 1 else choose_device(device)
+    own = choose_device(device, local_rank, local_size)
     cuda = own.type == "cuda"
     if cuda:
         torch.cuda.set_device(own)
