@@ -18,11 +18,11 @@ With --imagenet, also ResNet-18 on these photographs at 224 px, against scoring 
 
 Read the column "of bare": the throughput as a part of the bare model's at the same batch size, each repeat against its
 own neighbour in time. It can lie above 1, since the bare model is not folded; "of folded", against the same work done
-folded, is what the pass costs beyond its forward passes. "Of naive" is the same against the naive loop, where there
-is one. The naive loop and the compiled model run at
-the largest batch size. Repeats are interleaved and take turns in who comes first; a first round of each, not counted,
-warms up and compiles. "Precision" is what this machine computes in hardware. The rows of a model at a batch size are
-written together: stopped and started again, the benchmark goes on with the next.
+folded, is what the pass costs beyond its forward passes. "Of naive" is the same against the naive loop, where there is
+one. The naive loop and the compiled model run at the largest batch size. Repeats are interleaved and take turns in who
+comes first; a first round of each, not counted, warms up and compiles. "Precision" is what this machine computes in
+hardware. The rows of a model at a batch size are written together: stopped and started again, the benchmark goes on
+with the next.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--models", default="resnet18_cifar,resnet_tiny", help="default: %(default)s")
     parser.add_argument("--imagenet", type=Path, help="a .beton of ImageNet's photographs, for ResNet-18")
     parser.add_argument("--imagenet-score", type=Path, help="the same images, small and raw")
-    parser.add_argument("--batch-sizes", default="128,512", help="default: %(default)s")
+    parser.add_argument("--batch-sizes", type=tables.positives, default="128,512", help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=0, help="a repeat; 0: 16,384, for heavy models fewer")
     tables.add_repeats(parser)
     parser.add_argument(

@@ -55,6 +55,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positives(text: str) -> str:
+    """What an option is that lists such numbers: ``128,512``."""
+    for part in text.split(","):
+        positive(part)
+    return text
+
+
 def settings(args: argparse.Namespace, *names: str, **fixed: object) -> str:
     """What all rows of a CSV must share, options and what the benchmark fixes: ``repeats=5 threads=2 keep=0.3``."""
     return " ".join(

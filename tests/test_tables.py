@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import Results, command, error_bars, groups, measured_with, number, ratios, settings, spread
+from benchmarks.tables import (
+    Results,
+    command,
+    error_bars,
+    groups,
+    measured_with,
+    number,
+    positives,
+    ratios,
+    settings,
+    spread,
+)
 from ffcv_prune.errors import UserError
 
 COLUMNS = ("case", "repeat", "seconds")
@@ -100,3 +111,10 @@ def test_options() -> None:
     args = command("loader swap", "what it does").parse_args([])
     assert args.csv.name == "loader_swap.csv" and args.csv.parent.name == "results" and not args.redraw
     assert settings(argparse.Namespace(a=1, b=2, c="x"), "a", "c", keep=0.3) == "a=1 c=x keep=0.3"
+
+
+@pytest.mark.parametrize("text", ["a", "128,", "0", "128,-1"])
+def test_a_list_of_numbers_that_is_none_is_refused(text: str) -> None:
+    assert positives("128,512") == "128,512"
+    with pytest.raises(argparse.ArgumentTypeError, match="not a whole number from 1"):
+        positives(text)
