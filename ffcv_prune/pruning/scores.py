@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.selectors import check_ids, update_statistics
+from ffcv_prune.pruning.selectors import check_ids, count_nonfinite, update_statistics
 
 MAX_NONFINITE_SHARE = 0.01
 STATE_ARRAYS = ("mean", "var", "last", "last_scored")
@@ -66,14 +66,14 @@ class ScoreTable:
         if losses.size != expected:
             raise UserError(f"{losses.size} losses for {expected} samples: pass one loss a sample")
 
-        finite = np.isfinite(losses)
-        nonfinite = losses.size - int(np.count_nonzero(finite))
+        nonfinite = count_nonfinite(losses)
         if nonfinite > MAX_NONFINITE_SHARE * losses.size:
             raise NonFiniteLossError(
                 f"{nonfinite} of {losses.size} losses are NaN or infinite: the model diverged; "
                 "lower the learning rate or train without mixed precision"
             )
         if nonfinite:
+            finite = np.isfinite(losses)
             warnings.warn(
                 f"{nonfinite} of {losses.size} losses are NaN or infinite: they are left out",
                 RuntimeWarning,

@@ -26,6 +26,8 @@ Counts = NDArray[np.int64]
 # mean, var, last: float32[n]; last_scored: int32[n]
 Statistics = tuple[Floats, Floats, Floats, NDArray[np.int32]]
 
+EXPONENT = np.uint32(0x7F80_0000)  # of a float32: all of these bits are set in NaN and the infinities, and in no other
+
 # Below about a million samples a thread costs more to start than it saves.
 SAMPLES_PER_THREAD = 1_000_000
 
@@ -61,10 +63,13 @@ def _blend(
 
 
 @njit(cache=True, nogil=True)
-def _update_all(mean: Floats, var: Floats, losses: Floats, alpha: np.float32, beta: np.float32) -> None:
-    """Blend losses[i] into sample i, for every i. Free of branches and of more arrays: vector instructions."""
+def _update_all(statistics: Statistics, losses: Floats, alpha: np.float32, beta: np.float32, update: np.int32) -> None:
+    """Blend losses[i] into sample i, for every i. Free of branches: vector instructions, and one way through memory."""
+    mean, var, last, last_scored = statistics
     for i in range(losses.size):
         mean[i], var[i] = _blend(mean[i], var[i], losses[i], alpha, beta)
+        last[i] = losses[i]
+        last_scored[i] = update
 
 
 @njit(cache=True, nogil=True)
@@ -78,6 +83,16 @@ def _update_some(
         mean[i], var[i] = _blend(mean[i], var[i], losses[j], alpha, beta)
         last[i] = losses[j]
         last_scored[i] = update
+
+
+@njit(cache=True, nogil=True)
+def count_nonfinite(losses: Floats) -> int:
+    """How many of the losses, float32[m], are NaN or infinite."""
+    exponents = losses.view(np.uint32)
+    count = 0
+    for i in range(losses.size):
+        count += (exponents[i] & EXPONENT) == EXPONENT
+    return count
 
 
 def update_statistics(
@@ -102,9 +117,8 @@ def update_statistics(
     def work(_: int, part: slice) -> None:
         if ids is None:
             mean, var, last, last_scored = statistics
-            _update_all(mean[part], var[part], losses[part], alpha32, beta32)
-            last[part] = losses[part]
-            last_scored[part] = update32
+            own = mean[part], var[part], last[part], last_scored[part]
+            _update_all(own, losses[part], alpha32, beta32, update32)
         else:
             _update_some(statistics, losses[part], ids[part], alpha32, beta32, update32)
 

@@ -16,6 +16,7 @@ from ffcv_prune.pruning.keys import score_keys
 from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k, default_threads, run_in_chunks, ucb
 
 Bits = NDArray[np.uint32]
+Tables = NDArray[np.uint32]  # [threads, DIGITS]: how many scores of a thread have a digit; less than 2**32 of them
 
 DIGIT_BITS = 16
 DIGITS = 1 << DIGIT_BITS
@@ -34,7 +35,7 @@ def _keys(scores: Floats, var: Floats, c: np.float32, start: int, sums: Floats, 
 
 
 @njit(cache=True, nogil=True)
-def _count_high_digits(scores: Floats, var: Floats, c: np.float32, counts: Counts) -> None:
+def _count_high_digits(scores: Floats, var: Floats, c: np.float32, counts: Bits) -> None:
     """Count the upper half of each key in counts[DIGITS]."""
     keys, sums = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32)
     for start in range(0, scores.size, BLOCK):
@@ -43,7 +44,7 @@ def _count_high_digits(scores: Floats, var: Floats, c: np.float32, counts: Count
 
 
 @njit(cache=True, nogil=True)
-def _count_low_digits(scores: Floats, var: Floats, c: np.float32, high: int, counts: Counts) -> None:
+def _count_low_digits(scores: Floats, var: Floats, c: np.float32, high: int, counts: Bits) -> None:
     """Count the lower half of each key whose upper half is `high` in counts[DIGITS]."""
     keys, sums = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32)
     lowest = np.uint32(high << DIGIT_BITS)
@@ -55,12 +56,20 @@ def _count_low_digits(scores: Floats, var: Floats, c: np.float32, high: int, cou
 
 
 @njit(cache=True, nogil=True)
-def _digit_of_rank(counts: Counts, rank: int) -> tuple[int, int]:
-    """Return the digit of the rank-th highest key (from 1), and the rank of that key within the digit."""
-    digit = DIGITS - 1
-    while counts[digit] < rank:
-        rank -= counts[digit]
+def _digit_of_rank(tables: Tables, rank: int, above: Counts) -> tuple[int, int]:
+    """Return the digit of the rank-th highest key (from 1), and the rank of that key within the digit.
+
+    Adds to above[threads] how many keys of each thread have a higher digit.
+    """
+    digit = DIGITS
+    while rank > 0:
         digit -= 1
+        for t in range(above.size):
+            above[t] += tables[t, digit]
+            rank -= tables[t, digit]
+    for t in range(above.size):
+        above[t] -= tables[t, digit]
+        rank += tables[t, digit]
     return digit, rank
 
 
@@ -117,7 +126,7 @@ def top_k(scores: Floats, k: int, threads: int | None = None, var: Floats | None
 
     `scores` is float32[n]; NaN, which stands for a sample never scored, counts as +inf: what is unknown is
     explored first. With `var`, float32[n], they are scores + c·var (paper, Eq. 4), computed where they are looked
-    at and never stored. Extra memory: the result, and 1 MB of counts a thread. Raises `UserError` unless 1 ≤ k ≤ n.
+    at and never stored. Extra memory: the result, and 512 KB of counts a thread. Raises `UserError` unless 1 ≤ k ≤ n.
 
     Each score is a 32-bit key in the same order. Counting the upper halves of the keys, then the lower halves
     of those that share the k-th upper half, gives the k-th highest key and how many of its equals are chosen.
@@ -130,16 +139,16 @@ def top_k(scores: Floats, k: int, threads: int | None = None, var: Floats | None
         raise UserError(f"{var.size} variances for {n} scores: pass one a score")
     var = np.empty(0, np.float32) if var is None else np.ascontiguousarray(var, dtype=np.float32)
     weight = np.float32(c)
-    high_counts, low_counts = np.zeros((2, threads, DIGITS), np.int64)
+    high_counts, low_counts = np.zeros((2, threads, DIGITS), np.uint32)
+    above = np.zeros(threads, np.int64)  # keys of each thread above the k-th
 
     run_in_chunks(lambda t, part: _count_high_digits(scores[part], var[part], weight, high_counts[t]), n, threads)
-    high, rank = _digit_of_rank(high_counts.sum(axis=0), k)
+    high, rank = _digit_of_rank(high_counts, k, above)
     run_in_chunks(lambda t, part: _count_low_digits(scores[part], var[part], weight, high, low_counts[t]), n, threads)
-    low, rank = _digit_of_rank(low_counts.sum(axis=0), rank)
+    low, rank = _digit_of_rank(low_counts, rank, above)
 
     # What each thread will find, known beforehand: equals are handed out from the lowest position upwards.
-    above = high_counts[:, high + 1 :].sum(axis=1) + low_counts[:, low + 1 :].sum(axis=1)
-    equal = low_counts[:, low]
+    equal = low_counts[:, low].astype(np.int64)
     ties = np.clip(rank - (np.cumsum(equal) - equal), 0, equal)
     stops = np.cumsum(above + ties)
     ids = np.empty(k, np.int64)
