@@ -23,9 +23,11 @@ class UserError(ValueError):
 
     Attributes:
         agreed: all processes that train together raise it.
+        alone: another of these processes is gone; what torch would still tell it on the way out may abort this one.
     """
 
     agreed = False
+    alone = False
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
@@ -74,6 +76,10 @@ def run_command(main: Callable[[], None]) -> None:
     except UserError as error:
         if not error.agreed or os.environ.get("LOCAL_RANK", "0") == "0":  # of one that all raise, one line a machine
             print(f"error: {error}", file=sys.stderr)
+        if error.alone:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_USER_ERROR)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # we are leaving: another one has nothing to add

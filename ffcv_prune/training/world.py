@@ -116,9 +116,9 @@ def naming_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if BACKEND.search(str(error)) and LOST.search(str(error)):
-            raise UserError(
-                "another rank ended or cannot be reached; see its output, then go on with --resume"
-            ) from error
+            lost = UserError("another rank ended or cannot be reached; see its output, then go on with --resume")
+            lost.alone = True
+            raise lost from error
         raise
 
 
