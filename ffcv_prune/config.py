@@ -219,7 +219,7 @@ def load(argv: Sequence[str]) -> Config:
     return read_command(argv)[0]
 
 
-def read_command(argv: Sequence[str]) -> tuple[Config, Path | None]:
+def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path | None]:
     """Read ``--config FILE`` or ``--resume RUN``, ``--profile`` and ``[--section.key=value …]``.
 
     ``--help`` prints all keys and exits with 0. Everything that is wrong is a `UserError`: an unknown key (it
@@ -232,7 +232,7 @@ def read_command(argv: Sequence[str]) -> tuple[Config, Path | None]:
     argv = ["--run.profile=true" if argument == "--profile" else argument for argument in argv]
     options, overrides = strict_args.parse_command_line(argv, options=("config", "resume"))
     if "help" in options:
-        print(USAGE, strict_args.help_text(Config), sep="\n")
+        print(usage, strict_args.help_text(Config), sep="\n")
         raise SystemExit(0)
     if "config" in options and "resume" in options:
         raise UserError("--resume takes the configuration of its run; leave out --config")
@@ -248,7 +248,7 @@ def read_command(argv: Sequence[str]) -> tuple[Config, Path | None]:
             raise UserError(f"{run} is not the folder of a run: it has no config.yaml")
         return _resolve(run / "config.yaml", overrides), run
     if "config" not in options:
-        raise UserError(f"no config file; {USAGE}")
+        raise UserError(f"no config file; {usage}")
     path = Path(options["config"])
     config = _resolve(path, overrides)
     return config if config.run.name else replace(config, run=replace(config.run, name=path.stem)), None
