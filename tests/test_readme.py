@@ -15,7 +15,7 @@ import matplotlib
 import pytest
 
 from benchmarks import agreement, findings, scoring, speedup, topk
-from benchmarks.loading import cold, swap, throughput
+from benchmarks.loading import cold, startup, swap, throughput
 from benchmarks.results import read_rows
 from tests.betons import write_beton
 
@@ -73,6 +73,7 @@ PAGES = {  # of benchmarks/results: what makes them
     "loader_swap": swap,
     "loader_throughput": throughput,
     "loader_cold": cold,
+    "loader_startup": startup,
 }
 
 
