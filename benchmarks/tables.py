@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.results import RESULTS
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import append_csv, provenance
 
@@ -33,12 +32,12 @@ def command(name: str, doc: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    default = RESULTS / f"{name.replace(' ', '_')}.csv"
+    default = Path("runs/benchmarks") / f"{name.replace(' ', '_')}.csv"
     parser.add_argument(
         "--csv",
         type=Path,
         default=default,
-        help=f"the rows; a case that has its rows is not measured again; default: benchmarks/results/{default.name}",
+        help="the rows; a case that has its rows is not measured again; default: %(default)s",
     )
     parser.add_argument("--redraw", action="store_true", help="measure nothing: only the page again, from the CSV")
     return parser

@@ -109,7 +109,7 @@ def test_numbers() -> None:
 
 def test_options() -> None:
     args = command("loader swap", "what it does").parse_args([])
-    assert args.csv.name == "loader_swap.csv" and args.csv.parent.name == "results" and not args.redraw
+    assert args.csv.name == "loader_swap.csv" and args.csv.parent.name == "benchmarks" and not args.redraw
     assert settings(argparse.Namespace(a=1, b=2, c="x"), "a", "c", keep=0.3) == "a=1 c=x keep=0.3"
 
 
