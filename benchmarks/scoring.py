@@ -256,14 +256,17 @@ def main() -> None:
         for path in filter(None, (args.beton, args.imagenet, args.imagenet_score)):
             check_beton(path)  # before the first model is measured for minutes
         models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
-        cases = [(name, size) for name in models for size in sizes]
+        settings = {name: Setting(args.beton, 0, choose_device(args.device), args.threads) for name in models}
+        if args.imagenet:
+            settings[IMAGENET] = replace(settings[IMAGENET], beton=args.imagenet, side=SIDE, small=args.imagenet_score)
+        cases = []
+        for name, setting in settings.items():
+            wanted = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
+            settings[name] = replace(setting, samples=min(wanted, check_beton(setting.beton).num_samples))
+            cases += [(name, size) for size in sorted({min(size, settings[name].samples) for size in sizes})]
         for name, size in results.left(cases, lambda row: (row["model"], int(row["batch_size"]))):
-            beton = args.imagenet if name == IMAGENET else args.beton
-            samples = min(args.samples or SAMPLES.get(name, LIGHT_SAMPLES), check_beton(beton).num_samples)
-            setting = Setting(beton, samples, choose_device(args.device), args.threads)
-            if name == IMAGENET:
-                setting = replace(setting, side=SIDE, small=args.imagenet_score)
-            beside = name != IMAGENET and size == max(sizes)
+            setting = settings[name]
+            beside = name != IMAGENET and size == min(max(sizes), setting.samples)
             compiled = beside and not args.skip_compile
             with TemporaryDirectory() as cache:  # torch's own would make a second run compile in no time
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
