@@ -48,13 +48,13 @@ def test_cold_and_its_table(tmp_path: Path, run: Callable[..., str]) -> None:
     csv = tmp_path / "cold.csv"
     words = ["cold", f"--photographs={photographs}", f"--folder={tmp_path}", f"--csv={csv}", "--repeats=1"]
     words += ["--scale=0.02", "--megabytes=1"]
-    run(*words, "--only=32 raw")
+    run(*words, "--only=256 raw")
     page = csv.with_suffix(".md").read_text()
-    assert page.count("| 32 raw |") == 2 * 3 * 3  # keeps, situations, loaders
-    assert "The disk delivered 32 raw (" in page
+    assert page.count("| 256 raw |") == 2 * 3 * 3  # keeps, situations, loaders
+    assert "The disk delivered 256 raw (" in page
     assert page in run("cold", "--redraw", f"--csv={csv}")
     with pytest.raises(UserError, match=r"scale=0.02 .* not .*scale=1.0 "):
-        run(*words, "--only=32 raw", "--scale=1.0")
+        run(*words, "--only=256 raw", "--scale=1.0")
 
 
 def test_cold_without_photographs(tmp_path: Path, run: Callable[..., str]) -> None:
