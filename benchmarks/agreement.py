@@ -1,6 +1,6 @@
 """Cheaper scores: how far the selection agrees with that of a full scoring pass, what it costs, what accuracy it gives.
 
-    python -m benchmarks.agreement                              about 45 minutes on one core; resumable
+    python -m benchmarks.agreement                              about an hour on one core; resumable
     python -m benchmarks.agreement --methods ema_guarded        the same for guarded EMA: adds its rows
     python -m benchmarks.agreement --redraw                     the table again, without training
     python -m benchmarks.agreement --epochs 10 --period 2 --seeds 1 --csv glance.csv
@@ -64,11 +64,12 @@ OPTIONS: dict[str, dict[str, Any]] = {  # what the table calls it -> keys of the
     "both, budget 0.3": {"prune.score_source": "both", "prune.score_budget": 0.3},
     "24 px": {"side": 24},
     "16 px": {"side": 16},
+    "budget 0.3, 16 px": {"prune.score_budget": 0.3, "side": 16},
     PASS_FULL_WARMUP: {"prune.warmup_mode": "full"},
     "training": {"prune.score_source": "training", "prune.warmup_mode": "full"},
 }
 AGAINST = {"training": PASS_FULL_WARMUP}  # else PASS
-MEASURED = (PASS, "both", "budget 0.3", "16 px")
+MEASURED = (PASS, "both", "budget 0.3", "16 px", "budget 0.3, 16 px")
 LARGEST_LOSS = 1.0  # points of accuracy
 COLUMNS = (
     *("method", "option", "seed", "accuracy", "overlap", "overlap_min", "overlaps", "scored"),

@@ -40,6 +40,7 @@ def test_each_run_is_compared_with_the_full_data_of_its_own_repeat(tmp_path: Pat
     assert ucb.seconds("train") == pytest.approx((1.25 + 4.0) / 2)
     picture = speedup.draw(rows, tmp_path / "plot.svg")
     line = next(line for line in speedup.summary(rows).splitlines() if line.startswith("| UCB "))
+    assert line.split("|")[-7:-5] == [" 10.000 ", " 0.500 "]  # a test, and a save after each of ten epochs
     assert line.split("|")[-5:-1] == [" 4.5 (4–5) ", " 8.00 ", " 0.562 (0.5–0.625) ", " 0.625 (0.625–0.625) "]
     assert picture.read_text().startswith("<?xml")
     with pytest.raises(UserError, match="no repeat has a run on full data"):
@@ -69,17 +70,17 @@ train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
     methods = [method for method in speedup.VARIANTS if method != "full"]
     every = ["--methods", "random", "--cheaper", *methods[1:], "--cheaper-keeps=0.5"]
     first = run(*every, "--repeats=1")
-    assert "run 1 of 7: full 0.5 #0" in first
-    again = run(*every, "--repeats=2", "--threads=1" if "threads=1" in first else "--threads=2")
-    assert "run 1 of 7: random 0.5 #1" in again
+    assert f"run 1 of {len(speedup.VARIANTS)}: full 0.5 #0" in first
+    two = ["--methods", "random", "--cheaper", "--repeats=2"]
+    again = run(*two, "--threads=1" if "threads=1" in first else "--threads=2")
+    assert "run 1 of 2: random 0.5 #1" in again
     with results.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {(row["method"], row["repeat"]) for row in rows} == {
-        (method, repeat) for method in speedup.VARIANTS for repeat in "01"
-    }
+    of_repeat = [{row["method"] for row in rows if row["repeat"] == repeat} for repeat in "01"]
+    assert of_repeat == [{*speedup.VARIANTS}, {"full", "random"}]
     for row in rows:
         assert int(row["samples"]) == 2 * 32 * (6 if row["method"] == "full" else 3)  # 203 samples, batches of 32
-        assert (float(row["score_seconds"]) > 0.001) == (row["method"] not in ("full", "random", "ucb_training"))
+        assert (float(row["score_seconds"]) > 0.0002) == (row["method"] not in ("full", "random", "ucb_training"))
         assert float(row["train_seconds"]) > 0 and float(row["compile_seconds"]) > 0
         assert row["cpu"] and row["ffcv"] and row["commit"] is not None
     page = results.with_suffix(".md").read_text()
