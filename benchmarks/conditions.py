@@ -22,7 +22,7 @@ def training(cells: Sequence[Cell]) -> str:
     """What all runs share."""
     config = cells[0].run.config
     train, prune = config.train, config.prune
-    precision = {"auto": "bf16 where the processor has instructions for it, as here"}.get(train.amp, train.amp)
+    precision = {"auto": "bf16 where the processor has instructions for it, else float32"}.get(train.amp, train.amp)
     return (
         f"All train {config.model.name} by SGD: batches of {train.batch_size}, learning rate {train.lr:g} "
         f"({train.lr_schedule}, after a warm-up of {train.warmup_epochs:g} epoch at full length), momentum "
