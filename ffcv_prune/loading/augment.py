@@ -24,33 +24,44 @@ from ffcv_prune.loading import kernels
 _SEED_AND_EPOCH = AllocationQuery((2,), np.dtype("<i8"))
 
 
-class StoredImage(SimpleRGBImageDecoder):
+class SharedOperation(Operation):
+    """An operation whose threads share the samples of a batch as they come (`kernels.next_stretch`).
+
+    The loader adds two parts to its memory: int64[1], how many samples of the batch are taken, and uint8[threads,
+    scratch_bytes] to work in, one for all slots of the ring, which stays in the cache.
+
+    Attributes:
+        scratch_bytes: of each thread.
+    """
+
+    scratch_bytes = 0
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
+        state, memory = super().declare_state_and_memory(previous_state)
+        return state, memory if isinstance(memory, tuple) else (memory,)
+
+
+class StoredImage(SharedOperation, SimpleRGBImageDecoder):
     """Decoder of images that all have one size: as FFCV's, uint8[B, H, W, 3]."""
 
     def generate_code(self) -> Callable[..., Any]:
         return kernels.copy_decoder(Compiler.get_iterator())
 
 
-class ScratchOperation(Operation):
+class CropDecoder(SharedOperation):
     """A decoder that decodes JPEG images whole before it resizes them: one after the other, in each thread.
 
-    FFCV would have it declare room for a whole batch in each slot of the ring, pinned: gigabytes. The loader adds
-    uint8[threads, scratch_bytes] as last part of its memory instead, one for all slots, which stays in the cache.
-
-    Attributes:
-        scratch_bytes: of the largest image.
+    FFCV would have it declare room for a whole batch in each slot of the ring, pinned: gigabytes.
     """
-
-    scratch_bytes: int
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         state, (image, scratch) = super().declare_state_and_memory(previous_state)
         # One instance may decode several fields.
-        self.scratch_bytes = max(getattr(self, "scratch_bytes", 0), int(np.prod(scratch.shape)))
+        self.scratch_bytes = max(self.scratch_bytes, int(np.prod(scratch.shape)))
         return state, (image,)
 
 
-class CentreCrop(ScratchOperation, CenterCropRGBImageDecoder):
+class CentreCrop(CropDecoder, CenterCropRGBImageDecoder):
     """Decoder: as FFCV's, the central square of `ratio` times the shorter side resized (area) to `size` x `size`."""
 
     def __init__(self, size: int, ratio: float) -> None:
@@ -75,7 +86,7 @@ class KeyedOperation(Operation):
     """
 
 
-class RandomResizedCrop(KeyedOperation, ScratchOperation, RandomResizedCropRGBImageDecoder):
+class RandomResizedCrop(KeyedOperation, CropDecoder, RandomResizedCropRGBImageDecoder):
     """Decoder: random crop resized to `size` x `size` (area), then a horizontal flip with probability 1/2.
 
     Args:
@@ -101,7 +112,7 @@ class RandomResizedCrop(KeyedOperation, ScratchOperation, RandomResizedCropRGBIm
         return kernels.random_crop_decoder(Compiler.get_iterator(), scale, ratio)
 
 
-class PadCropFlip(KeyedOperation):
+class PadCropFlip(KeyedOperation, SharedOperation):
     """Pad with `fill`, crop back to the stored size at a random place, flip horizontally with probability 1/2.
 
     Works on uint8[B, H, W, 3] arrays, before `ToTensor`.

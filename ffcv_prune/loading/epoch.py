@@ -16,7 +16,7 @@ from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError, uninterrupted
-from ffcv_prune.loading.augment import KeyedOperation, ScratchOperation
+from ffcv_prune.loading.augment import KeyedOperation, SharedOperation
 from ffcv_prune.loading.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class Ring:
         self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
         self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
         self.keys = [memory["operation"][node][1] for node, _ in loader.operations_of(KeyedOperation)]
-        self.scratch = {
-            f"memory_{node}": np.empty((loader.num_workers, op.scratch_bytes), np.uint8)
-            for node, op in loader.operations_of(ScratchOperation)
+        self.shared = {  # see SharedOperation
+            f"memory_{node}": (np.zeros(1, np.int64), np.empty((loader.num_workers, op.scratch_bytes), np.uint8))
+            for node, op in loader.operations_of(SharedOperation)
         }
         cuda = loader.cuda_device
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
@@ -122,7 +122,9 @@ class _Producer(threading.Thread):
                 "metadata": self.loader.reader.metadata,
             }
             values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.ring.buffers.items()}
-            values |= {name: (*values[name], scratch) for name, scratch in self.ring.scratch.items()}
+            for name, (taken, scratch) in self.ring.shared.items():
+                taken[0] = 0
+                values[name] = (*values[name], taken, scratch)
             for stage, nodes in stages:
                 values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
             if copied is not None:

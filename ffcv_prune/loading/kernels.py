@@ -23,9 +23,14 @@ import ffcv.libffcv
 import llvmlite.binding
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES
+from llvmlite import ir
 from numba import njit, types
+from numba.extending import intrinsic
 
 _JPG = int(IMAGE_MODES["jpg"])
+
+# Stretches of a batch for each thread, in the mean: few enough to cost nothing, enough to even out what delays one.
+_STRETCHES = 16
 
 
 def _external(name: str, signature: Any) -> Any:
@@ -155,7 +160,7 @@ def _parallel(code: Any) -> Callable[..., Any]:
 
 @njit(nogil=True, cache=True)
 def _pixels(field, scratch, part, storage_state):
-    """uint8[H, W, 3]: the stored image; a JPEG is decoded into scratch[part], of uint8[parts, largest H x W x 3]."""
+    """uint8[H, W, 3]: the stored image; a JPEG is decoded into scratch[part], of uint8[threads, largest H x W x 3]."""
     address, height, width = field["data_ptr"], np.uint32(field["height"]), np.uint32(field["width"])
     size = 3 * np.uint64(height) * np.uint64(width)
     if field["mode"] == _JPG:
@@ -164,27 +169,63 @@ def _pixels(field, scratch, part, storage_state):
     return storage_state[0][address : address + size].reshape(height, width, 3)  # nothing to search for
 
 
+def _add(typing_context, address, amount):
+    """Add to the int64 at the address, in one step that no other thread comes between; what it was before."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
+
+    return types.int64(types.uintp, types.int64), generate
+
+
+_fetch_add: Any = intrinsic(_add)
+
+
 @njit(nogil=True, cache=True)
-def _stretch(part, parts, samples):
-    """(first, end): the samples of one of `parts` equal parts of a batch."""
-    part = np.int64(part)  # numba's prange counts in uint64, which with int64 makes float64
-    return samples * part // parts, samples * (part + 1) // parts
+def next_stretch(taken, threads, samples):
+    """(first, end): samples of a batch that no thread has taken yet; equal where none are left.
+
+    `taken` is int64[1], 0 before the batch. Numba would give each thread an equal share beforehand, and all would wait
+    for the one whose core has something else to do: there is one beside every training loop.
+    """
+    step = max(1, samples // (_STRETCHES * threads))
+    first = min(_fetch_add(taken.ctypes.data, step), samples)
+    return first, min(first + step, samples)
+
+
+@njit(nogil=True, cache=True)
+def crop_padded(image, down, right, flip, fill, destination):
+    """Copy uint8[H, W, 3], moved and then flipped or not, to `destination`; `fill` where it has nothing."""
+    rows, columns = image.shape[0], image.shape[1]
+    for row in range(rows):
+        for column in range(columns):
+            i = row + down
+            j = (columns - 1 - column if flip else column) + right
+            inside = 0 <= i < rows and 0 <= j < columns
+            for channel in range(3):
+                destination[row, column, channel] = image[i, j, channel] if inside else np.uint8(fill[channel])
 
 
 def copy_decoder(my_range: Any) -> Callable[..., Any]:
     """Images of one size, as they are stored."""
 
-    def decode(batch_indices, destination, metadata, storage_state):
-        size = destination[0].size
-        for b in my_range(len(batch_indices)):
-            field = metadata[batch_indices[b]]
-            if field["mode"] == _JPG:
-                stored = read(field["data_ptr"], storage_state)
-                decode_jpeg(stored, destination[b].ctypes.data, field["height"], field["width"])
-            else:
-                source = storage_state[0].ctypes.data + field["data_ptr"]
-                _memcpy(source, destination.ctypes.data + b * size, size)
-        return destination[: len(batch_indices)]
+    def decode(batch_indices, memory, metadata, storage_state):
+        destination, taken, scratch = memory
+        size, threads, samples = destination[0].size, len(scratch), len(batch_indices)
+        for _ in my_range(threads):
+            first, end = next_stretch(taken, threads, samples)
+            while first < end:
+                for b in range(first, end):
+                    field = metadata[batch_indices[b]]
+                    if field["mode"] == _JPG:
+                        stored = read(field["data_ptr"], storage_state)
+                        decode_jpeg(stored, destination[b].ctypes.data, field["height"], field["width"])
+                    else:
+                        source = storage_state[0].ctypes.data + field["data_ptr"]
+                        _memcpy(source, destination.ctypes.data + b * size, size)
+                first, end = next_stretch(taken, threads, samples)
+        return destination[:samples]
 
     return _parallel(decode)
 
@@ -193,14 +234,17 @@ def centre_crop_decoder(my_range: Any, ratio: float) -> Callable[..., Any]:
     """The central square of `ratio` times the shorter side, resized."""
 
     def decode(batch_indices, memory, metadata, storage_state):
-        destination, scratch = memory
-        for part in my_range(len(scratch)):
-            first, end = _stretch(part, len(scratch), len(batch_indices))
-            for b in range(first, end):
-                pixels = _pixels(metadata[batch_indices[b]], scratch, part, storage_state)
-                i, j, h, w = centre_crop(pixels.shape[0], pixels.shape[1], ratio)
-                resized_crop(pixels, i, j, h, w, destination[b])
-        return destination[: len(batch_indices)]
+        destination, taken, scratch = memory
+        threads, samples = len(scratch), len(batch_indices)
+        for part in my_range(threads):
+            first, end = next_stretch(taken, threads, samples)
+            while first < end:
+                for b in range(first, end):
+                    pixels = _pixels(metadata[batch_indices[b]], scratch, part, storage_state)
+                    i, j, h, w = centre_crop(pixels.shape[0], pixels.shape[1], ratio)
+                    resized_crop(pixels, i, j, h, w, destination[b])
+                first, end = next_stretch(taken, threads, samples)
+        return destination[:samples]
 
     return _parallel(decode)
 
@@ -209,18 +253,21 @@ def random_crop_decoder(my_range: Any, scale: tuple[float, float], ratio: tuple[
     """A random crop, resized, and a flip with probability 1/2, by the sample's keyed stream."""
 
     def decode(batch_indices, memory, metadata, storage_state):
-        destination, seed_and_epoch, scratch = memory
-        for part in my_range(len(scratch)):
-            first, end = _stretch(part, len(scratch), len(batch_indices))
-            for b in range(first, end):
-                sample = batch_indices[b]
-                pixels = _pixels(metadata[sample], scratch, part, storage_state)
-                key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], sample)
-                i, j, h, w = random_resized_crop(key, pixels.shape[0], pixels.shape[1], scale, ratio)
-                resized_crop(pixels, i, j, h, w, destination[b])
-                if uniform(key, 40) < 0.5:
-                    flip_in_place(destination[b])
-        return destination[: len(batch_indices)]
+        destination, seed_and_epoch, taken, scratch = memory
+        threads, samples = len(scratch), len(batch_indices)
+        for part in my_range(threads):
+            first, end = next_stretch(taken, threads, samples)
+            while first < end:
+                for b in range(first, end):
+                    sample = batch_indices[b]
+                    pixels = _pixels(metadata[sample], scratch, part, storage_state)
+                    key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], sample)
+                    i, j, h, w = random_resized_crop(key, pixels.shape[0], pixels.shape[1], scale, ratio)
+                    resized_crop(pixels, i, j, h, w, destination[b])
+                    if uniform(key, 40) < 0.5:
+                        flip_in_place(destination[b])
+                first, end = next_stretch(taken, threads, samples)
+        return destination[:samples]
 
     return _parallel(decode)
 
@@ -229,22 +276,18 @@ def pad_crop_flip(my_range: Any, padding: int, fill: tuple[int, int, int]) -> Ca
     """Pad, crop back to the same size at a random place, flip with probability 1/2, by the sample's keyed stream."""
 
     def augment(images, memory, batch_indices):
-        destination, seed_and_epoch = memory
-        rows, columns = images.shape[1], images.shape[2]
-        for b in my_range(len(batch_indices)):
-            key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], batch_indices[b])
-            down = randint(key, 0, -padding, padding + 1)
-            right = randint(key, 1, -padding, padding + 1)
-            flip = uniform(key, 2) < 0.5
-            for row in range(rows):
-                for column in range(columns):
-                    i = row + down
-                    j = (columns - 1 - column if flip else column) + right
-                    inside = 0 <= i < rows and 0 <= j < columns
-                    for channel in range(3):
-                        pixel = images[b, i, j, channel] if inside else np.uint8(fill[channel])
-                        destination[b, row, column, channel] = pixel
-        return destination[: len(batch_indices)]
+        destination, seed_and_epoch, taken, scratch = memory
+        threads, samples = len(scratch), len(batch_indices)
+        for _ in my_range(threads):
+            first, end = next_stretch(taken, threads, samples)
+            while first < end:
+                for b in range(first, end):
+                    key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], batch_indices[b])
+                    down = randint(key, 0, -padding, padding + 1)
+                    right = randint(key, 1, -padding, padding + 1)
+                    crop_padded(images[b], down, right, uniform(key, 2) < 0.5, fill, destination[b])
+                first, end = next_stretch(taken, threads, samples)
+        return destination[:samples]
 
     augment.with_indices = True  # type: ignore[attr-defined]
     return _parallel(augment)
