@@ -56,6 +56,14 @@ class Branching(SmallNet):
         return super().forward(images) if images.float().mean() > 0 else images
 
 
+class Island(SmallNet):
+    """Computes in float32 whatever the precision of the pass."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(images)
+
+
 class NormTwice(SmallNet):
     """Whoever folds the second use folds the first one again."""
 
@@ -94,7 +102,7 @@ def hooked() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("build", [Branching, compiled, compiled_in_place, hooked, nn.Flatten])
+@pytest.mark.parametrize("build", [Branching, Island, compiled, compiled_in_place, hooked, nn.Flatten])
 @torch.inference_mode()
 def test_what_cannot_be_folded_is_not(build: Callable[[], nn.Module]) -> None:
     assert fold_batch_norm(trained(build())) is None

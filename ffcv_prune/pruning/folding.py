@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module | None:
 
     In evaluation mode a batch norm is an affine map with fixed numbers, which the convolution before it can apply
     along (torch.nn.utils.fuse_conv_bn_eval). torch.fx finds the pairs by tracing the model. None for what has no
-    batch norm, cannot be traced, is compiled, or has hooks, which a copy would not call. The copy may be wrong where
-    the model takes another way under a tracer: ask `agrees`.
+    batch norm, cannot be traced, sets a precision of its own (torch.autocast), which a trace would lose, is compiled,
+    or has hooks, which a copy would not call. The copy may be wrong where the model takes another way under a tracer:
+    ask `agrees`.
 
     Not to be called while other threads run modules: the tracer takes over `nn.Module.__call__`.
     """
@@ -39,7 +41,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module | None:
         return None
     try:
         root = copy.deepcopy(model)
-        return fuse(fx.GraphModule(root, _Tracer().trace(root)), inplace=True, no_trace=True)
+        with _no_autocast():
+            graph = _Tracer().trace(root)
+        return fuse(fx.GraphModule(root, graph), inplace=True, no_trace=True)
     except Exception:  # of the model's own code, which a tracer may lead anywhere
         return None
 
@@ -53,6 +57,21 @@ def agrees(folded: nn.Module, model: nn.Module, images: Tensor) -> bool:
         return bool((found - expected).abs().max() < TOLERANCE)  # not where any is nan
     except Exception:  # as above; what is wrong with the model itself shows in the pass
         return False
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """TypeError where a model enters torch.autocast."""
+
+    def refuse(_: torch.autocast) -> None:
+        raise TypeError("a trace would lose the precision that the model sets")
+
+    enter = torch.autocast.__enter__
+    torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
 
 
 def _without_tf32(cuda: bool) -> AbstractContextManager[None]:
