@@ -70,6 +70,17 @@ def test_ucb_prefers_variance_that_the_mean_does_not_show():
     assert policies.UCB(c=1.0).select(table, 1, rng()).tolist() == [1]
 
 
+def test_ucb_asks_a_subclass_for_its_scores():
+    class Lowest(policies.UCB):
+        def scores(self, table, among):
+            return -super().scores(table, among)
+
+    table = ScoreTable(4)
+    table.update([3.0, 1.0, 4.0, 2.0])
+    assert Lowest().select(table, 2, rng()).tolist() == [1, 3]
+    assert Lowest().select(table, 2, rng(), np.arange(4)).tolist() == [1, 3]
+
+
 def test_random_needs_no_scores_and_repeats_with_the_seed():
     table = ScoreTable(1000)
     policy = policies.Random()

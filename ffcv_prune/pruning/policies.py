@@ -135,7 +135,7 @@ class UCB(Ranking):
         return ucb_scores(table.mean[among], table.var[among], self.c)
 
     def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
-        if among is None:  # the same, in fewer passes over memory
+        if among is None and type(self).scores is UCB.scores:  # the same, in fewer passes over memory
             return top_k(table.mean, k, var=table.var, c=self.c)
         return super().choose(table, k, rng, among)
 
