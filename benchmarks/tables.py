@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import append_csv, provenance
 
-MIXED = ("cpu", "cores", "torch")  # of MACHINE: what ratios of one table must share
+MIXED = ("cpu", "cores", "torch", "ffcv", "numba", "numpy")  # of MACHINE: what ratios of one table must share
 Row = Mapping[str, str]
 Case = TypeVar("Case")
 MACHINE = ("cpu", "cores", "memory_gb", "gpus", "python", "torch", "ffcv", "numba", "numpy", "commit", "date")

@@ -141,6 +141,16 @@ def test_cpu_time_does_not_shrink_while_threads_come_and_go() -> None:
     assert measured == sorted(measured)
 
 
+def test_a_core_is_kept_busy_no_longer_than_asked() -> None:
+    children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children")
+    before = set(children.read_text().split())
+    with throughput.busy(1):
+        (child,) = set(children.read_text().split()) - before
+        time.sleep(0.5)
+        assert sum(map(int, Path(f"/proc/{child}/stat").read_text().split()[13:15])) > 10  # ticks: a tenth of a second
+    assert set(children.read_text().split()) == before
+
+
 def test_the_command_measures_and_its_tables_come_from_its_rows(
     cases: dict[str, Data],
     tmp_path: Path,

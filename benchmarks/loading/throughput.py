@@ -2,6 +2,7 @@
 
     pip install -e ".[rivals]"                                    DALI, SPDL, Grain and simplejpeg, for the CPU
     python -m benchmarks.loader throughput --imagenet-dir DIR
+    python -m benchmarks.loader throughput --imagenet-dir DIR --busy 1 --csv busy.csv
     python -m benchmarks.loader throughput --redraw               the tables again, without measuring
 
 About 15 minutes on 2 cores, and 1.5 GB in betons/throughput. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
@@ -21,12 +22,18 @@ model needs the cores too, CPU time is what counts. "Subset" is what an image of
 the whole, in time and in CPU time: 1 means that keeping 30 % takes 30 % of the time. "FFCV, rebuilt" is a new FFCV
 loader for each selection, as one has to without ffcv_prune; "FFCV, once it runs" is the same run without the time
 until its first batch.
+
+Loading alone has all cores to itself, as it never has beside a training loop, which keeps one busy also where a GPU
+trains. With --busy 1, a process that does nothing but run takes its place.
 """
 
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,7 +59,8 @@ COLUMNS = (
     *(field.name for field in fields(Measured)),
     *("pixel_difference", "version"),
 )
-SETTINGS = ("imagenet_samples", "loaders", "seconds", "workers")
+SETTINGS = ("imagenet_samples", "loaders", "seconds", "workers", "busy")
+BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with this process, however it ends
 KEEPS = (0.3, 0.5, 1.0)
 CASES = {"cifar_raw": 512, "cifar_jpeg": 512, "imagenet_raw": 128, "imagenet_jpeg": 128}  # batch sizes
 IMAGENET_SIDE = 224
@@ -72,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive, default=usable_cores(), help="of each loader; default: one per core"
     )
+    parser.add_argument("--busy", type=positive, default=0, help="processes that keep a core busy; default: 0")
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -80,7 +89,21 @@ def run(args: argparse.Namespace, results: Results) -> None:
         if case.startswith("imagenet") and not args.imagenet_dir:
             print(f"{case}: skipped; --imagenet-dir says where the photographs are")
         else:
-            results.append(measure(case, prepare(case, args), names, args))
+            data = prepare(case, args)
+            with busy(args.busy):
+                results.append(measure(case, data, names, args))
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes run meanwhile, each wanting a core."""
+    running = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
