@@ -72,6 +72,7 @@ PAGES = {  # of benchmarks/results: what makes them
     "selectors": topk,
     "loader_swap": swap,
     "loader_throughput": throughput,
+    "loader_busy": throughput,
     "loader_cold": cold,
     "loader_startup": startup,
 }
