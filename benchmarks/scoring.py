@@ -49,7 +49,7 @@ from benchmarks.results import markdown
 from benchmarks.tables import Results, Row, groups, measured_with, ratios, rotated, spread
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
-from ffcv_prune.errors import run_command
+from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.machine import default_amp_dtype
@@ -256,6 +256,8 @@ def main() -> None:
         for path in filter(None, (args.beton, args.imagenet, args.imagenet_score)):
             check_beton(path)  # before the first model is measured for minutes
         models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
+        if IMAGENET in models and not args.imagenet:
+            raise UserError(f"{IMAGENET} is measured on photographs: name them with --imagenet")
         settings = {name: Setting(args.beton, 0, choose_device(args.device), args.threads) for name in models}
         if args.imagenet:
             settings[IMAGENET] = replace(settings[IMAGENET], beton=args.imagenet, side=SIDE, small=args.imagenet_score)

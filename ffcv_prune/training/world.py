@@ -115,10 +115,10 @@ def naming_lost_ranks() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if BACKEND.search(str(error)) and LOST.search(str(error)):
-            lost = UserError("another rank ended or cannot be reached; see its output, then go on with --resume")
-            lost.alone = True
-            raise lost from error
+        if dist.is_initialized() and BACKEND.search(str(error)) and LOST.search(str(error)):
+            raise UserError(
+                "another rank ended or cannot be reached; see its output, then go on with --resume"
+            ) from error
         raise
 
 
@@ -160,6 +160,8 @@ def join(device: str) -> Iterator[World]:
         agreed = True
     except (UserError, Terminated) as error:
         agreed = isinstance(error, Terminated) or error.agreed
+        if isinstance(error, UserError):
+            error.alone = not error.agreed
         raise
     finally:
         if agreed:  # otherwise other ranks may be gone, and NCCL would wait for them
