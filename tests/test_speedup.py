@@ -71,17 +71,16 @@ train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
     every = ["--methods", "random", "--cheaper", *methods[1:], "--cheaper-keeps=0.5"]
     first = run(*every, "--repeats=1")
     assert f"run 1 of {len(speedup.VARIANTS)}: full 0.5 #0" in first
-    two = ["--methods", "random", "--cheaper", "--repeats=2"]
-    again = run(*two, "--threads=1" if "threads=1" in first else "--threads=2")
-    assert "run 1 of 2: random 0.5 #1" in again
+    again = run(*every, "--repeats=2", "--threads=1" if "threads=1" in first else "--threads=2")
+    assert f"run 1 of {len(speedup.VARIANTS)}: random 0.5 #1" in again
     with results.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    of_repeat = [{row["method"] for row in rows if row["repeat"] == repeat} for repeat in "01"]
-    assert of_repeat == [{*speedup.VARIANTS}, {"full", "random"}]
+    assert {(row["method"], row["repeat"]) for row in rows} == {
+        (method, repeat) for method in speedup.VARIANTS for repeat in "01"
+    }
     for row in rows:
         assert int(row["samples"]) == 2 * 32 * (6 if row["method"] == "full" else 3)  # 203 samples, batches of 32
-        if row["method"] != "ucb_training":  # looks at what training left: next to nothing
-            assert (float(row["score_seconds"]) > 0.0002) == (row["method"] not in ("full", "random"))
+        assert (float(row["score_seconds"]) > 0.001) == (row["method"] not in ("full", "random", "ucb_training"))
         assert float(row["train_seconds"]) > 0 and float(row["compile_seconds"]) > 0
         assert row["cpu"] and row["ffcv"] and row["commit"] is not None
     page = results.with_suffix(".md").read_text()

@@ -19,14 +19,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
+from ffcv_prune.pruning.keys import INFINITY, MAGNITUDE
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 Counts = NDArray[np.int64]
 # mean, var, last: float32[n]; last_scored: int32[n]
 Statistics = tuple[Floats, Floats, Floats, NDArray[np.int32]]
-
-EXPONENT = np.uint32(0x7F80_0000)  # of a float32: all of these bits are set in NaN and the infinities, and in no other
 
 # Below about a million samples a thread costs more to start than it saves.
 SAMPLES_PER_THREAD = 1_000_000
@@ -88,10 +87,10 @@ def _update_some(
 @njit(cache=True, nogil=True)
 def count_nonfinite(losses: Floats) -> int:
     """How many of the losses, float32[m], are NaN or infinite."""
-    exponents = losses.view(np.uint32)
+    bits = losses.view(np.uint32)
     count = 0
     for i in range(losses.size):
-        count += (exponents[i] & EXPONENT) == EXPONENT
+        count += (bits[i] & MAGNITUDE) >= INFINITY
     return count
 
 

@@ -158,10 +158,11 @@ def join(device: str) -> Iterator[World]:
             groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (SILENCE, SETUP)]
             yield World(own, rank, size, local_rank, local_size, *groups)
         agreed = True
-    except (UserError, Terminated) as error:
-        agreed = isinstance(error, Terminated) or error.agreed
-        if isinstance(error, UserError):
-            error.alone = not error.agreed
+    except Terminated:
+        agreed = True
+        raise
+    except UserError as error:
+        agreed, error.alone = error.agreed, not error.agreed
         raise
     finally:
         if agreed:  # otherwise other ranks may be gone, and NCCL would wait for them
