@@ -47,7 +47,7 @@ from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.pruning.policies import Policy, WithRandom
+from ffcv_prune.methods.policies import Policy, WithRandom
 from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals

@@ -9,7 +9,7 @@ from benchmarks.grid import Run
 from benchmarks.results import Cell, distinct, markdown, rate_words
 from benchmarks.verdicts import FAILS, HOLDS, UNDECIDED, compare
 from ffcv_prune.config import Config
-from ffcv_prune.pruning.policies import POLICIES
+from ffcv_prune.methods.policies import POLICIES
 from ffcv_prune.training.methods import build_schedule
 
 FULL = ("full", "full_equal")

@@ -54,7 +54,7 @@ from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning.folding import agrees, fold_batch_norm
+from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from ffcv_prune.training.world import choose_device
 
 BARE, FOLDED, SCORE = "bare model", "folded model", "score_dataset"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ffcv_prune.loading.loader import PrunedLoader
-    from ffcv_prune.pruning import policies
-    from ffcv_prune.pruning.distributed_topk import distributed_top_k
-    from ffcv_prune.pruning.pruner import Checkpoint, Pruner
-    from ffcv_prune.pruning.schedule import Schedule
-    from ffcv_prune.pruning.scores import ScoreTable
-    from ffcv_prune.pruning.scoring import score_dataset
+    from ffcv_prune.methods import policies
+    from ffcv_prune.methods.distributed_topk import distributed_top_k
+    from ffcv_prune.methods.phases import Schedule
+    from ffcv_prune.methods.table import ScoreTable
+    from ffcv_prune.pruner import Checkpoint, Pruner
+    from ffcv_prune.scoring.forward import score_dataset
 
 __all__ = [
     "Checkpoint",
@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Checkpoint": "pruning.pruner",
+    "Checkpoint": "pruner",
     "PrunedLoader": "loading.loader",
-    "Pruner": "pruning.pruner",
-    "Schedule": "pruning.schedule",
-    "ScoreTable": "pruning.scores",
-    "distributed_top_k": "pruning.distributed_topk",
-    "policies": "pruning.policies",
-    "score_dataset": "pruning.scoring",
+    "Pruner": "pruner",
+    "Schedule": "methods.phases",
+    "ScoreTable": "methods.table",
+    "distributed_top_k": "methods.distributed_topk",
+    "policies": "methods.policies",
+    "score_dataset": "scoring.forward",
 }
 
 

@@ -23,7 +23,7 @@ from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models import build_model
 from ffcv_prune.models.normalize import Normalize
-from ffcv_prune.pruning.training_losses import TrainingLosses
+from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.training import trainer
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.run_folder import RunFolder

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ffcv_prune.config import POLICIES, Config, Prune, load
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning import policies
+from ffcv_prune.methods import policies
 from ffcv_prune.strict_args import parse_command_line, read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "rn_configs"

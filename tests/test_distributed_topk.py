@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from ffcv_prune import distributed_top_k
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.distributed_topk import AllReduce
-from ffcv_prune.pruning.topk import top_k
+from ffcv_prune.methods.distributed_topk import AllReduce
+from ffcv_prune.methods.kernels.topk import top_k
 
 FEW_MESSAGES = 7
 BYTES_AT_A_BILLION = 99_344

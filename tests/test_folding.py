@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ffcv_prune.models import MODELS, build_model
-from ffcv_prune.pruning.folding import agrees, fold_batch_norm
+from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from tests.nets import SmallNet
 
 IMAGES = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning import guards, policies
-from ffcv_prune.pruning.scores import ScoreTable
+from ffcv_prune.methods import guards, policies
+from ffcv_prune.methods.table import ScoreTable
 
 N = 60
 LABELS = np.repeat([0, 1, 3], [40, 15, 5])  # imbalanced, and class 2 has no sample

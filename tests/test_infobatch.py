@@ -18,9 +18,9 @@ from ffcv_prune import PrunedLoader, Pruner, Schedule, policies
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.pruning import guards
-from ffcv_prune.pruning.schedule import infobatch_final
-from ffcv_prune.pruning.scores import ScoreTable
+from ffcv_prune.methods import guards
+from ffcv_prune.methods.phases import infobatch_final
+from ffcv_prune.methods.table import ScoreTable
 from tests.betons import Beton
 from tests.nets import SmallNet
 

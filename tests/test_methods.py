@@ -15,9 +15,9 @@ from torch import nn
 
 from ffcv_prune import config
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning import score_source
-from ffcv_prune.pruning.pruner import Pruner
-from ffcv_prune.pruning.scores import ScoreTable
+from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.pruner import Pruner
+from ffcv_prune.scoring import source as score_source
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.methods import build_policy, build_schedule
 from ffcv_prune.training.run_log import RunResult

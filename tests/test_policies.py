@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning import policies
-from ffcv_prune.pruning.scores import ScoreTable
+from ffcv_prune.methods import policies
+from ffcv_prune.methods.table import ScoreTable
 
 
 def rng(seed=0):

@@ -10,7 +10,7 @@ from ffcv_prune import PrunedLoader, Pruner, Schedule, policies, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.pruning import score_source
+from ffcv_prune.scoring import source as score_source
 from tests.betons import Beton, write_beton
 from tests.nets import SmallNet
 

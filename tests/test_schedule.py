@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.schedule import Schedule
+from ffcv_prune.methods.phases import Schedule
 
 
 def checkpoints(schedule):

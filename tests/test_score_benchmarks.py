@@ -15,9 +15,9 @@ import torch
 from benchmarks import agreement, scoring
 from benchmarks.tables import MACHINE, Results
 from ffcv_prune import score_dataset
+from ffcv_prune.methods import policies
+from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning import policies
-from ffcv_prune.pruning.scores import ScoreTable
 from tests.betons import Beton, write_beton
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,9 +16,9 @@ from ffcv_prune import PrunedLoader, Pruner, Schedule, policies
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.pruning.guards import ClassQuota, LossCap
-from ffcv_prune.pruning.score_budget import ScoreBudget, thresholds_of, urgency
-from ffcv_prune.pruning.scores import ScoreTable
+from ffcv_prune.methods.budget import ScoreBudget, thresholds_of, urgency
+from ffcv_prune.methods.guards import ClassQuota, LossCap
+from ffcv_prune.methods.table import ScoreTable
 from tests.betons import Beton
 from tests.nets import SmallNet
 

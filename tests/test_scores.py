@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.scores import NonFiniteLossError, ScoreTable
+from ffcv_prune.methods.table import NonFiniteLossError, ScoreTable
 
 
 def snapshot(table):

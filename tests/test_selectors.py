@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning import selectors
+from ffcv_prune.methods.kernels import samples as selectors
 
 FLOAT32 = st.floats(width=32, allow_nan=True, allow_infinity=True)
 # A few values drawn often make ties; the full range brings extremes, denormals, both zeros, inf and NaN.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning import static_scores as formulas
+from ffcv_prune.scoring import static_formulas as formulas
 from tests.betons import Beton
 from tests.nets import SmallNet
 

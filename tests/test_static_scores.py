@@ -16,8 +16,8 @@ from torch import nn
 
 from ffcv_prune import config, policies
 from ffcv_prune.errors import UserError
+from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning.scores import ScoreTable
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.static_scores import compute
 from ffcv_prune.training.trainer import train

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.keys import KEY_BITS, score_keys
-from ffcv_prune.pruning.topk import BLOCK, top_k
+from ffcv_prune.methods.kernels.digits import KEY_BITS, score_keys
+from ffcv_prune.methods.kernels.topk import BLOCK, top_k
 from tests.test_selectors import FLOAT32, MODERATE, SCORES
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from ffcv_prune.config import Config, Prune
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.pruning import policies
-from ffcv_prune.pruning.guards import ClassQuota, LossCap
-from ffcv_prune.pruning.pruner import Pruner
-from ffcv_prune.pruning.schedule import Schedule, UnscoredPhase, infobatch_final
-from ffcv_prune.pruning.score_source import ScoreSource
+from ffcv_prune.methods import policies
+from ffcv_prune.methods.guards import ClassQuota, LossCap
+from ffcv_prune.methods.phases import Schedule, UnscoredPhase, infobatch_final
+from ffcv_prune.pruner import Pruner
+from ffcv_prune.scoring.source import ScoreSource
 from ffcv_prune.training.loaders import Loaders
 
 

@@ -21,8 +21,8 @@ from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning.scoring import score_dataset
-from ffcv_prune.pruning.static_scores import ForgetCounts, el2n, grand
+from ffcv_prune.scoring.forward import score_dataset
+from ffcv_prune.scoring.static_formulas import ForgetCounts, el2n, grand
 from ffcv_prune.training import score_file
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss

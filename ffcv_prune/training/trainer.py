@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.models import build_model
-from ffcv_prune.pruning.pruner import Checkpoint
+from ffcv_prune.pruner import Checkpoint
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, mean_loss

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.pruning.policies import Policy
-from ffcv_prune.pruning.score_budget import ScoreBudget, thresholds_of
-from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.scoring import AmpDtype, score_dataset
-from ffcv_prune.pruning.training_losses import TrainingLosses
+from ffcv_prune.methods.budget import ScoreBudget, thresholds_of
+from ffcv_prune.methods.policies import Policy
+from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.scoring.forward import AmpDtype, score_dataset
+from ffcv_prune.scoring.training_losses import TrainingLosses
 
 ScoreSource = Literal["pass", "training", "both"]
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.selectors import check_ids, count_nonfinite, update_statistics
+from ffcv_prune.methods.kernels.samples import check_ids, count_nonfinite, update_statistics
 
 MAX_NONFINITE_SHARE = 0.01
 STATE_ARRAYS = ("mean", "var", "last", "last_scored")

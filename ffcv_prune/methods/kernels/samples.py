@@ -19,7 +19,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.keys import INFINITY, MAGNITUDE
+from ffcv_prune.methods.kernels.digits import INFINITY, MAGNITUDE
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]

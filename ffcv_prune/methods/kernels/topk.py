@@ -12,8 +12,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.keys import score_keys
-from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k, default_threads, run_in_chunks, ucb
+from ffcv_prune.methods.kernels.digits import score_keys
+from ffcv_prune.methods.kernels.samples import Counts, Floats, Ids, check_k, default_threads, run_in_chunks, ucb
 
 Bits = NDArray[np.uint32]
 Tables = NDArray[np.uint32]  # [threads, DIGITS]: how many scores of a thread have a digit; less than 2**32 of them

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import default_amp_dtype
-from ffcv_prune.pruning.folding import agrees, fold_batch_norm
+from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 
 AmpDtype = torch.dtype | None | Literal["auto"]
 Criterion = Callable[[Tensor, Tensor], Tensor]  # float32[B, C] logits, int64[B] labels -> float32[B]

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.policies import Ids, Policy, WithRandom, Wrapper
-from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.selectors import difference, group_by_label
-from ffcv_prune.pruning.topk import top_k
+from ffcv_prune.methods.kernels.samples import difference, group_by_label
+from ffcv_prune.methods.kernels.topk import top_k
+from ffcv_prune.methods.policies import Ids, Policy, WithRandom, Wrapper
+from ffcv_prune.methods.table import ScoreTable
 
 __all__ = ["ClassQuota", "LossCap", "WithRandom"]
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.pruning.policies import InfoBatch, Policy, Random
-from ffcv_prune.pruning.schedule import Schedule, infobatch_final
-from ffcv_prune.pruning.score_budget import ScoreBudget
-from ffcv_prune.pruning.score_source import LossSource, ScoreSource
-from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.scoring import AmpDtype
+from ffcv_prune.methods.budget import ScoreBudget
+from ffcv_prune.methods.phases import Schedule, infobatch_final
+from ffcv_prune.methods.policies import InfoBatch, Policy, Random
+from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.scoring.forward import AmpDtype
+from ffcv_prune.scoring.source import LossSource, ScoreSource
 
 _SELECTION_STREAM = 1  # keeps the selection's random numbers apart from the order's, which share seed and epoch
 

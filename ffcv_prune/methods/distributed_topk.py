@@ -20,8 +20,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.keys import KEY_BITS, score_keys
-from ffcv_prune.pruning.selectors import Counts, Floats, Ids, check_k
+from ffcv_prune.methods.kernels.digits import KEY_BITS, score_keys
+from ffcv_prune.methods.kernels.samples import Counts, Floats, Ids, check_k
 
 DIGIT_BITS = 11
 DIGITS = 1 << DIGIT_BITS

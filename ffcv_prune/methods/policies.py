@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.selectors import (
+from ffcv_prune.methods.kernels.samples import (
     check_candidates,
     check_k,
     difference,
     random_subset,
     ucb_scores,
 )
-from ffcv_prune.pruning.topk import top_k
+from ffcv_prune.methods.kernels.topk import top_k
+from ffcv_prune.methods.table import ScoreTable
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]

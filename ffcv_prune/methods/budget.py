@@ -20,11 +20,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.pruning.guards import ClassQuota, proportional_quotas
-from ffcv_prune.pruning.policies import Policy, Ranking, Static, WithRandom
-from ffcv_prune.pruning.scores import ScoreTable
-from ffcv_prune.pruning.selectors import Floats, Ids, group_by_label
-from ffcv_prune.pruning.topk import top_k
+from ffcv_prune.methods.guards import ClassQuota, proportional_quotas
+from ffcv_prune.methods.kernels.samples import Floats, Ids, group_by_label
+from ffcv_prune.methods.kernels.topk import top_k
+from ffcv_prune.methods.policies import Policy, Ranking, Static, WithRandom
+from ffcv_prune.methods.table import ScoreTable
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""The types at the seams between the rooms: no code of its own runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch of a loader, B samples.
+
+    Attributes:
+        ids: int64[B], the dataset positions of its rows, on the CPU; pinned where the loader delivers to a CUDA device.
+        inputs: what the model takes.
+        targets: what the task compares the model's outputs with; None where the data have none.
+        outputs: all that the loader delivers, in the order its user sees; `inputs` and `targets` are among them.
+    """
+
+    ids: Tensor
+    inputs: Any
+    targets: Any
+    outputs: tuple[Any, ...]
+
+
+class BatchIterator(Iterator[Batch], Protocol):
+    """The batches of one epoch. `close` ends what works ahead for it; it may be called more than once."""
+
+    def close(self) -> None: ...
+
+
+class SampleLoader(Protocol):
+    """What a `Pruner` and a scoring pass ask of a loader: each batch knows its samples.
+
+    Attributes:
+        num_samples: n, of the data set.
+        labels: int64[n], the class of each sample; None where there are no classes.
+        rank, world_size: of the ranks that share an epoch; 0 and 1 in a process of its own.
+        shuffle, drop_last: as given to the constructor.
+        next_epoch: the epoch that the next `iter()` starts.
+        first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
+        selection: int64[k], sorted, read-only: the samples of the next epoch.
+    """
+
+    num_samples: int
+    labels: NDArray[np.int64] | None
+    with_ids: bool
+    next_epoch: int
+    first_batch: int
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def shuffle(self) -> bool: ...
+    @property
+    def drop_last(self) -> bool: ...
+    @property
+    def selection(self) -> NDArray[np.int64]: ...
+
+    def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> BatchIterator:
+        """The batches of `epoch` from batch `first` on, of the samples `ids` (int64[k], sorted; None: all).
+
+        A function of its arguments and of what the loader was built with: it neither reads nor changes the selection,
+        the next epoch or the first batch. Rank r of w serves every w-th id of the epoch's order, from the r-th on.
+        """
+        ...
+
+    def set_selection(self, ids: ArrayLike | None) -> None: ...
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
