@@ -26,7 +26,8 @@ from typing import Any
 from ffcv_prune import strict_args
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.strict_args import Setting, key
+from ffcv_prune.settings import key
+from ffcv_prune.strict_args import Setting
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 METHODS = EXPERIMENTS / "methods.yaml"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ class RunResult:
 
     Attributes:
         folder: the run folder.
-        method: the policy, or "full".
+        method: its name, with the guards that are on.
         keep: fraction of the data kept in pruned epochs (InfoBatch: their mean).
         accuracy, top5: of the last test, 0..1; top5 is None up to 5 classes.
         samples_seen: samples trained on, over all epochs.
         seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
             selections; and, not in the total, "setup": opening the data and compiling loaders, and "static":
-            what the scores of a static policy cost, however many runs use them.
+            what the scores of a static method cost, however many runs use them.
     """
 
     folder: Path
@@ -86,8 +86,10 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 def kept_share(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
     """The fraction of the data kept in pruned epochs; `rows` are those of the log."""
-    kept = [row["keep"] for row in rows if row["phase"] == "policy"]
-    return round(sum(kept) / len(kept), 6) if config.prune.policy == "infobatch" and kept else config.prune.keep
+    if config.prune.selector.has_fixed_size:
+        return config.prune.phases.share
+    kept = [row["keep"] for row in rows if row["phase"] == "method"]
+    return round(sum(kept) / len(kept), 6) if kept else 1.0
 
 
 def result_row(config: Config, result: RunResult) -> dict[str, Any]:
@@ -105,5 +107,5 @@ def result_row(config: Config, result: RunResult) -> dict[str, Any]:
         "samples_seen": result.samples_seen,
         **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in result.seconds.items()},
         **{name: ", ".join(value) if isinstance(value, list) else value for name, value in made.items()},
-        "config": " ".join(f"{s}.{k}={v}" for s, keys in asdict(config).items() for k, v in keys.items()),
+        "config": " ".join(f"{s}.{k}={v}" for s, keys in config.sections.items() for k, v in keys.items()),
     }

@@ -51,7 +51,7 @@ def compute(config: Config, loaders: Loaders | None = None) -> ScoreFile:
     """
     start = time.perf_counter()
     _check(config)
-    path = Path(config.prune.scores)
+    path = Path(config.prune.values["scores"])
     with ExitStack() as stack:
         if loaders is None:
             loaders = stack.enter_context(closing(Loaders(config)))
@@ -182,7 +182,7 @@ def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.flo
 
 def _check(config: Config) -> None:
     static = config.static
-    if not config.prune.scores:
+    if not config.prune.values.get("scores"):
         raise UserError("prune.scores is empty: set it to the file to write, such as runs/static_scores/el2n.npy")
     if static.epochs > config.train.epochs:
         raise UserError(

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.models import build_model
-from ffcv_prune.pruner import Checkpoint
+from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, mean_loss
 from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
-from ffcv_prune.training.methods import build_pruner
 from ffcv_prune.training.profile import measure_alone, report_profile
+from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import (
     RunResult,
@@ -31,7 +31,6 @@ from ffcv_prune.training.run_log import (
     selection_facts,
     warn_of_starved_classes,
 )
-from ffcv_prune.training.score_file import static_parameters
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.world import join, naming_lost_ranks
 
@@ -129,7 +128,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     seconds = {phase: saving[phase] + sum(row["seconds"][phase] for row in folder.rows) for phase in saving}
     result = RunResult(
         folder=folder.path,
-        method="full" if trainer.pruner is None else trainer.pruner.policy.name,
+        method=trainer.method.label,
         keep=kept_share(trainer.config, folder.rows),
         accuracy=last["test_accuracy"],
         top5=last["test_top5"],
@@ -163,13 +162,13 @@ class Trainer:
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
-        parameters, self.static_seconds = static_parameters(config, self.dataset)
         torch.manual_seed(config.run.seed)
         model = build_model(config.model.name, len(self.dataset.classes), self.dataset.mean, self.dataset.std)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
-        self.pruner = build_pruner(config, loaders, amp_dtype, parameters)
+        self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
+        self.method = self.pruner.method if self.pruner else config.prune
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
@@ -217,12 +216,13 @@ class Trainer:
     ) -> dict[str, Any]:
         """The log's line about an epoch that has ended; `rows` are those before."""
         seen = rows[-1]["samples_seen"] if rows else 0
-        at_checkpoint = self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch)
+        state = self.pruner.state if self.pruner else None
+        selected = state is not None and state.selection is not None and state.selection.epoch == epoch
         return {
             "epoch": epoch,
-            "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
-            "checkpoint": at_checkpoint,
-            "nonfinite_losses": self.pruner.nonfinite if self.pruner and at_checkpoint else 0,
+            "phase": state.phase(epoch) if state else "full",
+            "selected": selected,
+            "nonfinite_losses": state.nonfinite if state and selected else 0,
             **selection_facts(self.loader.selection, self.dataset),
             "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
             "samples_seen": seen + steps * self.config.train.batch_size,
@@ -255,7 +255,7 @@ class Trainer:
             self._lap_training()
         return loss, steps
 
-    def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Checkpoint | None:
+    def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Swap | None:
         """Score and select if it is due. One process breaks off at a signal: a resumed run repeats this."""
         if self.pruner is None:
             return None
