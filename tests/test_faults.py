@@ -168,7 +168,7 @@ def write_config(folder: Path, beton: Beton, epochs: int) -> Path:
 data: {{train: {beton.path}, test: {beton.path}}}
 model: {{name: basic_cnn}}
 train: {{epochs: {epochs}, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{policy: random, keep: 0.5, period: 1}}
+prune: {{method: random, keep: 0.5, period: 1}}
 """
     )
     return path

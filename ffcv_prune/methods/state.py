@@ -60,7 +60,7 @@ class State:
     Attributes:
         table: the `ScoreTable` with the statistics of each sample.
         selection: the last one; None before the first.
-        nonfinite: losses that were left out since the last selection because they were not finite.
+        nonfinite: losses that were left out of the last ones recorded for a selection, because they were not finite.
     """
 
     def __init__(
@@ -117,6 +117,8 @@ class State:
         if not 0 <= epoch < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run of {self.epochs} epochs")
         nonfinite = self.table.update(losses, ids)
+        if not self._fresh.any():
+            self.nonfinite = 0
         self._fresh[slice(None) if ids is None else np.asarray(ids)] = True
         self.nonfinite += nonfinite
         return nonfinite

@@ -57,22 +57,35 @@ def selection_facts(ids: NDArray[np.int64], dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def warn_of_starved_classes(epoch: int, ids: NDArray[np.int64], dataset: Dataset) -> None:
-    """Say on standard error when the selection `ids` holds next to nothing of some classes.
+class StarvedClasses:
+    """Says on standard error when selections begin to hold next to nothing of some classes, and when that ends.
 
     Classes whose proportional share is below 1 / STARVED samples can lose them by chance: nothing is said of those.
     """
-    keep = len(ids) / dataset.train.num_samples
-    fractions = class_fractions(ids, dataset.labels, dataset.class_counts)  # NaN for a class without samples
-    starved = np.flatnonzero((fractions < STARVED * keep) & (keep * dataset.class_counts >= 1 / STARVED))
-    if len(starved):
-        worst = starved[np.argmin(fractions[starved])]
-        tqdm.write(
-            f"warning: epoch {epoch + 1}: {len(starved)} of {len(dataset.classes)} classes hold less than "
-            f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
-            f"{dataset.classes[worst]}, {keep:.1%} of all samples are kept)",
-            file=sys.stderr,
-        )
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.starving = False
+
+    def look_at(self, epoch: int, ids: NDArray[np.int64]) -> None:
+        """Take in the selection before `epoch`, int64[k]."""
+        dataset = self.dataset
+        keep = len(ids) / dataset.train.num_samples
+        fractions = class_fractions(ids, dataset.labels, dataset.class_counts)  # NaN for a class without samples
+        starved = np.flatnonzero((fractions < STARVED * keep) & (keep * dataset.class_counts >= 1 / STARVED))
+        if bool(len(starved)) == self.starving:
+            return
+        self.starving = not self.starving
+        message = f"notice: epoch {epoch + 1}: no class is starved any more"
+        if self.starving:
+            worst = starved[np.argmin(fractions[starved])]
+            message = (
+                f"warning: epoch {epoch + 1}: {len(starved)} of {len(dataset.classes)} classes hold less than "
+                f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
+                f"{dataset.classes[worst]}, {keep:.1%} of all samples are kept); "
+                "set prune.random_share or prune.class_floor if that hurts"
+            )
+        tqdm.write(message, file=sys.stderr)
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

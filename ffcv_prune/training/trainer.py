@@ -25,11 +25,11 @@ from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import (
     RunResult,
+    StarvedClasses,
     epoch_line,
     kept_share,
     result_row,
     selection_facts,
-    warn_of_starved_classes,
 )
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.world import join, naming_lost_ranks
@@ -170,6 +170,7 @@ class Trainer:
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
         self.method = self.pruner.method if self.pruner else config.prune
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
+        self.starved = StarvedClasses(self.dataset)
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
         self._saved = 0.0  # when, by perf_counter
@@ -246,7 +247,7 @@ class Trainer:
                     if folder is not None:
                         folder.save_selection(epoch, made.ids)
                 if folder is not None:
-                    warn_of_starved_classes(epoch, made.ids, self.dataset)
+                    self.starved.look_at(epoch, made.ids)
                 self.clock.lap(score=made.score_seconds, select=made.select_seconds, swap=made.swap_seconds)
             done, steps = self.loader.first_batch, self.loader.first_batch + len(self.loader)  # after the swap
             bar.reset(total=steps * self.config.train.batch_size)

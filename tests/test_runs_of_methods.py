@@ -25,7 +25,7 @@ from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 
 BATCH = 32
-INFOBATCH = {"policy": "infobatch", "period": 1, "score_source": "training"}
+INFOBATCH = {"method": "infobatch", "period": 1, "score_source": "training"}
 
 Configure = Callable[..., config.Config]
 
@@ -80,7 +80,7 @@ def test_an_infobatch_run_tells_the_truth(
     result = train(configure(epochs=8, **INFOBATCH, ratio=0.6, unbiased=unbiased), loaders)
     rows, selections = read(result)
     n, seen = len(beton), 0
-    assert [row["phase"] for row in rows] == ["policy"] * 7 + ["full"]
+    assert [row["phase"] for row in rows] == ["method"] * 7 + ["full"]
     assert len(selections) == 8
     for row, ids in zip(rows, selections, strict=True):
         assert row["keep"] == pytest.approx(len(ids) / n, abs=1e-6)
@@ -149,7 +149,7 @@ def test_both_sources_pass_over_what_was_not_trained_on(
         return made
 
     monkeypatch.setattr(Pruner, "begin_epoch", begin_epoch)
-    train(configure(epochs=6, policy="ucb", keep=0.5, period=2, score_source="both"), loaders)
+    train(configure(epochs=6, method="ucb", keep=0.5, period=2, score_source="both"), loaders)
     everything = set(range(len(beton)))
     rests = [everything, everything - trained[0] - trained[1], everything - trained[2] - trained[3]]
     assert [set(ids.tolist()) for ids in passes.served] == rests
@@ -161,21 +161,21 @@ def test_both_sources_pass_over_what_was_not_trained_on(
 def test_training_losses_alone_cost_no_pass(
     configure: Configure, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = configure(policy="ucb", keep=0.5, period=1, score_source="training", warmup=1, warmup_mode="full")
+    own = configure(method="ucb", keep=0.5, period=1, score_source="training", warmup=1, warmup_mode="full")
     made = Loaders(own)
     passes = Passes(monkeypatch)
     result = train(own, made)
     made.close()
     rows, selections = read(result)
     assert not passes.served and "score" not in vars(made)
-    assert [row["phase"] for row in rows] == ["full", "policy", "policy", "policy"]
+    assert [row["phase"] for row in rows] == ["full", "method", "method", "method"]
     assert any((selections[1] != later).any() for later in selections[2:])
 
 
 @pytest.mark.parametrize("source", ["training", "both"])
 def test_runs_scored_by_training_repeat_bit_by_bit(source: str, configure: Configure, loaders: Loaders) -> None:
     def run() -> dict[str, torch.Tensor]:
-        own = configure(policy="ema", keep=0.5, period=1, score_source=source, warmup=1, warmup_mode="full")
+        own = configure(method="ema", keep=0.5, period=1, score_source=source, warmup=1, warmup_mode="full")
         return torch.load(train(own, loaders).folder / "weights.pt", weights_only=True)
 
     first, again = run(), run()
@@ -183,7 +183,7 @@ def test_runs_scored_by_training_repeat_bit_by_bit(source: str, configure: Confi
 
 
 def test_guards_hold_for_the_selections_of_a_run(configure: Configure, loaders: Loaders, beton: Beton) -> None:
-    keys = {"policy": "ucb", "keep": 0.4, "period": 2}
+    keys = {"method": "ucb", "keep": 0.4, "period": 2}
     result = train(configure(**keys, class_floor=1, loss_cap=0.1, random_share=0.25), loaders)
     assert result.method == "ucb+random(0.25)+loss_cap(0.1)+class_quota(1)"
     counts = np.bincount(beton.labels)
@@ -194,7 +194,7 @@ def test_guards_hold_for_the_selections_of_a_run(configure: Configure, loaders: 
 
 
 def test_the_cap_leaves_out_the_highest_losses_of_each_class(configure: Configure, beton: Beton) -> None:
-    policy = build_policy(configure(policy="ucb", keep=0.4, class_floor=1, loss_cap=0.1).prune, beton.labels, {})
+    policy = build_policy(configure(method="ucb", keep=0.4, class_floor=1, loss_cap=0.1).prune, beton.labels, {})
     assert policy is not None
     table = ScoreTable(len(beton))
     table.update(np.random.default_rng(0).gamma(1, 1, len(beton)) + 5 * beton.labels)
@@ -208,7 +208,7 @@ def test_the_cap_leaves_out_the_highest_losses_of_each_class(configure: Configur
 
 def test_infobatch_s_schedule_follows_delta(configure: Configure) -> None:
     schedule = build_schedule(configure(epochs=200, **INFOBATCH))
-    assert [schedule.phase(epoch) for epoch in (0, 174, 175, 199)] == ["policy", "policy", "full", "full"]
+    assert [schedule.phase(epoch) for epoch in (0, 174, 175, 199)] == ["method", "method", "full", "full"]
     assert all(schedule.is_checkpoint(epoch) for epoch in range(200))
     assert schedule.kept(203) == 203
 
@@ -226,14 +226,14 @@ def test_infobatch_s_schedule_follows_delta(configure: Configure) -> None:
     ],
 )
 def test_what_is_not_infobatch_is_refused(key: str, value: Any, configure: Configure) -> None:
-    with pytest.raises(UserError, match=rf"prune\.{key}={value}: prune\.policy=infobatch needs prune\.{key}="):
+    with pytest.raises(UserError, match=rf"prune\.{key}={value}: prune\.method=infobatch needs prune\.{key}="):
         configure(**INFOBATCH | {key: value})
 
 
 def test_methods_that_cannot_work_are_refused_before_anything_is_written(
     configure: Configure, loaders: Loaders
 ) -> None:
-    own = configure(policy="ucb", keep=0.5, score_source="training", warmup=1)
+    own = configure(method="ucb", keep=0.5, score_source="training", warmup=1)
     with pytest.raises(UserError, match=r"needs a loss of every sample.*warmup_mode=full"):
         train(own, loaders)
     with pytest.raises(UserError, match=r"prune\.ratio=0\.8 possibly keeps 12 of 203.*lower prune\.ratio"):
