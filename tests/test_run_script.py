@@ -9,7 +9,9 @@ import fcntl
 import shutil
 import stat
 import subprocess
+import sys
 import venv
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -311,6 +313,24 @@ def test_usage(machine: Machine) -> None:
     assert "./run demo" in helped.stdout
 
 
+def copy_project(folder: Path) -> Path:
+    """What setup.py reads, in a folder that it may write to."""
+    shutil.copytree(ROOT / "ffcv_prune", folder / "ffcv_prune", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def test_requirements_name_what_dependencies_need_and_do_not_declare(tmp_path: Path) -> None:
+    """FFCV imports distutils, which Python 3.12 and newer have from setuptools alone."""
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "dist_info"], cwd=copy_project(tmp_path), check=True, capture_output=True
+    )
+    (info,) = tmp_path.glob("*.dist-info")
+    always = [line for line in Distribution.at(info).requires or [] if "extra ==" not in line]
+    assert {"setuptools", "torch>=2.6", "pyyaml", "pillow"} <= set(always)
+
+
 def test_setup_explains_what_ffcv_needs(tmp_path: Path) -> None:
     site = Path(setuptools.__file__).parents[1]
     venv.create(tmp_path / "venv")  # one without FFCV, which would satisfy setup.py
@@ -318,13 +338,9 @@ def test_setup_explains_what_ffcv_needs(tmp_path: Path) -> None:
     libraries.mkdir()
     for path in [*site.glob("setuptools*"), *site.glob("_distutils_hack*"), *site.glob("pkg_resources*")]:
         (libraries / path.name).symlink_to(path)
-    project = tmp_path / "project"
-    shutil.copytree(ROOT / "ffcv_prune", project / "ffcv_prune")
-    for name in ("setup.py", "README.md"):
-        shutil.copy(ROOT / name, project)
     done = subprocess.run(
         [tmp_path / "venv" / "bin" / "python", "setup.py", "-q", "dist_info"],
-        cwd=project,
+        cwd=copy_project(tmp_path / "project"),
         env={"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(libraries), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
