@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
+from ffcv_prune.methods.warm_up import warm_up
 from ffcv_prune.models import build_model
 from ffcv_prune.pruner import Checkpoint
 from ffcv_prune.training import checkpoint
@@ -170,6 +171,8 @@ class Trainer:
             torch.manual_seed(config.run.seed + self.world.rank)
         self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
         self.pruner = build_pruner(config, loaders, amp_dtype, parameters)
+        if self.pruner is not None:
+            warm_up()
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
