@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
+from ffcv_prune.methods.warm_up import warm_up
 from ffcv_prune.models import build_model
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
@@ -169,6 +170,8 @@ class Trainer:
         self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
         self.method = self.pruner.method if self.pruner else config.prune
+        if self.pruner is not None:
+            warm_up()
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.starved = StarvedClasses(self.dataset)
         self.clock = Clock()
