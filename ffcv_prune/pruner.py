@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ffcv_prune import methods
+from ffcv_prune import collectives, methods
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
@@ -258,8 +257,7 @@ def _arrays(state: Any) -> Any:
 
 def _check_ranks_agree(epoch: int, ids: NDArray[np.int64]) -> None:
     """UserError on all ranks unless they selected the same; otherwise each would train on other data in silence."""
-    digests: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(digests, hashlib.blake2b(ids.tobytes()).hexdigest())
+    digests = collectives.texts(hashlib.blake2b(ids.tobytes()).hexdigest())
     different = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
     if different:
         raise UserError(
