@@ -100,9 +100,7 @@ def check_budget(world: World, shared: tuple[PrunedLoader, ...], whole: tuple[Pr
     """Ranks that share a budgeted pass score what one process would, and select alike."""
     tables = []
     for pair in (shared, whole):
-        pruner = Pruner(
-            *pair, "ucb", keep=0.5, period=1, epochs=3, amp_dtype=None, score_budget=0.4, score_revisit=4
-        )
+        pruner = Pruner(*pair, "ucb", keep=0.5, period=1, epochs=3, amp_dtype=None, score_budget=0.4, score_revisit=4)
         for epoch in range(3):
             pruner.begin_epoch(epoch, SmallNet(seed=epoch))
         tables.append(pruner.state.table)

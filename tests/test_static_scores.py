@@ -17,7 +17,6 @@ from torch import nn
 from ffcv_prune import config
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods import build
-from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.models import build_model
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.static_scores import compute

@@ -38,8 +38,10 @@ def check_batches(config: Config, num_samples: int) -> None:
     method, batch_size = config.prune, config.train.batch_size
     least = method.selector.least(method.phases.kept(num_samples), num_samples)
     if least < batch_size:
-        given = ", ".join(f"prune.{name}={value}" for name, value in method.values.items() if name in ("keep", "ratio"))
+        cause, remedy = f"method {method.name} possibly", "let it drop fewer"
+        if method.selector.has_fixed_size:
+            cause, remedy = f"prune.keep={method.phases.share}", "raise prune.keep"
         raise UserError(
-            f"{given or 'the data set'} possibly keeps {least} of {num_samples} samples, less than one batch "
-            f"of {batch_size}: keep more of them, or lower train.batch_size"
+            f"{cause} keeps {least} of {num_samples} samples, less than one batch of {batch_size}; "
+            f"{remedy} or lower train.batch_size"
         )
