@@ -248,6 +248,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out")
     args = parser.parse_args()
+    device = choose_device(args.device)
+    args.device = device.type  # "auto" is another one on another machine
     shared = ("beton", "batch_sizes", "samples", "repeats", "threads", "device", "skip_compile")
     results = Results(args.csv, COLUMNS, tables.settings(args, *shared))
     if not args.redraw:
@@ -258,7 +260,7 @@ def main() -> None:
         models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
         if IMAGENET in models and not args.imagenet:
             raise UserError(f"{IMAGENET} is measured on photographs: name them with --imagenet")
-        settings = {name: Setting(args.beton, 0, choose_device(args.device), args.threads) for name in models}
+        settings = {name: Setting(args.beton, 0, device, args.threads) for name in models}
         if args.imagenet:
             settings[IMAGENET] = replace(settings[IMAGENET], beton=args.imagenet, side=SIDE, small=args.imagenet_score)
         cases = []

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import append_csv, provenance
 
-MIXED = ("cpu", "cores", "torch", "ffcv", "numba", "numpy")  # of MACHINE: what ratios of one table must share
+MIXED = ("cpu", "cores", "gpus", "torch", "ffcv", "numba", "numpy")  # of MACHINE: what ratios of one table must share
 Row = Mapping[str, str]
 Case = TypeVar("Case")
 MACHINE = ("cpu", "cores", "memory_gb", "gpus", "python", "torch", "ffcv", "numba", "numpy", "commit", "date")
@@ -103,14 +103,14 @@ class Results:
         cases = list(cases)
         if not self.path.exists():
             return cases
-        rows, here = self.read(), provenance()
+        rows, here = self.read(), _machine()
         for row in rows:
             if row["settings"] != self.settings:
                 raise UserError(
                     f"{self.path} holds rows with `{row['settings']}`, not `{self.settings}`; "
                     "remove it or name another --csv"
                 )
-            other = [f"{name} {row[name]}" for name in MIXED if row[name] != str(here[name])]
+            other = [f"{name} {row[name]}" for name in MIXED if row[name] != here[name]]
             if other:
                 raise UserError(f"{self.path} holds rows of another machine ({', '.join(other)}); name another --csv")
         done = {case_of(row) for row in rows}
@@ -120,7 +120,7 @@ class Results:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows. KeyError for a column that the benchmark does not have."""
-        made = {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
+        made = _machine()
         for row in rows:
             if foreign := row.keys() - set(self.columns):
                 raise KeyError(f"columns {foreign}")
@@ -132,6 +132,11 @@ class Results:
         page = self.path.with_suffix(".md")
         page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         print("\n" + page.read_text(encoding="utf-8") + f"\n{page}")
+
+
+def _machine() -> dict[str, str]:
+    """What `provenance` says, as a CSV holds it."""
+    return {name: ", ".join(v) if isinstance(v, list) else str(v) for name, v in provenance().items()}
 
 
 def groups(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:

@@ -48,6 +48,7 @@ def test_scoring_measures_each_variant_and_its_table_comes_from_the_rows(beton: 
         if (size, variant) != ("16", "naive loop")
     ]
     assert all(float(row["seconds"]) > 0 and row["cpu"] and row["torch"] and row["date"] for row in rows)
+    assert all(f" device={row['device']} " in row["settings"] for row in rows)  # not "auto", which is another elsewhere
     page = results.with_suffix(".md").read_text()
     assert scoring.summary(rows) in page and page in printed
     slower = [row | {"seconds": "2"} if row["variant"] == "score_dataset" else row | {"seconds": "1"} for row in rows]

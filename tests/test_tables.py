@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from benchmarks.tables import (
     Results,
     command,
@@ -52,6 +53,21 @@ def test_a_case_that_has_its_rows_is_left_out_and_other_settings_are_refused(
     with pytest.raises(KeyError, match="other"):
         results.append([{"other": 1}])
     assert results.read() == made
+
+
+def test_rows_of_another_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine(*gpus: str) -> None:
+        made = dict.fromkeys(tables.MACHINE, "x") | {"gpus": list(gpus)}
+        monkeypatch.setattr(tables, "provenance", lambda: made)
+
+    results = Results(tmp_path / "rows.csv", COLUMNS, "")
+    machine("A100", "A100")
+    results.append(rows("a", 1.0))
+    assert results.left("ab", lambda row: row["case"]) == ["b"]
+    for others in (["H200"], ["A100"], []):
+        machine(*others)
+        with pytest.raises(UserError, match=r"rows of another machine \(gpus A100, A100\); name another --csv"):
+            results.left("ab", lambda row: row["case"])
 
 
 @pytest.mark.parametrize(
