@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, scoring
-from benchmarks.tables import MACHINE, Results
+from benchmarks.harness.machine import MACHINE
+from benchmarks.harness.rows import Results
+from benchmarks.speed import agreement, scoring
 from ffcv_prune import score_dataset
 from ffcv_prune.methods import policies
 from ffcv_prune.methods.table import ScoreTable
@@ -29,7 +30,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def run_module(name: str, *arguments: object) -> str:
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"benchmarks.speed.{name}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
