@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import grid, paper
-from benchmarks.estimate import duration, estimate
-from benchmarks.figures import curve
-from benchmarks.results import cells, read_rows, table
-from benchmarks.scores import make_scores
-from benchmarks.selections import read_histogram
+from benchmarks.paper import grid, runner
+from benchmarks.paper.cells import cells, read_rows, table
+from benchmarks.paper.estimate import duration, estimate
+from benchmarks.paper.figures import curve
+from benchmarks.paper.selection_counts import find_cell, read_histogram
+from benchmarks.paper.static_scores import make_scores
 from ffcv_prune.errors import UserError
 from tests.betons import Beton, write_beton
 
@@ -70,7 +70,7 @@ def test_every_experiment_multiplies_out_at_each_of_its_scales(name: str) -> Non
         assert {"full", "full_equal"} & {run.method for run in runs}  # the baseline that every claim must face
         assert [run.seed for run in runs] == sorted(run.seed for run in runs)
         if about.distribution:
-            assert paper.find_cell(about.distribution, runs)
+            assert find_cell(about.distribution, runs)
         for run in runs:
             schedule = run.config.prune
             if run.is_static:
@@ -225,9 +225,9 @@ small:
 """
     about, runs = grid.load(experiment(folder, text, tiny_config(beton.path, test.path)), "small")
     csv_file = folder / "small.csv"
-    paper.run_all(runs[:3], csv_file, folder / "runs")
+    runner.run_all(runs[:3], csv_file, folder / "runs")
     first = csv_file.read_text()
-    paper.run_all(runs, csv_file, folder / "runs")
+    runner.run_all(runs, csv_file, folder / "runs")
     assert csv_file.read_text().startswith(first)
     return about, runs, csv_file, folder
 
@@ -242,7 +242,7 @@ def test_each_run_is_done_once_and_its_row_says_all(done: Done, capsys: pytest.C
     assert len(lines) == 1 + len(rows) == 1 + len({run.key for run in runs})
     assert len(rows) == len(runs) - 4  # c = 1 is the default: two rates and two seeds of the sweep are runs of ucb
     before = csv_file.read_text()
-    paper.run_all(runs, csv_file, folder / "runs")
+    runner.run_all(runs, csv_file, folder / "runs")
     assert csv_file.read_text() == before
     row = rows[next(run.key for run in runs if str(run) == "ucb 0.5 seed 1")]
     assert (row["seed"], row["keep"], row["method"], row["epochs"]) == ("1", "0.5", "ucb", "4")
@@ -257,7 +257,7 @@ def test_the_table_and_the_figures_come_from_the_rows(done: Done, tmp_path: Path
     about, runs, csv_file, folder = done
     out = tmp_path / "tiny"
     rows = read_rows(csv_file)
-    paper.redraw(about, runs, rows, folder / "runs", out)
+    runner.redraw(about, runs, rows, folder / "runs", out)
     text = out.with_suffix(".md").read_text()
     accuracies = [100 * float(rows[run.key]["accuracy"]) for run in runs if run.method == "random" and run.rate == 0.5]
     assert f"| random | 0.5 |  | {np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f} | 2 |" in text
@@ -269,7 +269,7 @@ def test_the_table_and_the_figures_come_from_the_rows(done: Done, tmp_path: Path
     assert counts.sum() == 8 * 102  # two seeds, four checkpoints, half of the samples each time
     (folder / "runs" / "selections").rename(folder / "runs" / "elsewhere")
     try:  # a fresh clone has no run folders: the committed histogram serves
-        paper.redraw(about, runs, rows, folder / "runs", out)
+        runner.redraw(about, runs, rows, folder / "runs", out)
     finally:
         (folder / "runs" / "elsewhere").rename(folder / "runs" / "selections")
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")} == pictures
@@ -279,13 +279,13 @@ def test_what_is_missing_is_said(done: Done, tmp_path: Path) -> None:
     about, runs, csv_file, folder = done
     rows = read_rows(csv_file)
     part = dict(list(rows.items())[:2])
-    paper.redraw(about, runs, part, folder / "runs", tmp_path / "tiny")
+    runner.redraw(about, runs, part, folder / "runs", tmp_path / "tiny")
     assert f"{len(runs) - 2} of {len(runs)} runs are missing" in (tmp_path / "tiny.md").read_text()
     assert table(cells(runs, part)).count("\n") == 3
     with pytest.raises(UserError, match="no run of this experiment"):
-        paper.redraw(about, runs, {}, folder / "runs", tmp_path / "none")
+        runner.redraw(about, runs, {}, folder / "runs", tmp_path / "none")
     assert not (tmp_path / "none.md").exists()
-    plan = paper.plan(runs, part)
+    plan = runner.plan(runs, part)
     assert plan.count(" done ") == 2
     assert f"{len(rows) - 2} of {len(rows)} different runs to do, about " in plan
     assert min(estimate(runs).values()) > 0
@@ -304,7 +304,7 @@ def test_the_command_lists_and_refuses(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["paper", *arguments])
-        paper.main()
+        runner.main()
         return capsys.readouterr().out
 
     listed = run("--list")
@@ -332,7 +332,7 @@ def test_static_scores_are_made_once_and_charged_to_every_run(
     assert by_name["forget 0.5 seed 0"].config.prune.scores == by_name["forget 0.5 seed 1"].config.prune.scores
     assert by_name["forget 0.5 seed 1"].config.static.epochs == 4
     csv_file = tmp_path / "small.csv"
-    paper.run_all(runs, csv_file, tmp_path / "runs")
+    runner.run_all(runs, csv_file, tmp_path / "runs")
     rows = read_rows(csv_file)
     assert len(rows) == len(runs) + 2  # and the EMA runs whose selections are used again
     cost = {rows[by_name[f"forget 0.5 seed {seed}"].key]["static_seconds"] for seed in range(2)}

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import findings, grid, verdicts
-from benchmarks.balance import balance_table, write_balance
-from benchmarks.claims import CLAIMS, Claim
-from benchmarks.conclusions import explanation, opening
-from benchmarks.conditions import conditions
-from benchmarks.costs import cost_section, scoring_passes
-from benchmarks.results import RESULTS, Cell, Row, cells, distinct, read_rows, table
-from benchmarks.sometimes import groups_by_count, sometimes_section
+from benchmarks.harness.tables import Row
+from benchmarks.paper import findings, grid, verdicts
+from benchmarks.paper.balance import balance_table, write_balance
+from benchmarks.paper.cells import RESULTS, Cell, cells, distinct, read_rows, table
+from benchmarks.paper.claims import CLAIMS, Claim
+from benchmarks.paper.conclusions import explanation, opening
+from benchmarks.paper.conditions import conditions
+from benchmarks.paper.costs import cost_section, scoring_passes
+from benchmarks.paper.sometimes import groups_by_count, sometimes_section
 from ffcv_prune.errors import UserError
 
 MADE = {

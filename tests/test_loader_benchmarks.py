@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import loader
+from benchmarks.harness.rows import Results
 from benchmarks.loading import startup, swap
-from benchmarks.tables import Results
+from benchmarks.loading.__main__ import main
 from ffcv_prune.errors import UserError
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["loader", *words])
-        loader.main()
+        monkeypatch.setattr(sys, "argv", ["loading", *words])
+        main()
         return capsys.readouterr().out
 
     return run

@@ -18,14 +18,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.loader import main
+from benchmarks.harness.rows import Results
 from benchmarks.loading import throughput
+from benchmarks.loading.__main__ import main
 from benchmarks.loading.rivals import RIVALS
 from benchmarks.loading.rivals.data import Data
 from benchmarks.loading.rivals.process import cpu_seconds, probes, run_epoch
-from benchmarks.loading.table import HEADER, summary
 from benchmarks.loading.throughput import COLUMNS, PIXEL_BOUND, prepare
-from benchmarks.tables import Results
+from benchmarks.loading.throughput_page import HEADER, summary
 from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
 from tests.betons import write_beton
@@ -158,7 +158,7 @@ def test_the_command_measures_and_its_tables_come_from_its_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     results, cifar = tmp_path / "loader.csv", cases["cifar_raw"].path.with_name("cifar.beton")
-    command = [sys.executable, "-m", "benchmarks.loader", "throughput", f"--csv={results}", f"--cifar={cifar}"]
+    command = [sys.executable, "-m", "benchmarks.loading", "throughput", f"--csv={results}", f"--cifar={cifar}"]
     command += [
         f"--out={tmp_path}",
         "--loaders=ours,spdl",
@@ -182,10 +182,10 @@ def test_the_command_measures_and_its_tables_come_from_its_rows(
         assert float(row["cpu_seconds"]) > 0 and row["cpu"] and row["date"] and row["version"]
     page = results.with_suffix(".md").read_text()
     assert page == f"# {throughput.TITLE}\n\n{summary(rows)}\n" and page in done.stdout
-    monkeypatch.setattr(sys, "argv", ["loader", *command[3:], "--cases=cifar_raw"])
+    monkeypatch.setattr(sys, "argv", ["loading", *command[3:], "--cases=cifar_raw"])
     main()
     assert page in capsys.readouterr().out and Results(results, COLUMNS, "").read() == rows
-    monkeypatch.setattr(sys, "argv", ["loader", *command[3:], "--seconds=1"])
+    monkeypatch.setattr(sys, "argv", ["loading", *command[3:], "--seconds=1"])
     with pytest.raises(UserError, match=r"`.*seconds=0.0 .*`, not `.*seconds=1.0 .*another --csv"):
         main()
 
@@ -225,7 +225,7 @@ def test_what_a_user_can_get_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["throughput", f"--cifar={tmp_path / 'none.beton'}", "--cases=cifar_raw"], "does not exist"),
         (["throughput", "--redraw"], "cannot read .*measure first"),
     ):
-        monkeypatch.setattr(sys, "argv", ["loader", *words, f"--csv={results}"])
+        monkeypatch.setattr(sys, "argv", ["loading", *words, f"--csv={results}"])
         with pytest.raises(UserError, match=message):
             main()
     assert not [*tmp_path.iterdir()]

@@ -66,7 +66,7 @@ def test_checkpoints_leave_nothing_behind(checkpoints: int, tmp_path: Path) -> N
 
 def test_the_benchmark_of_a_long_run_reports_every_step(tmp_path: Path) -> None:
     results = tmp_path / "long_run.csv"
-    command = [sys.executable, str(ROOT / "benchmarks" / "long_run.py"), "--samples=2000", f"--csv={results}"]
+    command = [sys.executable, "-m", "benchmarks.speed.long_run", "--samples=2000", f"--csv={results}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr

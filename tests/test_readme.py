@@ -14,9 +14,10 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from benchmarks import agreement, findings, scoring, speedup, topk
 from benchmarks.loading import cold, startup, swap, throughput
-from benchmarks.results import read_rows
+from benchmarks.paper import findings
+from benchmarks.paper.cells import read_rows
+from benchmarks.speed import agreement, long_run, scoring, speedup, top_k
 from tests.betons import write_beton
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def test_the_table_of_long_runs_is_that_of_the_committed_results() -> None:
     assert match
     with (ROOT / match[1]).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert match[2] == runpy.run_path(str(ROOT / "benchmarks" / "long_run.py"))["summary"](rows)
+    assert match[2] == long_run.summary(rows)
 
 
 def test_the_page_of_findings_is_that_of_the_committed_results(tmp_path: Path) -> None:
@@ -69,12 +70,12 @@ PAGES = {  # of benchmarks/results: what makes them
     "speedup": speedup,
     "agreement": agreement,
     "scoring": scoring,
-    "selectors": topk,
-    "loader_swap": swap,
-    "loader_throughput": throughput,
-    "loader_busy": throughput,
-    "loader_cold": cold,
-    "loader_startup": startup,
+    "top_k": top_k,
+    "loading_swap": swap,
+    "loading_throughput": throughput,
+    "loading_busy": throughput,
+    "loading_cold": cold,
+    "loading_startup": startup,
 }
 
 

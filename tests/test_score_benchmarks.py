@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import agreement, scoring
-from benchmarks.tables import MACHINE, Results
+from benchmarks.harness.machine import MACHINE
+from benchmarks.harness.rows import Results
+from benchmarks.speed import agreement, scoring
 from ffcv_prune import score_dataset
 from ffcv_prune.methods import policies
 from ffcv_prune.methods.table import ScoreTable
@@ -29,7 +30,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def run_module(name: str, *arguments: object) -> str:
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"benchmarks.speed.{name}", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -48,6 +49,7 @@ def test_scoring_measures_each_variant_and_its_table_comes_from_the_rows(beton: 
         if (size, variant) != ("16", "naive loop")
     ]
     assert all(float(row["seconds"]) > 0 and row["cpu"] and row["torch"] and row["date"] for row in rows)
+    assert all(f" device={row['device']} " in row["settings"] for row in rows)  # not "auto", which is another elsewhere
     page = results.with_suffix(".md").read_text()
     assert scoring.summary(rows) in page and page in printed
     slower = [row | {"seconds": "2"} if row["variant"] == "score_dataset" else row | {"seconds": "1"} for row in rows]

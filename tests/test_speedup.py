@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import speedup
-from benchmarks.tables import MACHINE
+from benchmarks.harness.machine import MACHINE
+from benchmarks.speed import speedup
 from ffcv_prune.errors import UserError
 from tests.betons import Beton
 

@@ -1,7 +1,7 @@
 """Data that are not in memory: what reading ahead gains, and that it costs nothing where they are.
 
-    python -m benchmarks.loader cold --photographs FOLDER      about 20 minutes
-    python -m benchmarks.loader cold --redraw                  the table again, without measuring
+    python -m benchmarks.loading cold --photographs FOLDER      about 20 minutes
+    python -m benchmarks.loading cold --redraw                  the table again, without measuring
 
 FOLDER holds photographs, at any depth (a sample of ImageNet). Four files are made of them, once, in --folder: 32 x 32
 and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, in one of three
@@ -39,10 +39,11 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.harness.machine import measured_with
+from benchmarks.harness.rows import Results, groups, positive, rotated
+from benchmarks.harness.tables import Row, markdown, ratios, spread
 from benchmarks.loading.page_cache import PageCache, disk_bytes, disk_speed, kernel_read_ahead_kb
 from benchmarks.loading.swap import end_stock_epoch, stock_pipelines
-from benchmarks.results import markdown
-from benchmarks.tables import Results, Row, groups, measured_with, positive, ratios, rotated, spread
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton

@@ -1,7 +1,7 @@
 """What a run waits for before its first step: what each loader compiles, and what the imports and commands cost.
 
-    python -m benchmarks.loader startup              5 repeats: 15 to 20 minutes on 2 cores
-    python -m benchmarks.loader startup --redraw     the tables again, without measuring
+    python -m benchmarks.loading startup              5 repeats: 15 to 20 minutes on 2 cores
+    python -m benchmarks.loading startup --redraw     the tables again, without measuring
 
 The first table: the three loaders of a run, as the trainer builds them (`ffcv_prune.training.loaders.Loaders`, with
 augment "pad_crop_flip"), each in a process of its own, and all three in one. FFCV's own loaders do the same with FFCV's
@@ -42,8 +42,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.results import markdown
-from benchmarks.tables import Results, Row, groups, measured_with, positive, ratios, spread
+from benchmarks.harness.machine import measured_with
+from benchmarks.harness.rows import Results, groups, positive
+from benchmarks.harness.tables import Row, markdown, ratios, spread
 
 # numba, FFCV and what imports them only within functions: importing them is measured, in processes that import this.
 
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, results: Results) -> None:
     """Write the two files, and measure what has no rows yet, each case once a repeat."""
-    from benchmarks.long_run import synthetic_split
+    from benchmarks.speed.long_run import synthetic_split
     from ffcv_prune.data import recipe
     from ffcv_prune.data.encode import encode_split
     from ffcv_prune.errors import UserError

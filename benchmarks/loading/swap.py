@@ -1,7 +1,7 @@
 """Exchanging the samples of a loader at ImageNet's number of samples: seconds, memory, and what is compiled.
 
-    python -m benchmarks.loader swap              1,281,167 samples, about 5 minutes
-    python -m benchmarks.loader swap --redraw     the tables again, without measuring
+    python -m benchmarks.loading swap              1,281,167 samples, about 5 minutes
+    python -m benchmarks.loading swap --redraw     the tables again, without measuring
 
 What it measures, each repeat with a new random selection of 30 %:
 
@@ -45,9 +45,10 @@ from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.long_run import IMAGENET_SAMPLES, resident_mb, synthetic_split
-from benchmarks.results import markdown
-from benchmarks.tables import Results, Row, groups, measured_with, spread
+from benchmarks.harness.machine import measured_with
+from benchmarks.harness.rows import Results, groups
+from benchmarks.harness.tables import Row, markdown, spread
+from benchmarks.speed.long_run import IMAGENET_SAMPLES, resident_mb, synthetic_split
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton

@@ -1,9 +1,9 @@
 """Throughput on changing subsets: images/s and CPU time an image, against other loaders.
 
     pip install -e ".[rivals]"                                    DALI, SPDL, Grain and simplejpeg, for the CPU
-    python -m benchmarks.loader throughput --imagenet-dir DIR
-    python -m benchmarks.loader throughput --imagenet-dir DIR --busy 1 --csv busy.csv
-    python -m benchmarks.loader throughput --redraw               the tables again, without measuring
+    python -m benchmarks.loading throughput --imagenet-dir DIR
+    python -m benchmarks.loading throughput --imagenet-dir DIR --busy 1 --csv busy.csv
+    python -m benchmarks.loading throughput --redraw               the tables again, without measuring
 
 About 15 minutes on 2 cores, and 1.5 GB in betons/throughput. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
 some hundred are enough, they are repeated. Without it only CIFAR-10 is measured, from the .beton that
@@ -42,11 +42,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness.rows import Results, positive, rotated
 from benchmarks.loading.rivals import RIVALS
 from benchmarks.loading.rivals.data import Data
 from benchmarks.loading.rivals.process import Measured, MissingError, Served
-from benchmarks.loading.table import summary  # noqa: F401 - benchmarks.loader takes it from here
-from benchmarks.tables import Results, positive, rotated
+from benchmarks.loading.throughput_page import summary  # noqa: F401 - benchmarks.loading takes it from here
 from ffcv_prune.data import recipe
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split, open_source

@@ -1,0 +1,146 @@
+"""The frame of the speed benchmarks: their options, and the rows of their CSV.
+
+One rule for a CSV that exists: a case that has its rows is not measured again, so that a benchmark that was stopped, or
+asked for more, goes on where it was; and rows of other settings or of another machine are refused, for one table would
+mix them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.harness import machine
+from benchmarks.harness.tables import Row
+from ffcv_prune.errors import UserError
+from ffcv_prune.training.run_folder import append_csv
+
+Case = TypeVar("Case")
+
+
+def benchmark_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of ``python -m benchmarks.NAME``, with the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    default = Path("runs/benchmarks") / f"{name.rpartition('.')[2].replace(' ', '_')}.csv"
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        default=default,
+        help="the rows; a case that has its rows is not measured again; default: %(default)s",
+    )
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: only the page again, from the CSV")
+    return parser
+
+
+def add_repeats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=positive, default=5, help="default: %(default)s")
+
+
+def positive(text: str) -> int:
+    """What an option is that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1")
+    return int(text)
+
+
+def positives(text: str) -> str:
+    """What an option is that lists such numbers: ``128,512``."""
+    for part in text.split(","):
+        positive(part)
+    return text
+
+
+def shared_settings(args: argparse.Namespace, *names: str, **fixed: object) -> str:
+    """What all rows of a CSV must share, options and what the benchmark fixes: ``repeats=5 threads=2 keep=0.3``."""
+    return " ".join(
+        f"{name}={value}" for name, value in ({name: getattr(args, name) for name in names} | fixed).items()
+    )
+
+
+@dataclass(frozen=True)
+class Results:
+    """The CSV of a benchmark: one row a measurement, with its settings and the machine it was made on."""
+
+    path: Path
+    columns: Collection[str]  # of the benchmark; a row may lack some
+    settings: str  # of the rows to come
+
+    def read(self) -> list[dict[str, str]]:
+        """All rows.
+
+        Raises:
+            UserError: the file cannot be read, has no rows, or is not of this benchmark.
+        """
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}; measure first") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"cannot read {self.path}: {error}") from None
+        if not rows:
+            raise UserError(f"{self.path} has no rows; remove it and measure first")
+        lacking = [column for column in (*self.columns, "settings", *machine.MACHINE) if column not in rows[0]]
+        if lacking:
+            raise UserError(f'{self.path} is not of this benchmark: no column "{lacking[0]}"; name another --csv')
+        if any(None in row or None in row.values() for row in rows):
+            raise UserError(f"{self.path} holds a row that is cut short or too long; remove that line")
+        return rows
+
+    def left(self, cases: Iterable[Case], case_of: Callable[[Row], Case]) -> list[Case]:
+        """The cases that have no row yet. UserError if rows were measured with other settings, and those of `read`."""
+        cases = list(cases)
+        if not self.path.exists():
+            return cases
+        rows, here = self.read(), machine.here()
+        for row in rows:
+            if row["settings"] != self.settings:
+                raise UserError(
+                    f"{self.path} holds rows with `{row['settings']}`, not `{self.settings}`; "
+                    "remove it or name another --csv"
+                )
+            other = [f"{name} {row[name]}" for name in machine.MIXED if row[name] != here[name]]
+            if other:
+                raise UserError(f"{self.path} holds rows of another machine ({', '.join(other)}); name another --csv")
+        done = {case_of(row) for row in rows}
+        left = [case for case in cases if case not in done]
+        print(f"{len(cases) - len(left)} of {len(cases)} cases have their rows in {self.path}: left out", flush=True)
+        return left
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows. KeyError for a column that the benchmark does not have."""
+        made = machine.here()
+        for row in rows:
+            if foreign := row.keys() - set(self.columns):
+                raise KeyError(f"columns {foreign}")
+            append_csv(self.path, dict.fromkeys(self.columns, "") | row | {"settings": self.settings} | made)
+
+    def publish(self, title: str, text: str, picture: Path | None = None) -> None:
+        """Print the page, and write it beside the CSV, as .md."""
+        parts = [f"# {title}", text, *([f"![]({picture.name})"] if picture else [])]
+        page = self.path.with_suffix(".md")
+        page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        print("\n" + page.read_text(encoding="utf-8") + f"\n{page}")
+
+
+def groups(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """The rows by their values in these columns, in the order in which they come first."""
+    made: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        made.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return made
+
+
+def rotated(values: Sequence[Case], places: int) -> list[Case]:
+    """The values from another one on in each repeat, so that none always comes first."""
+    start = places % len(values)
+    return [*values[start:], *values[:start]]

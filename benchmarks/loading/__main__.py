@@ -1,0 +1,41 @@
+"""The loader, measured: python -m benchmarks.loading COMMAND (--help says what it shows and how to read it)
+
+throughput    images/s and CPU time an image on changing subsets, against other loaders
+swap          what exchanging the selection costs, against building a new FFCV loader
+cold          data that is not in the page cache
+startup       what the loaders compile, and what imports and commands cost
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from benchmarks.harness.rows import Results, add_repeats, benchmark_parser, shared_settings
+from ffcv_prune.errors import UserError, nearest, run_command
+
+# Each is a module of loading/ with TITLE, COLUMNS, SETTINGS (the options that all rows share), `add_arguments(parser)`,
+# `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`.
+COMMANDS = ("throughput", "swap", "cold", "startup")
+
+
+def main() -> None:
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return
+    if command not in COMMANDS:
+        raise UserError(f'no command "{command}"{nearest(command, COMMANDS)}')
+    module = importlib.import_module(f"benchmarks.loading.{command}")  # only the one: each imports much
+    parser = benchmark_parser(f"loading {command}", module.__doc__)
+    add_repeats(parser)
+    module.add_arguments(parser)
+    args = parser.parse_args(sys.argv[2:])
+    results = Results(args.csv, module.COLUMNS, shared_settings(args, "repeats", *module.SETTINGS))
+    if not args.redraw:
+        module.run(args, results)
+    results.publish(module.TITLE, module.summary(results.read()))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,165 @@
+"""The CSV of a scale: one row a run, found again by the run's key; means over seeds, and the table."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness.tables import Row, markdown, mean_and_spread
+from benchmarks.paper.grid import Run, methods
+from ffcv_prune.errors import UserError
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+CLASSES = 10  # of each data set of findings.yaml, whose page alone marks what has collapsed
+COLLAPSED = 10.0  # points of accuracy above chance, within which a method has learnt next to nothing
+UNSTEADY = 1.2  # the longest run over the shortest of a cell, from which their seconds say more of the machine
+MARKS = (
+    f"† collapsed: within {COLLAPSED:g} points of chance, {100 / CLASSES:g} %. ‡ the slowest of these runs took more "
+    f"than {UNSTEADY:g} times as long as the fastest."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of a grid that differ in their seeds only, and the rows of those that are done."""
+
+    run: Run  # one of them
+    rows: list[Row]
+    missing: int
+
+    def values(self, column: str) -> list[float]:
+        return [float(row[column]) for row in self.rows if row.get(column)]
+
+    @property
+    def accuracies(self) -> list[float]:
+        return self.values("accuracy")
+
+    @property
+    def seconds(self) -> list[float]:
+        """Wall-clock time of training and selecting, without tests, compilation and static scores."""
+        return [float(row["total_seconds"]) - float(row["eval_seconds"]) for row in self.rows]
+
+    @property
+    def score_seconds(self) -> list[float]:
+        """What the static scores cost, once; 0 for dynamic methods."""
+        return [float(row.get("static_seconds") or 0) for row in self.rows]
+
+    @property
+    def all_seconds(self) -> list[float]:
+        """Of each run, with what its static scores cost."""
+        return [a + b for a, b in zip(self.seconds, self.score_seconds, strict=True)]
+
+    def mean(self, column: str) -> float:
+        return statistics.mean(self.values(column))
+
+    @property
+    def collapsed(self) -> bool:
+        return 100 * statistics.mean(self.accuracies) < 100 / CLASSES + COLLAPSED
+
+    @property
+    def spread_of_seconds(self) -> float:
+        """The longest run over the shortest."""
+        return max(self.seconds) / min(self.seconds)
+
+    @property
+    def unsteady(self) -> bool:
+        return self.spread_of_seconds > UNSTEADY
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    """The rows by key; none if the file does not exist. UserError if it is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if any(None in row.values() or not row.get("key") for row in rows):
+        raise UserError(f"{path} holds a row that is cut short or has no key; remove that line")
+    return {row["key"]: row for row in rows}
+
+
+def cells(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[Cell]:
+    """Group the runs over their seeds, in the order of the grid."""
+    groups: dict[tuple[object, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.part, run.method, run.rate, run.swept), []).append(run)
+    made = []
+    for group in groups.values():
+        done = [rows[run.key] for run in group if run.key in rows]
+        made.append(Cell(group[0], done, len(group) - len(done)))
+    return made
+
+
+def distinct(grouped: Sequence[Cell]) -> list[Cell]:
+    """The cells that have rows, without those whose runs an earlier part has too."""
+    made: dict[frozenset[str], Cell] = {}
+    for cell in grouped:
+        if cell.rows:
+            made.setdefault(frozenset(row["key"] for row in cell.rows), cell)
+    return list(made.values())
+
+
+def pruned_share(cell: Cell, grouped: Sequence[Cell]) -> float:
+    """The cell's pruning rate; where the losses decide it, the share of full data's samples that was not seen."""
+    rate = cell.run.rate or 0.0
+    if "." not in methods()[cell.run.method][0].rate:
+        return rate
+    full = (c for c in grouped if (c.run.part, c.run.method) == (cell.run.part, "full") and c.rows)
+    return next((1 - cell.mean("samples_seen") / one.mean("samples_seen") for one in full), rate)
+
+
+def rate_words(cell: Cell, grouped: Sequence[Cell]) -> str:
+    """``0.7``; ``0.28 (ratio 0.5)`` where the losses decide how many samples are pruned; a dash for full data."""
+    if cell.run.rate is None:
+        return "–"
+    key = methods()[cell.run.method][0].rate
+    if "." not in key:
+        return f"{cell.run.rate:g}"
+    return f"{pruned_share(cell, grouped):.2f} ({key.partition('.')[2]} {cell.run.rate:g})"
+
+
+def accuracy_words(cell: Cell) -> str:
+    """Mean and standard deviation in percent, marked if the method has collapsed."""
+    return mean_and_spread([100 * accuracy for accuracy in cell.accuracies]) + " †" * cell.collapsed
+
+
+def table(grid: Sequence[Cell], marked: bool = False) -> str:
+    """The Markdown table of the cells that have rows; `marked` as MARKS says."""
+    swept = any(cell.run.swept for cell in grid)
+    parts = any(cell.run.part for cell in grid)
+    scored = any(cell.score_seconds and max(cell.score_seconds) > 0 for cell in grid)
+    head = [
+        *(["data"] if parts else []),
+        "method",
+        "pruning rate",
+        *(["setting"] if swept else []),
+        "test accuracy, %",
+        "runs",
+        "samples seen",
+        "seconds",
+        *(["static scores, s"] if scored else []),
+    ]
+    body = []
+    for cell in grid:
+        if not cell.rows:
+            continue
+        run = cell.run
+        body.append(
+            [
+                *([run.part] if parts else []),
+                run.label,
+                rate_words(cell, grid),
+                *([" = ".join(run.swept) if run.swept else ""] if swept else []),
+                accuracy_words(cell) if marked else mean_and_spread([100 * accuracy for accuracy in cell.accuracies]),
+                f"{len(cell.rows)}",
+                f"{cell.mean('samples_seen'):,.0f}",
+                mean_and_spread(cell.seconds, 0) + " ‡" * (marked and cell.unsteady),
+                *([f"{statistics.mean(cell.score_seconds):.0f}"] if scored else []),
+            ]
+        )
+    return markdown(head, body)

@@ -1,0 +1,122 @@
+"""How long a run will take on this machine, from a measurement of a few seconds on its model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.paper.costs import scoring_passes
+from benchmarks.paper.grid import Run
+from ffcv_prune.config import Config
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.loading.pipelines import stored_size
+from ffcv_prune.models import build_model
+from ffcv_prune.training.epoch import autocast, choose_amp_dtype
+from ffcv_prune.training.methods import build_schedule
+from ffcv_prune.training.world import choose_device
+
+CLASSES = 10  # of the measured model: the head counts for nothing
+MEASURE_SECONDS = 2.0
+
+
+class Speed(NamedTuple):
+    """Seconds an image, trained on and scored."""
+
+    train: float
+    score: float
+
+
+def estimate(runs: Sequence[Run]) -> dict[str, float]:
+    """Seconds that each run will take, by its key, with the static scores that it is the first to need.
+
+    Raises:
+        UserError: a data set is missing.
+    """
+    seconds, scored = {}, set()
+    for run in runs:
+        seconds[run.key] = _training(run.config)
+        path = run.config.prune.scores
+        if run.scoring is not None and path not in scored and not Path(path).with_suffix(".json").exists():
+            seconds[run.key] += _scores(run.scoring)
+        scored.add(path)
+    return seconds
+
+
+def _training(config: Config) -> float:
+    """Steps, scoring passes and tests, without compilation."""
+    n, speed = _samples_and_speed(config)
+    prune, epochs = config.prune, config.train.epochs
+    schedule = build_schedule(config)
+    seen = float(schedule.samples_seen(n))
+    if prune.policy == "infobatch":  # about half of the samples are below the mean
+        seen *= 1 - 0.5 * prune.ratio * prune.delta
+    tests = -(-epochs // config.train.eval_every) * check_beton(config.data.test).num_samples
+    return seen * speed.train + (scoring_passes(config) * n + tests) * speed.score
+
+
+def _scores(config: Config) -> float:
+    model = replace(config.model, name=config.static.model or config.model.name)
+    n, speed = _samples_and_speed(replace(config, model=model))
+    return config.static.models * n * (config.static.epochs * speed.train + speed.score)
+
+
+def _samples_and_speed(config: Config) -> tuple[int, Speed]:
+    train = check_beton(config.data.train)
+    side = config.data.size or stored_size(train)
+    settings = config.train
+    return train.num_samples, measure(config.model.name, side, settings.batch_size, settings.amp, settings.device)
+
+
+@cache
+def measure(model_name: str, side: int, batch_size: int, amp: str, device_name: str) -> Speed:
+    """Time steps and forward passes on random images that are already on the device."""
+    device = choose_device(device_name)
+    dtype = choose_amp_dtype(amp, device)
+    model = build_model(model_name, CLASSES, [0.5] * 3, [0.25] * 3).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, fused=True)
+    images = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, CLASSES, (batch_size,), device=device)
+
+    def step() -> None:
+        with autocast(device, dtype):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.inference_mode()
+    def forward() -> None:
+        with autocast(device, dtype):
+            model(images)
+
+    train = _seconds(step, device) / batch_size
+    model.eval()
+    return Speed(train, _seconds(forward, device) / batch_size)
+
+
+def _seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Mean time of one call, after two that warm up."""
+    work(), work()
+    calls, start = 0, time.perf_counter()
+    while time.perf_counter() - start < MEASURE_SECONDS:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def duration(seconds: float) -> str:
+    """``2 h 05 min``, ``7 min`` or ``12 s``."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -1,0 +1,59 @@
+"""How often each sample was selected: kept beside the runs, and summed over seeds for the distributions.
+
+What is committed is the histogram, SCALE/EXPERIMENT_selections.csv: the sums over seeds cannot be had from the rows.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.paper.grid import Run
+from ffcv_prune.analysis.counts import policy_selections
+from ffcv_prune.analysis.runs import read_run
+from ffcv_prune.errors import UserError
+
+
+def save_counts(key: str, folder: Path, out: Path) -> None:
+    """Write out/KEY.npz: `counts` int64[n], the number of `checkpoints`, the `last` selection, the `seconds`."""
+    run = read_run(folder)
+    if run.counts is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        last = np.load(policy_selections(folder, run.rows)[-1])
+        facts = {"counts": run.counts, "checkpoints": run.checkpoints, "last": last, "seconds": run.training_seconds}
+        np.savez_compressed(out / f"{key}.npz", **facts)
+
+
+def find_cell(wanted: str, runs: Sequence[Run]) -> list[Run]:
+    """The runs of a method and a pruning rate, written like ``ema 0.7``, one a seed; of the first part that has it."""
+    method, _, rate = wanted.partition(" ")
+    found = [run for run in runs if run.method == method and f"{run.rate:g}" == rate and not run.swept]
+    if not found:
+        raise UserError(f"the distribution of {wanted} has no run in the grid; name a method and a rate that it has")
+    return [run for run in found if run.part == found[0].part]
+
+
+def write_histogram(runs: Sequence[Run], counts: Path, path: Path) -> None:
+    """Write the histogram over all these runs, if the counts of all of them are there."""
+    files = [counts / f"{run.key}.npz" for run in runs]
+    if not all(file.exists() for file in files):
+        return
+    made = [np.load(file) for file in files]
+    checkpoints = sum(int(one["checkpoints"]) for one in made)
+    histogram = np.bincount(sum(one["counts"] for one in made), minlength=checkpoints + 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["times_selected", "samples"])
+        writer.writerows(enumerate(histogram.tolist()))
+
+
+def read_histogram(path: Path) -> tuple[NDArray[np.int64], int]:
+    """Counts, int64[n], in rising order, and the number of selections."""
+    with path.open(newline="", encoding="utf-8") as file:
+        samples = [int(row["samples"]) for row in csv.DictReader(file)]
+    return np.repeat(np.arange(len(samples)), samples), len(samples) - 1

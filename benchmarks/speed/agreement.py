@@ -1,0 +1,291 @@
+"""Cheaper scores: how far the selection agrees with that of a full scoring pass, what it costs, what accuracy it gives.
+
+    python -m benchmarks.speed.agreement                              about an hour on one core; resumable
+    python -m benchmarks.speed.agreement --methods ema_guarded        the same for guarded EMA: adds its rows
+    python -m benchmarks.speed.agreement --redraw                     the table again, without training
+    python -m benchmarks.speed.agreement --epochs 10 --period 2 --seeds 1 --csv glance.csv
+    python -m benchmarks.speed.agreement --options "full pass;both, budget 0.3"       any of OPTIONS
+
+CIFAR-10, resnet_tiny, keep 0.2, 30 epochs, T_p = 2, methods of paper/experiments/methods.yaml. Each option trains by
+its own selections. At each of its checkpoints a shadow also scores all samples with the same model and keeps a table
+of its own; nothing of the shadow reaches the training, and its time is not counted.
+
+Read "overlap": the share of the samples chosen by score that the shadow would have chosen too; by chance it would be
+the share of the samples that is chosen. It is 1 for the full pass itself. "Accuracy" is at the end, "against the
+pass" its difference with the 95 % interval (Welch, over the seeds). An option is a safe default where that interval
+holds no loss larger than LARGEST_LOSS points; a low overlap at the same accuracy says that the scores did not matter.
+"training" needs a first loss of every sample, from a warm-up on all data: it has a full pass of its own to be held
+against, which trains on as many samples. Seconds are without tests and the shadow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from benchmarks.harness.machine import measured_on
+from benchmarks.harness.rows import Results, benchmark_parser, groups, positive, shared_settings
+from benchmarks.harness.tables import Row, markdown, mean_and_spread
+from benchmarks.paper import grid
+from ffcv_prune import Checkpoint, PrunedLoader, Pruner, ScoreTable, config, score_dataset
+from ffcv_prune.analysis.intervals import welch_margin
+from ffcv_prune.data import recipe
+from ffcv_prune.data.beton import check_beton, require_labels
+from ffcv_prune.data.encode import encode_split
+from ffcv_prune.data.sources import Split
+from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.methods.policies import Policy, WithRandom
+from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.run_folder import RunFolder
+from ffcv_prune.training.stop import StopSignals
+from ffcv_prune.training.trainer import Trainer
+from ffcv_prune.training.world import World, choose_device
+
+ROOT = Path(__file__).resolve().parents[2]
+PASS, PASS_FULL_WARMUP = "full pass", "full pass, full warm-up"
+OPTIONS: dict[str, dict[str, Any]] = {  # what the table calls it -> keys of the training config; "side": scored at
+    PASS: {},
+    "both": {"prune.score_source": "both"},
+    "budget 0.5": {"prune.score_budget": 0.5},
+    "budget 0.3": {"prune.score_budget": 0.3},
+    "both, budget 0.3": {"prune.score_source": "both", "prune.score_budget": 0.3},
+    "24 px": {"side": 24},
+    "16 px": {"side": 16},
+    "budget 0.3, 16 px": {"prune.score_budget": 0.3, "side": 16},
+    PASS_FULL_WARMUP: {"prune.warmup_mode": "full"},
+    "training": {"prune.score_source": "training", "prune.warmup_mode": "full"},
+}
+AGAINST = {"training": PASS_FULL_WARMUP}  # else PASS
+MEASURED = (PASS, "both", "budget 0.3", "16 px", "budget 0.3, 16 px")
+LARGEST_LOSS = 1.0  # points of accuracy
+COLUMNS = (
+    *("method", "option", "seed", "accuracy", "overlap", "overlap_min", "overlaps", "scored"),
+    *("score_seconds", "total_seconds", "samples_seen"),
+)
+
+
+class Shadow:
+    """Stands in a pruner's place in the trainer and, after each scored checkpoint, makes the full pass beside it.
+
+    Attributes:
+        overlaps: of each scored checkpoint, the share of what was chosen by score that a full pass chooses too.
+        scored: of each, the share of the samples that the pruner's own pass scored.
+        score_seconds: of the pruner's own scoring, in all.
+    """
+
+    def __init__(self, pruner: Pruner, loader: PrunedLoader, amp_dtype: torch.dtype | None, passes: bool) -> None:
+        self.pruner, self.full_loader, self.amp_dtype, self.passes = pruner, loader, amp_dtype, passes
+        self.table = ScoreTable(pruner.table.n, pruner.table.alpha)
+        self.overlaps: list[float] = []
+        self.scored: list[float] = []
+        self.score_seconds = self.shadow_seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pruner, name)
+
+    def begin_epoch(self, epoch: int, model: nn.Module) -> Checkpoint | None:
+        made = self.pruner.begin_epoch(epoch, model)
+        if made is None or made.phase != "policy":
+            return made
+        own = self.pruner.table
+        self.score_seconds += made.score_seconds
+        self.scored.append(np.count_nonzero(own.last_scored == own.updates - 1) / own.n if self.passes else 0.0)
+        start = time.perf_counter()
+        self.table.update(score_dataset(model, self.full_loader, amp_dtype=self.amp_dtype))
+        k = self.pruner.schedule.kept(own.n)
+        self.overlaps.append(overlap(*(by_score(self.pruner.policy, table, k) for table in (own, self.table))))
+        self.shadow_seconds += time.perf_counter() - start
+        return made
+
+
+def by_score(policy: Policy, table: ScoreTable, k: int) -> NDArray[np.int64]:
+    """What `policy` chooses by score among k: without the part that is drawn at random, which tells nothing."""
+    if isinstance(policy, WithRandom):
+        policy, k = policy.policy, k - round(policy.share * k)
+    return policy.select(table, k, np.random.default_rng(0))
+
+
+def overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    """|A ∩ B| / k of two sets of k ids."""
+    return np.intersect1d(a, b, assume_unique=True).size / a.size
+
+
+def write_smaller(source: Path, side: int, path: Path) -> Path:
+    """Write the images of a .beton once more, shrunk to side x side, raw, in the same order."""
+    info = check_beton(source)
+    loader = PrunedLoader(source, 1024, score_pipelines(info), shuffle=False, drop_last=False)
+    images = [
+        cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        for batch, _ in loader
+        for image in batch.permute(0, 2, 3, 1).numpy()  # [B, H, W, 3]
+    ]
+    split = Split(require_labels(info)[1], lambda i: Image.fromarray(images[i]), str)
+    encode_split(split, path, recipe.Image(), 0, 1, f"{side} px")
+    return path
+
+
+def run_config(
+    method: str, option: str, seed: int, args: argparse.Namespace, smaller: Mapping[int, Path]
+) -> config.Config:
+    """The training config of one run."""
+    guard, keys = grid.methods()[method][0].guard, grid.methods()[method][1]
+    phase = round(guard * args.epochs)
+    settings: dict[str, Any] = {name: setting.text for name, setting in keys.items()}
+    settings |= {
+        "data.train": args.data / "train.beton",
+        "data.test": args.data / "test.beton",
+        "prune.keep": args.keep,
+        "prune.period": args.period,
+        "prune.warmup": phase,
+        "prune.final": phase,
+        "train.epochs": args.epochs,
+        "run.seed": seed,
+        "run.name": f"{method}_{option}_{seed}".replace(" ", "_"),
+    }
+    settings |= {name: value for name, value in OPTIONS[option].items() if name != "side"}
+    if "side" in OPTIONS[option]:
+        settings["data.score"] = smaller[OPTIONS[option]["side"]]
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    return config.load(["--config", str(ROOT / "rn_configs" / "cifar10_small.yaml"), *arguments])
+
+
+def run_one(settings: config.Config, loaders: Loaders, full_loader: PrunedLoader, out: Path) -> dict[str, Any]:
+    """Train once under the shadow; return what was found."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(closing(RunFolder.create(out, settings.run.name)))
+        stop = stack.enter_context(StopSignals())
+        trainer = Trainer(settings, loaders)
+        passes = settings.prune.score_source != "training"
+        trainer.pruner = shadow = Shadow(trainer.pruner, full_loader, trainer.stepper.amp_dtype, passes)
+        start = time.perf_counter()
+        trainer.run(folder, stop)
+        rows = folder.rows
+        seconds = time.perf_counter() - start - shadow.shadow_seconds - sum(row["seconds"]["eval"] for row in rows)
+    if not shadow.overlaps:
+        raise UserError("no scored checkpoint in so few epochs: raise --epochs")
+    return {
+        "accuracy": rows[-1]["test_accuracy"],
+        "overlap": round(statistics.mean(shadow.overlaps), 5),
+        "overlap_min": round(min(shadow.overlaps), 5),
+        "overlaps": " ".join(f"{value:.4f}" for value in shadow.overlaps),
+        "scored": round(statistics.mean(shadow.scored), 5),
+        "score_seconds": round(shadow.score_seconds, 3),
+        "total_seconds": round(seconds, 3),
+        "samples_seen": rows[-1]["samples_seen"],
+    }
+
+
+def run_all(args: argparse.Namespace, results: Results) -> None:
+    """Make the runs that have no row yet, seed by seed."""
+    runs = [(method, option, seed) for seed in range(args.seeds) for method in args.methods for option in args.options]
+    left = results.left(runs, lambda row: (row["method"], row["option"], int(row["seed"])))
+    sides = {OPTIONS[option]["side"] for _, option, _ in left if "side" in OPTIONS[option]}
+    opened: dict[object, Loaders] = {}
+    with ExitStack() as stack:
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        smaller = {side: write_smaller(args.data / "train.beton", side, out / f"{side}.beton") for side in sides}
+        for method, option, seed in left:
+            print(f"\n{method}, {option}, seed {seed}", flush=True)
+            base, settings = (run_config(method, o, seed, args, smaller) for o in (PASS, option))
+            full = loaders_of(base, opened, stack).score
+            found = run_one(settings, loaders_of(settings, opened, stack), full, out)
+            results.append([{"method": method, "option": option, "seed": seed} | found])
+
+
+def loaders_of(settings: config.Config, opened: dict[object, Loaders], stack: ExitStack) -> Loaders:
+    """The loaders of a run, shared with those before it that read the same data."""
+    own = settings_of(settings, World(choose_device(settings.train.device)))
+    if own not in opened:
+        opened[own] = stack.enter_context(closing(Loaders(settings)))
+    return opened[own]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The Markdown table, mean ± standard deviation over the seeds, and which options are safe."""
+    body, safe = [], []
+    by_option = groups(rows, "method", "option")
+    for (method, option), own_rows in by_option.items():
+
+        def values(column: str, of: Sequence[Row] = own_rows) -> list[float]:
+            return [float(row[column]) for row in of]
+
+        pass_rows = by_option.get((method, AGAINST.get(option, PASS)), [])
+        own, of_pass = ([100 * accuracy for accuracy in values("accuracy", of)] for of in (own_rows, pass_rows))
+        against = ""
+        if of_pass and option not in (PASS, PASS_FULL_WARMUP):
+            gap, margin = statistics.mean(own) - statistics.mean(of_pass), welch_margin(own, of_pass)
+            against = f"{gap:+.2f} ± {margin:.2f}" if margin < 1000 else f"{gap:+.2f}, one run"
+            if gap - margin >= -LARGEST_LOSS:
+                safe.append(f"{option} ({grid.find_method(method, 'the table').label})")
+        body.append(
+            [
+                grid.find_method(method, "the table").label,
+                option,
+                mean_and_spread(values("overlap"), 3),
+                f"{min(values('overlap_min')):.3f}",
+                f"{statistics.mean(values('scored')):.2f}",
+                mean_and_spread(values("score_seconds"), 1),
+                mean_and_spread(values("total_seconds"), 0),
+                mean_and_spread(own),
+                against,
+            ]
+        )
+    head = [
+        "method",
+        "scores",
+        "overlap",
+        "least",
+        "share scored",
+        "score, s",
+        "total, s",
+        "accuracy, %",
+        "against the pass",
+    ]
+    about = f"Mean ± standard deviation of {len({row['seed'] for row in rows})} seeds. {measured_on(rows)}"
+    verdict = (
+        f"Safe, no loss above {LARGEST_LOSS:g} points in the 95 % interval: {'; '.join(safe) or 'none shown to be'}."
+    )
+    return f"{markdown(head, body)}\n\n{about}\n\n{verdict}"
+
+
+def main() -> None:
+    parser = benchmark_parser("speed.agreement", __doc__)
+    parser.add_argument("--data", type=Path, default=Path("betons/cifar10"), help="folder; default: %(default)s")
+    parser.add_argument(
+        "--methods", default="ucb_guarded", help="of benchmarks/paper's methods.yaml; default: %(default)s"
+    )
+    parser.add_argument("--options", default=";".join(MEASURED), help="separated by ;  default: %(default)s")
+    parser.add_argument("--keep", type=float, default=0.2, help="default: %(default)s")
+    parser.add_argument("--period", type=positive, default=2, help="T_p, epochs; default: %(default)s")
+    parser.add_argument("--epochs", type=positive, default=30, help="default: %(default)s")
+    parser.add_argument("--seeds", type=positive, default=5, help="default: %(default)s")
+    args = parser.parse_args()
+    results = Results(args.csv, COLUMNS, shared_settings(args, "data", "epochs", "keep", "period"))
+    if not args.redraw:
+        args.methods, args.options = args.methods.split(","), args.options.split(";")
+        for method in args.methods:
+            grid.find_method(method, "--methods")
+        for option in args.options:
+            if option not in OPTIONS:
+                raise UserError(f'--options: unknown "{option}"; known: {"; ".join(OPTIONS)}')
+        torch.set_num_threads(1)  # a second thread gains a net this small little, and makes its times noisy
+        run_all(args, results)
+    results.publish("Cheaper scores", summary(results.read()))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,264 @@
+"""Taking in the losses of a checkpoint and choosing the k highest UCB scores: time and memory against numpy and torch.
+
+    python -m benchmarks.speed.top_k                      0.1 to 100 million samples, 5 GB
+    python -m benchmarks.speed.top_k --redraw             table and plot again, without measuring
+    python -m benchmarks.speed.top_k --samples 1281167 --repeats 9 --csv glance.csv      ImageNet's number, seconds
+
+Each repeat starts from the same table of statistics and takes in the same losses; all methods run in it in turn, so
+that ratios are of neighbours in time. "ours" is what the trainer calls, `ScoreTable.update` with its checks and
+`UCB.select`. The rivals update mean and variance alone, in place and in float32, as one would by hand; numpy knows one
+thread only. Before anything is timed, each method's statistics are compared bit for bit with ours, and its choice with
+the definition of a top k. Compilation is left out. Each measurement is the second of two in a row: the first brings
+memory to where the method leaves it.
+
+How to read it: "x ours" is the time divided by that of ours in the same repeat, with 1 and with 2 threads: above 1,
+ours is faster. Growth is linear where "ns a sample" stays level; it rises a little where the table no longer fits into
+the last cache. "arrays" is the peak of resident memory above the table and the losses, in arrays of float32[n], the
+chosen ids included; it is measured from 14 million samples upwards, where malloc gives nearly all memory back: what it
+kept and uses again does not show, so that ours may read less than its ids alone, 0.6. Losses are lognormal and
+correlated between checkpoints; "ties" are those of a trained model in bfloat16: most are 0, and the k-th score is one
+of them. Ours takes no second thread below two million samples.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from benchmarks.harness.machine import measured_with
+from benchmarks.harness.plots import error_bars, save
+from benchmarks.harness.rows import Results, add_repeats, benchmark_parser, groups, shared_settings
+from benchmarks.harness.tables import Row, markdown, ratios, spread
+from ffcv_prune import ScoreTable, policies
+from ffcv_prune.errors import UserError
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+COLUMNS = ("losses", "samples", "method", "threads", "repeat", "seconds", "arrays")
+
+SIZES = "100000,300000,1281167,4000000,14000000,40000000,100000000"
+MOST_WITH_TIES = 14_000_000
+FEWEST_FOR_MEMORY = 14_000_000  # arrays above 32 MB, which malloc always maps on their own
+KEEP, ALPHA, C = 0.3, 0.8, 1.0
+BETA = 1.0 - ALPHA
+CHECKPOINTS = 3  # in the table before the one that is measured
+CORRELATION = 0.9  # of the logarithm of a sample's loss between checkpoints
+
+
+def ours(table: ScoreTable, losses: Floats, k: int) -> Ids:
+    table.update(losses)
+    return policies.UCB(C).select(table, k, np.random.default_rng(0))
+
+
+def _numpy_scores(table: ScoreTable, losses: Floats) -> Floats:
+    """Update mean and variance in place and return the UCB scores, with one temporary array, which they are in."""
+    mean, var = table.mean, table.var
+    work = losses - mean
+    work *= work
+    work *= np.float32(ALPHA)
+    var *= np.float32(BETA)
+    var += work
+    np.multiply(losses, np.float32(ALPHA), out=work)
+    mean *= np.float32(BETA)
+    mean += work
+    np.multiply(var, np.float32(C), out=work)
+    work += mean
+    return work
+
+
+def argsort(table: ScoreTable, losses: Floats, k: int) -> Ids:
+    return np.argsort(_numpy_scores(table, losses))[table.n - k :]
+
+
+def argpartition(table: ScoreTable, losses: Floats, k: int) -> Ids:
+    return np.argpartition(_numpy_scores(table, losses), table.n - k)[table.n - k :]
+
+
+def torch_topk(table: ScoreTable, losses: Floats, k: int) -> Ids:
+    """As the others: products and sums apart, for the fused ones of torch round differently."""
+    mean, var, new = (torch.from_numpy(array) for array in (table.mean, table.var, losses))
+    work = new - mean
+    work.mul_(work).mul_(ALPHA)
+    var.mul_(BETA).add_(work)
+    torch.mul(new, ALPHA, out=work)
+    mean.mul_(BETA).add_(work)
+    torch.mul(var, C, out=work)
+    return torch.topk(work.add_(mean), k, sorted=False).indices.numpy()
+
+
+Method = Callable[[ScoreTable, Floats, int], Ids]
+METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {  # and the numbers of threads that it can make use of
+    "ours": (ours, (1, 2)),
+    "numpy argpartition": (argpartition, (1,)),
+    "numpy argsort": (argsort, (1,)),
+    "torch.topk": (torch_topk, (1, 2)),
+}
+
+
+def loss_passes(n: int, kind: str) -> list[Floats]:
+    """The losses of CHECKPOINTS + 1 scoring passes, float32[n] each."""
+    rng = np.random.default_rng(0)
+    level = rng.standard_normal(n, dtype=np.float32)
+    passes = []
+    for _ in range(CHECKPOINTS + 1):
+        # exp(2 z - 3): half of the losses below 0.05, one in a hundred above 5. With ties, all are 1/150 as high and
+        # have the resolution of bfloat16 at 1: a probability nearer to 1 than that is 1, its loss 0.
+        losses = np.exp(2 * level - (8 if kind == "ties" else 3))
+        passes.append(np.round(losses * 256) / 256 if kind == "ties" else losses)
+        level *= np.float32(CORRELATION)
+        level += np.float32((1 - CORRELATION**2) ** 0.5) * rng.standard_normal(n, dtype=np.float32)
+    return passes
+
+
+class Bench:
+    """A table after some checkpoints and the losses of the next one, for one method after the other."""
+
+    def __init__(self, n: int, kind: str) -> None:
+        self.k = max(1, round(KEEP * n))
+        self.table = ScoreTable(n, ALPHA)
+        *before, self.losses = loss_passes(n, kind)
+        while before:
+            self.table.update(before.pop(0))
+        self._mean, self._var = self.table.mean.copy(), self.table.var.copy()
+
+    def reset(self) -> None:
+        self.table.mean[:], self.table.var[:] = self._mean, self._var
+
+    def check(self) -> None:
+        """Run every method once, and compare what it makes of the statistics, and what it chooses."""
+        sums = set()
+        for name, (method, _) in METHODS.items():
+            self.reset()
+            ids = method(self.table, self.losses, self.k)
+            sums.add((zlib.crc32(self.table.mean), zlib.crc32(self.table.var)))
+            scores = self.table.mean + np.float32(C) * self.table.var
+            chosen = np.zeros(self.table.n, np.bool_)
+            chosen[ids] = True
+            lowest = scores[ids].min()
+            if np.count_nonzero(chosen) != self.k or (scores[~chosen] > lowest).any():
+                raise AssertionError(f"{name} did not choose the {self.k} highest")
+        if len(sums) > 1:
+            raise AssertionError("the methods do not agree about mean and variance")
+
+    def run(self, method: Method, threads: int) -> tuple[float, float]:
+        """Return the seconds that it took, and its peak of memory in arrays of float32[n].
+
+        It runs twice, and the second time counts: a machine may take seconds to find memory that the method before,
+        which needed more or less of it, has given back.
+        """
+        cores, torch_threads = os.sched_getaffinity(0), torch.get_num_threads()
+        os.sched_setaffinity(0, sorted(cores)[:threads])  # ours takes as many threads as it has cores
+        torch.set_num_threads(threads)
+        try:
+            for _ in range(2):
+                self.reset()
+                before = _resident_kb("VmRSS")
+                Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+                start = time.perf_counter()
+                method(self.table, self.losses, self.k)
+                seconds = time.perf_counter() - start
+                peak = _resident_kb("VmHWM") - before
+        finally:
+            os.sched_setaffinity(0, cores)
+            torch.set_num_threads(torch_threads)
+        return seconds, peak * 1024 / (4 * self.table.n)
+
+
+def _resident_kb(field: str) -> int:
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return next(int(words[1]) for words in lines if words[0] == f"{field}:")
+
+
+def measure(n: int, kind: str, repeats: int, most_threads: int) -> list[dict[str, Any]]:
+    """One row for each repeat, method and number of threads."""
+    bench = Bench(n, kind)
+    bench.check()
+    rows = []
+    for repeat in range(-1, repeats):  # the first is to warm up
+        for name, (method, all_threads) in METHODS.items():
+            for threads in all_threads:
+                if threads > most_threads:
+                    continue
+                seconds, arrays = bench.run(method, threads)
+                row = {"losses": kind, "samples": n, "method": name, "threads": threads}
+                row |= {"repeat": repeat, "seconds": f"{seconds:.6f}"}
+                rows.append(row | {"arrays": f"{arrays:.2f}" if n >= FEWEST_FOR_MEMORY else ""})
+    return [row for row in rows if row["repeat"] >= 0]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, and what they were measured with."""
+    head = ["losses", "samples", "method", "threads", "ms", "ns a sample", "x ours, 1 thread", "x ours, 2 threads"]
+    body = []
+    by_method = groups(rows, "losses", "samples", "method", "threads")
+    for (kind, n, name, threads), own in by_method.items():
+        references = [by_method.get((kind, n, "ours", count), []) for count in ("1", "2")]
+        arrays = [float(row["arrays"]) for row in own if row["arrays"]]
+        body.append(
+            [
+                kind,
+                f"{int(n):,}",
+                name,
+                threads,
+                spread([1000 * _seconds(row) for row in own]),
+                f"{1e9 * statistics.median(map(_seconds, own)) / int(n):.2f}",
+                *(spread(ratios(own, reference, _seconds)) or "–" for reference in references),
+                f"{max(arrays):.2f}" if arrays else "–",
+            ]
+        )
+    return f"{markdown([*head, 'arrays'], body)}\n\n{measured_with(rows)}"
+
+
+def _seconds(row: Row) -> float:
+    return float(row["seconds"])
+
+
+def draw(rows: Sequence[Row], path: Path) -> Path:
+    """Time against the number of samples, both logarithmic; median, lowest and highest of the lognormal losses."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[tuple[str, str], list[tuple[int, list[float]]]] = {}
+    for (kind, n, name, threads), own in groups(rows, "losses", "samples", "method", "threads").items():
+        if kind == "lognormal":
+            lines.setdefault((name, threads), []).append((int(n), [1000 * _seconds(row) for row in own]))
+    for (name, threads), points in lines.items():
+        sizes, repeats = zip(*sorted(points), strict=True)
+        middle, around = error_bars(repeats)
+        label = f"{name}, {threads} thread{'s' if threads != '1' else ''}"
+        axes.errorbar(sizes, middle, around, fmt="o-" if threads == "1" else "s--", capsize=3, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="milliseconds: update, UCB score, top k")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return save(figure, path)
+
+
+def main() -> None:
+    parser = benchmark_parser("speed.top_k", __doc__)
+    parser.add_argument("--samples", default=SIZES, help="comma-separated; default: %(default)s")
+    add_repeats(parser)
+    args = parser.parse_args()
+    results = Results(args.csv, COLUMNS, shared_settings(args, "repeats", keep=KEEP))
+    if not args.redraw:
+        try:
+            sizes = [int(size) for size in args.samples.split(",")]
+        except ValueError:
+            sizes = []
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"--samples {args.samples}: give whole numbers from 1, such as --samples 1281167,14000000")
+        most_threads = len(os.sched_getaffinity(0))
+        cases = [(n, kind) for n in sizes for kind in ("lognormal", "ties") if n <= MOST_WITH_TIES or kind != "ties"]
+        for n, kind in results.left(cases, lambda row: (int(row["samples"]), row["losses"])):
+            results.append(measure(n, kind, args.repeats, most_threads))
+            print(f"{n:,} samples, {kind}: done", flush=True)
+    rows = results.read()
+    results.publish("Selection", summary(rows), draw(rows, results.path.with_suffix(".svg")))
