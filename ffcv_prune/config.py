@@ -141,6 +141,13 @@ class Config:
         sections = {name: asdict(getattr(self, name)) for name in names}
         return sections | {"prune": asdict(_prune_section(self.prune)())}
 
+    @property
+    def defaults(self) -> dict[str, dict[str, Any]]:
+        """The default of every key of `sections`; those of the section prune are the method's."""
+        of = _keys(_prune_section(methods.PRESETS[self.prune.name]))
+        sections = {name: {f.name: f.default for f in fields(kind)} for name, kind in get_type_hints(of).items()}
+        return sections | {"prune": sections["prune"] | {"method": "full"}}
+
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""
         return strict_args.to_yaml(self.sections)

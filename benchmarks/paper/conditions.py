@@ -22,13 +22,14 @@ def conditions(grouped: Sequence[Cell]) -> str:
 def training(cells: Sequence[Cell]) -> str:
     """What all runs share."""
     config = cells[0].run.config
-    train, prune = config.train, config.prune
+    train = config.train
+    parts = {name: value for cell in cells for name, value in cell.run.config.prune.values.items()}
     precision = {"auto": "bf16 where the processor has instructions for it, else float32"}.get(train.amp, train.amp)
     return (
         f"All train {config.model.name} by SGD: batches of {train.batch_size}, learning rate {train.lr:g} "
         f"({train.lr_schedule}, after a warm-up of {train.warmup_epochs:g} epoch at full length), momentum "
         f"{train.momentum:g}, weight decay {train.weight_decay:g}; precision `{train.amp}`, {precision}. "
-        f"α = {prune.alpha:g}, c = {prune.c:g}, ε = {prune.epsilon:g}. T_p is the epochs between checkpoints; "
+        f"α = {parts['alpha']:g}, c = {parts['c']:g}, ε = {parts['epsilon']:g}. T_p is the epochs between selections; "
         "InfoBatch selects in every epoch."
     )
 
@@ -45,7 +46,7 @@ def data_table(cells: Sequence[Cell]) -> str:
                     cell.run.part,
                     f"`{config.data.train}`",
                     f"{config.train.epochs}",
-                    f"{config.prune.period}",
+                    f"{config.prune.phases.interval}",
                     config.data.augment,
                     f"{len(cell.rows) + cell.missing}",
                 ],

@@ -10,8 +10,6 @@ from benchmarks.paper.cells import Cell, distinct, rate_words
 from benchmarks.paper.grid import Run
 from benchmarks.paper.verdicts import FAILS, HOLDS, UNDECIDED, compare
 from ffcv_prune.config import Config
-from ffcv_prune.methods.policies import POLICIES
-from ffcv_prune.training.methods import build_schedule
 
 FULL = ("full", "full_equal")
 EQUAL = 0.05  # by which the samples seen of two runs may differ and still count as equal
@@ -56,7 +54,7 @@ def work_words(cell: Cell, full: Sequence[Cell]) -> tuple[str, str]:
 def work_before(run: Run) -> tuple[float, int] | None:
     """Epochs and passes over all data that the run's static scores took."""
     if run.source is not None:
-        return run.source.config.train.epochs * run.source.config.prune.keep, scoring_passes(run.source.config)
+        return run.source.config.train.epochs * run.source.config.prune.phases.share, scoring_passes(run.source.config)
     if run.scoring is None:
         return None
     static = run.scoring.static
@@ -65,8 +63,7 @@ def work_before(run: Run) -> tuple[float, int] | None:
 
 def scoring_passes(config: Config) -> int:
     """Passes over all data that a run's selections take: none for static scores and for losses of training."""
-    prune = config.prune
-    if prune.policy == "none" or not POLICIES[prune.policy].needs_scores or prune.score_source == "training":
+    phases, epochs = config.prune.phases, config.train.epochs
+    if not config.prune.makes_passes:
         return 0
-    schedule = build_schedule(config)
-    return sum(schedule.is_checkpoint(e) and schedule.phase(e) == "policy" for e in range(config.train.epochs))
+    return sum(phases.selects(e, epochs) and phases.phase(e, epochs) == "method" for e in range(epochs))
