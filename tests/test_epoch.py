@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.protocols import Step
 from ffcv_prune.training.epoch import Stepper, mean_loss
+from ffcv_prune.training.run_folder import RunFolder
 from tests.betons import Beton
 from tests.nets import SmallNet
 
@@ -66,3 +69,25 @@ def test_a_model_that_returns_a_tuple_trains_where_the_task_says_how(loader: Pru
         train(Stepper(Pair(), SETTINGS, None), loader)
     told = Stepper(Pair(), SETTINGS, None, tasks.Classification(0.1, output=0))
     assert train(told, loader) == train(Stepper(SmallNet(), SETTINGS, None), loader)
+
+
+def test_weights_are_saved_as_copies_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever device they were trained on: who loads them may have no such device."""
+    moved, cpu = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (moved.append(tensor.data_ptr()), cpu(tensor))[1])
+    model = SmallNet()
+    with closing(RunFolder.create(tmp_path, "run")) as folder:
+        folder.save_weights(model)
+        saved = torch.load(folder.path / "weights.pt", weights_only=True)
+    assert moved == [value.data_ptr() for value in model.state_dict().values()]
+    assert saved.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(saved[name], value)
+
+
+@pytest.mark.cuda
+def test_weights_of_a_gpu_are_saved_on_the_cpu(tmp_path: Path) -> None:
+    with closing(RunFolder.create(tmp_path, "run")) as folder:
+        folder.save_weights(SmallNet().to("cuda"))
+        saved = torch.load(folder.path / "weights.pt", weights_only=True)
+    assert all(value.device.type == "cpu" for value in saved.values())
