@@ -71,7 +71,7 @@ def test_a_model_that_returns_a_tuple_trains_where_the_task_says_how(loader: Pru
     assert train(told, loader) == train(Stepper(SmallNet(), SETTINGS, None), loader)
 
 
-def test_weights_are_saved_as_copies_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_saved_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever device they were trained on: who loads them may have no such device."""
     moved, cpu = [], torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (moved.append(tensor.data_ptr()), cpu(tensor))[1])
