@@ -24,6 +24,7 @@ from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models import build_model
 from ffcv_prune.models.normalize import Normalize
 from ffcv_prune.scoring.training_losses import TrainingLosses
+from ffcv_prune.tasks import Classification
 from ffcv_prune.training import trainer
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.run_folder import RunFolder
@@ -87,7 +88,8 @@ def check_scores(world: World, shared: PrunedLoader, whole: PrunedLoader) -> Non
     counts = world.gather(sum(len(labels) for _, labels in shared))
     assert sum(counts) == 203
     assert max(counts) - min(counts) <= 1
-    assert evaluate(SmallNet(), shared, 10, None) == evaluate(SmallNet(), whole, 10, None)
+    task = Classification()
+    assert evaluate(SmallNet(), shared, task, None) == evaluate(SmallNet(), whole, task, None)
     state = methods.build("epsilon_greedy", epsilon=0.2, keep=60 / 203).start(203, epochs=1)
     state.record(None, losses, epoch=0)
     selection = state.select(0)

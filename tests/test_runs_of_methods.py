@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ffcv_prune.training.methods import build_policy, build_schedule
 from torch import nn
 
 import ffcv_prune.pruner

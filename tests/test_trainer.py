@@ -15,7 +15,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from ffcv_prune import config, methods
+from ffcv_prune import config, methods, tasks
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
 from ffcv_prune.training import checkpoint, pruning
@@ -116,8 +116,7 @@ def test_a_run_with_two_selections_for_every_method(
         )
     if method == "random":  # the others train on what is hard: their loss may rise
         assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert result.accuracy == rows[-1]["test_accuracy"]
-    assert result.top5 == rows[-1]["test_top5"]
+    assert result.metrics == {"accuracy": rows[-1]["test_accuracy"], "top5": rows[-1]["test_top5"]}
     assert result.method == method
     assert not loader_threads()
 
@@ -148,7 +147,7 @@ def test_the_run_folder_is_complete_and_can_be_used_again(settings: Settings, lo
     assert float(result["accuracy"]) == pytest.approx(rows[-1]["test_accuracy"], abs=1e-6)
     last_save = float(result["total_seconds"]) - sum(row["seconds"]["total"] for row in rows)
     assert -1e-3 <= last_save <= float(result["save_seconds"])
-    top1, top5 = evaluate(model, loaders.test, 10, None)
+    top1, top5 = evaluate(model, loaders.test, tasks.Classification(), None).values()
     assert (top1, top5) == (rows[-1]["test_accuracy"], rows[-1]["test_top5"])
 
 
@@ -222,7 +221,7 @@ def test_the_same_seed_repeats_the_run_bit_by_bit(settings: Settings, loaders: L
 def test_evaluation_counts_each_test_sample_once(loaders: Loaders, test_beton: Beton) -> None:
     torch.manual_seed(0)
     model = build_model("basic_cnn", 10, loaders.dataset.mean, loaders.dataset.std)
-    top1, top5 = evaluate(model, loaders.test, 10, None)
+    top1, top5 = evaluate(model, loaders.test, tasks.Classification(), None).values()
     with torch.inference_mode():
         logits = model.eval()(torch.from_numpy(test_beton.images).permute(0, 3, 1, 2))
     best = logits.argsort(dim=1, descending=True)[:, :5].numpy() == test_beton.labels[:, None]

@@ -133,7 +133,7 @@ def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dic
                 if time.perf_counter() - start >= SECONDS:
                     break
     loader_alone = ranks * served / (_now(device) - start)
-    own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype)
+    own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype, stepper.task)
     own.model.train()
     own.step(*batch, mean_loss, lr=0.0)
     steps, start = 0, _now(device)

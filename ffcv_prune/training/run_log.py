@@ -29,7 +29,7 @@ class RunResult:
         folder: the run folder.
         method: its name, with the guards that are on.
         keep: fraction of the data kept in pruned epochs (InfoBatch: their mean).
-        accuracy, top5: of the last test, 0..1; top5 is None up to 5 classes.
+        metrics: the task's of the last test, the headline first; None for what the data do not have (top5).
         samples_seen: samples trained on, over all epochs.
         seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
             selections; and, not in the total, "setup": opening the data and compiling loaders, and "static":
@@ -39,8 +39,7 @@ class RunResult:
     folder: Path
     method: str
     keep: float
-    accuracy: float
-    top5: float | None
+    metrics: dict[str, float | None]
     samples_seen: int
     seconds: dict[str, float]
 
@@ -88,8 +87,9 @@ class StarvedClasses:
         tqdm.write(message, file=sys.stderr)
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    tested = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.4f}"
+def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:
+    """`headline` is the name of the metric to show."""
+    tested = "" if row[f"test_{headline}"] is None else f"  test {row[f'test_{headline}']:.4f}"
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in row["seconds"].items() if s >= 0.05 or name == "total")
     return (
         f"epoch {row['epoch'] + 1:3d}/{epochs}  {row['phase']:6s}  keep {row['keep']:.2f} "
@@ -108,6 +108,7 @@ def kept_share(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
 def result_row(config: Config, result: RunResult) -> dict[str, Any]:
     """The run in one flat row, for result.csv and the tables made from many of them."""
     made = provenance()
+    metrics: dict[str, float | None] = {"accuracy": None, "top5": None, **result.metrics}
     return {
         "run": config.run.name,
         "method": result.method,
@@ -115,8 +116,7 @@ def result_row(config: Config, result: RunResult) -> dict[str, Any]:
         "epochs": config.train.epochs,
         "seed": config.run.seed,
         "model": config.model.name,
-        "accuracy": round(result.accuracy, 6),
-        "top5": "" if result.top5 is None else round(result.top5, 6),
+        **{name: "" if value is None else round(value, 6) for name, value in metrics.items()},
         "samples_seen": result.samples_seen,
         **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in result.seconds.items()},
         **{name: ", ".join(value) if isinstance(value, list) else value for name, value in made.items()},

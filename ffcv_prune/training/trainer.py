@@ -131,8 +131,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
         folder=folder.path,
         method=trainer.method.label,
         keep=kept_share(trainer.config, folder.rows),
-        accuracy=last["test_accuracy"],
-        top5=last["test_top5"],
+        metrics={name: last[f"test_{name}"] for name in trainer.stepper.task.metrics},
         samples_seen=last["samples_seen"],
         seconds=seconds | {"setup": setup_seconds, "static": trainer.static_seconds},
     )
@@ -196,27 +195,20 @@ class Trainer:
                 raise stopped(signal, folder)
             loss, steps = self._train_epoch(epoch, folder, stop)
             check_converges(loss)
-            accuracy = top5 = None
+            metrics: dict[str, float] = {}
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
-                accuracy, top5 = evaluate(
-                    self.stepper.model, self.test_loader, len(self.dataset.classes), self.stepper.amp_dtype
-                )
+                stepper = self.stepper
+                metrics = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype)
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
-                    row = self._row(epoch, loss, steps, accuracy, top5, folder.rows)
+                    row = self._row(epoch, loss, steps, metrics, folder.rows)
                     folder.log(row)
-                    print(epoch_line(row, epochs), flush=True)
+                    print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
             self._save(folder)
 
     def _row(
-        self,
-        epoch: int,
-        loss: float,
-        steps: int,
-        accuracy: float | None,
-        top5: float | None,
-        rows: list[dict[str, Any]],
+        self, epoch: int, loss: float, steps: int, metrics: Mapping[str, float], rows: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """The log's line about an epoch that has ended; `rows` are those before."""
         seen = rows[-1]["samples_seen"] if rows else 0
@@ -233,8 +225,7 @@ class Trainer:
             "steps": steps,
             "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
             "train_loss": loss,
-            "test_accuracy": accuracy,
-            "test_top5": top5,
+            **{f"test_{name}": metrics.get(name) for name in ("accuracy", "top5", *self.stepper.task.metrics)},
             "seconds": self.clock.take(),
         }
 
