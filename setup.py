@@ -79,7 +79,7 @@ setup(
     extras_require={
         "analysis": ["pymc"],  # fits the always, sometimes and never samples
         "rivals": ["nvidia-dali-cuda120", "spdl", "grain", "simplejpeg"],  # what benchmarks/loading compares with
-        "test": ["pytest", "hypothesis", "pytest-timeout", "ruff", "mypy", "types-PyYAML"],
+        "test": ["pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML"],
     },
     cmdclass={"dist_info": CheckedDistInfo},
 )

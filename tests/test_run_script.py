@@ -297,7 +297,7 @@ def test_all_tests_fit_the_mixture_too_in_an_environment_of_its_own(machine: Mac
     installed = [call for call in machine.calls("python") if "-m pip" in call]
     assert installed[-1] == "python -m pip install --disable-pip-version-check pymc pytest pytest-timeout"
     assert machine.calls("python")[-2:] == [
-        "python -m pytest",
+        "python -m pytest -n 2 --dist loadfile",
         "python -m pytest --noconftest -m  tests/test_mixture.py",
     ]
     assert machine.run("test").returncode == 0
