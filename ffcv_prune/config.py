@@ -15,7 +15,8 @@ from typing import Any, get_type_hints
 from ffcv_prune import methods, strict_args
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.methods import Method
-from ffcv_prune.methods.sources import SOURCES
+from ffcv_prune.methods.method import parameters_of
+from ffcv_prune.methods.sources import SOURCES, Source
 from ffcv_prune.settings import REQUIRED, key
 from ffcv_prune.strict_args import Setting
 
@@ -218,9 +219,8 @@ def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", 
         )
     method = methods.PRESETS[str(named.text)]
     source = settings.get("prune.score_source")
-    if source is not None and method.source.passes and source.text in SOURCES:
-        method = replace(method, source=SOURCES[str(source.text)]())
-    section = _prune_section(method)
+    own = SOURCES.get(str(source.text)) if source is not None and method.source.passes else None
+    section = _prune_section(method, source=own() if own else None)
     known, others = (
         {f"prune.{field.name}" for field in fields(of)} for of in (section, _prune_section(*methods.PRESETS.values()))
     )
@@ -237,17 +237,21 @@ def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", 
     return Config(**sections, prune=methods.build(prune.pop("method"), **prune))
 
 
-def _prune_section(*shown: Method) -> type:
-    """The keys of the section prune for these methods; their defaults are the values in the first one that has each."""
+def _prune_section(*shown: Method, source: Source | None = None) -> type:
+    """The keys of the section prune for these methods; their defaults are the values in the first one that has each.
+
+    `source` takes the place of theirs.
+    """
     declared: dict[str, Any] = {}
     for method in shown:
         preset = methods.PRESETS[method.name]
         if preset.source.passes:
             choices = tuple(SOURCES)
-            current = next(name for name, kind in SOURCES.items() if kind is type(method.source))
+            current = next(name for name, kind in SOURCES.items() if kind is type(source or method.source))
             declared.setdefault("score_source", (str, key(current, _SCORE_SOURCE, choices=choices)))
-        for name, of in method.parameters.items():
-            declared.setdefault(name, (of.type, field(default=method.values[name], metadata=of.metadata)))
+        for part in (source or method.source, *method.other_parts):
+            for name, of in parameters_of(part).items():
+                declared.setdefault(name, (of.type, field(default=getattr(part, name), metadata=of.metadata)))
     first = key(shown[0].name, "who selects; full: all data, no selections", choices=tuple(methods.PRESETS))
     keys = [("method", str, first), *((name, kind, value) for name, (kind, value) in declared.items())]
     section = make_dataclass("Prune", keys, frozen=True, kw_only=True)

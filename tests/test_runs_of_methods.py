@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ffcv_prune.training.methods import build_policy, build_schedule
 from torch import nn
 
 import ffcv_prune.pruner
