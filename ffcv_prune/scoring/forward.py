@@ -61,7 +61,7 @@ def score_dataset(
     plain = _unwrap(model)
     scorer: _Scorer | None = None
     position = 0
-    scored = score_loader.selection if ids is None else ids
+    scored = score_loader.selection if ids is None else np.sort(ids)
     share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
     losses = torch.empty(share, dtype=torch.float32, device=device)
     with (
