@@ -28,7 +28,7 @@ def score_dataset(
     device: torch.device | str | None = None,
     amp_dtype: AmpDtype = "auto",
     criterion: Criterion | None = None,
-    task: Task = Classification(),  # noqa: B008 - a frozen value
+    task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
@@ -45,7 +45,8 @@ def score_dataset(
         device: where to compute; None for the model's device.
         amp_dtype: torch.float16, torch.bfloat16, None for float32, or "auto" for what the device does natively.
         criterion: from the model's outputs, in float32 where they are one tensor, and the targets to float32[B].
-        task: what the model is trained for; its loss is the score, unless there is a criterion.
+        task: what the model is trained for, None for `Classification()`; its loss is the score, unless there is a
+            criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
 
     Raises:
@@ -78,7 +79,7 @@ def score_dataset(
             targets = batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.labels, task, criterion)
+                scorer = _Scorer(chosen, score_loader.labels, task or Classification(), criterion)
             scorer.score(images, targets, losses[position : position + len(images)])
             position += len(images)
     result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)
