@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.paper import grid, runner
-from benchmarks.paper.cells import cells, read_rows, table
-from benchmarks.paper.estimate import duration, estimate
+from benchmarks.paper.cells import RESULTS, cells, read_rows, table
+from benchmarks.paper.estimate import duration, estimate, scoring_passes
 from benchmarks.paper.figures import curve
 from benchmarks.paper.selection_counts import find_cell, read_histogram
 from benchmarks.paper.static_scores import make_scores
@@ -210,6 +210,13 @@ def test_the_key_is_of_what_decides_the_result(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (12, 29, 430, 7500)] == ["12 s", "29 s", "7 min", "2 h 05 min"]
+
+
+def test_the_passes_that_are_estimated_are_those_that_took_time() -> None:
+    runs = experiment_runs("findings", "small")[1]
+    for cell in cells(runs, read_rows(RESULTS / "small.csv")):
+        for made in cell.rows:  # keeping the losses of training takes InfoBatch a moment
+            assert (scoring_passes(cell.run.config) > 0) == (float(made["score_seconds"]) > 1), str(cell.run)
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from benchmarks.paper.costs import scoring_passes
 from benchmarks.paper.grid import Run
 from ffcv_prune.config import Config
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import stored_size
+from ffcv_prune.methods.policies import POLICIES
 from ffcv_prune.models import build_model
 from ffcv_prune.training.epoch import autocast, choose_amp_dtype
 from ffcv_prune.training.methods import build_schedule
@@ -59,6 +59,15 @@ def _training(config: Config) -> float:
         seen *= 1 - 0.5 * prune.ratio * prune.delta
     tests = -(-epochs // config.train.eval_every) * check_beton(config.data.test).num_samples
     return seen * speed.train + (scoring_passes(config) * n + tests) * speed.score
+
+
+def scoring_passes(config: Config) -> int:
+    """Passes over all data that a run's selections take: none for static scores and for losses of training."""
+    prune = config.prune
+    if prune.policy == "none" or not POLICIES[prune.policy].needs_scores or prune.score_source == "training":
+        return 0
+    schedule = build_schedule(config)
+    return sum(schedule.is_checkpoint(e) and schedule.phase(e) == "policy" for e in range(config.train.epochs))
 
 
 def _scores(config: Config) -> float:
