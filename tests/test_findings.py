@@ -138,10 +138,10 @@ def test_the_balance_of_the_classes_is_that_of_the_policys_selections(tmp_path: 
 
 def test_sometimes_samples_are_neither_always_nor_never_selected() -> None:
     text = groups_in_words("ema 0.7", np.repeat([0, 10], [70, 30]), 10)  # the same thirty samples all ten times
-    assert "ema 0.7, samples were in: 70.0% never, 0.0% sometimes, 30.0% always." in text
-    assert "Drawn at random: 14.9% never, 85.1% sometimes, 0.0% always." in text  # 0.7^10 + 10·0.3·0.7^9, and 0.3^10
+    assert "ema 0.7, samples were in: 70.0 % never, 0.0 % sometimes, 30.0 % always." in text
+    assert "Drawn at random: 14.9 % never, 85.1 % sometimes, 0.0 % always." in text  # 0.7^10 + 10·0.3·0.7^9, and 0.3^10
     counts = np.repeat(np.arange(11), [2, 1, 0, 0, 0, 4, 0, 0, 0, 2, 1])
-    assert "30.0% never, 40.0% sometimes, 30.0% always" in groups_in_words("", counts, 10)
+    assert "30.0 % never, 40.0 % sometimes, 30.0 % always" in groups_in_words("", counts, 10)
 
 
 def test_without_rows_there_is_no_table(tmp_path: Path) -> None:

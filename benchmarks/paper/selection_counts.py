@@ -68,7 +68,8 @@ def groups_in_words(about: str, counts: NDArray[np.int64], checkpoints: int) -> 
     for selected in (np.bincount(counts, minlength=checkpoints + 1) / counts.size, np.array(chance)):
         rarely = np.arange(checkpoints + 1) <= 0.1 * checkpoints
         never, always = float(selected[rarely].sum()), float(selected[rarely[::-1]].sum())
-        told.append(f"{never:.1%} never, {1 - never - always:.1%} sometimes, {always:.1%} always")
+        shares = (100 * never, 100 * (1 - never - always), 100 * always)
+        told.append("{:.1f} % never, {:.1f} % sometimes, {:.1f} % always".format(*shares))
     return (
         f"Of {checkpoints} selections of {about}, samples were in: {told[0]}. Drawn at random: {told[1]}. "
         "Never is at most a tenth of the times, always at least nine tenths."
