@@ -64,9 +64,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
     install_requires=[
-        "torch",
+        "torch>=2.6",
         "torchvision",
         "ffcv==1.0.2",
+        "setuptools",  # FFCV imports distutils, which Python 3.12 and newer have from setuptools alone
         "numba",
         "numpy",
         "fastargs",
@@ -78,7 +79,7 @@ setup(
     extras_require={
         "analysis": ["pymc"],  # fits the always, sometimes and never samples
         "rivals": ["nvidia-dali-cuda120", "spdl", "grain", "simplejpeg"],  # what benchmarks/loading compares with
-        "test": ["pytest", "hypothesis", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "setuptools"],
+        "test": ["pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML"],
     },
     cmdclass={"dist_info": CheckedDistInfo},
 )

@@ -18,7 +18,8 @@ def main() -> None:
 
     result = train(settings, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # one of several processes that torchrun started
-        print(f"test accuracy {result.accuracy:.4f} after {result.seconds['total']:.1f} s; run folder {result.folder}")
+        headline, value = next(iter(result.metrics.items()))
+        print(f"test {headline} {value:.4f} after {result.seconds['total']:.1f} s; run folder {result.folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Dynamic data pruning for FFCV: train, between checkpoints, only on a selected share of the data.
+"""Dynamic data pruning for FFCV: train, between selections, only on a selected share of the data.
 
 The names below are imported when they are first asked for (PEP 562): a command that only reads its arguments does
 not wait for torch, numba and FFCV.
@@ -8,34 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ffcv_prune import methods, tasks
     from ffcv_prune.loading.loader import PrunedLoader
-    from ffcv_prune.methods import policies
-    from ffcv_prune.methods.distributed_topk import distributed_top_k
-    from ffcv_prune.methods.phases import Schedule
-    from ffcv_prune.methods.table import ScoreTable
-    from ffcv_prune.pruner import Checkpoint, Pruner
+    from ffcv_prune.pruner import Pruner
     from ffcv_prune.scoring.forward import score_dataset
 
-__all__ = [
-    "Checkpoint",
-    "PrunedLoader",
-    "Pruner",
-    "Schedule",
-    "ScoreTable",
-    "distributed_top_k",
-    "policies",
-    "score_dataset",
-]
+__all__ = ["PrunedLoader", "Pruner", "methods", "score_dataset", "tasks"]
 
 _MODULES = {
-    "Checkpoint": "pruner",
     "PrunedLoader": "loading.loader",
     "Pruner": "pruner",
-    "Schedule": "methods.phases",
-    "ScoreTable": "methods.table",
-    "distributed_top_k": "methods.distributed_topk",
-    "policies": "methods.policies",
+    "methods": "methods",
     "score_dataset": "scoring.forward",
+    "tasks": "tasks",
 }
 
 
@@ -43,7 +28,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_MODULES[name]}")
-    globals()[name] = module if name == "policies" else getattr(module, name)  # the next time it is simply there
+    globals()[name] = module if name == _MODULES[name] and name != "Pruner" else getattr(module, name)
     return globals()[name]
 
 

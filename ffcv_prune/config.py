@@ -7,40 +7,21 @@ count for nothing. How keys are read and refused is in `strict_args`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ffcv_prune import strict_args
-from ffcv_prune.errors import UserError
-from ffcv_prune.strict_args import REQUIRED, Setting, key
+from ffcv_prune import methods, strict_args
+from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.methods import Method
+from ffcv_prune.methods.method import parameters_of
+from ffcv_prune.methods.sources import SOURCES, Source
+from ffcv_prune.settings import REQUIRED, key
+from ffcv_prune.strict_args import Setting
 
 USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--profile] [--section.key=value ...]"
-SCORED_BEFORE = ("static", "static_epsilon_greedy", "static_ucb")  # policies that read prune.scores
-POLICIES = (
-    "none",
-    "random",
-    "uncertainty",
-    "ema",
-    "epsilon_greedy",
-    "ucb",
-    "infobatch",
-    "static_random",
-    *SCORED_BEFORE,
-)
-SCORE_SOURCES = ("pass", "training", "both")
-# InfoBatch is these parts; it sizes its selections itself, so that no guard can ask it for a number of samples.
-INFOBATCH = {
-    "keep": 1.0,
-    "period": 1,
-    "score_source": "training",
-    "final": 0,
-    "random_share": 0.0,
-    "class_floor": 0.0,
-    "loss_cap": 0.0,
-}
-PHASE_MODES = ("random", "full")
+_SCORE_SOURCE = "losses for the scores: a pass over all samples, those of training, or both (a pass over the others)"
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
 CHANGEABLE = (
     "run.save_every",
@@ -77,6 +58,9 @@ class Data:
     score_size: int = key(
         0, "side of the images in scoring; 0: data.size, or as stored in data.score", within="[0, inf)"
     )
+    score_batch_size: int = key(
+        0, "images per batch in scoring and test, over all processes; 0: twice train.batch_size", within="[0, inf)"
+    )
     num_workers: int = key(-1, "loader threads; -1: all cores available", within="[-1, inf)")
 
 
@@ -111,43 +95,6 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune:
-    """which samples are trained on"""
-
-    policy: str = key("none", "who selects; none: all data, no checkpoints", choices=POLICIES)
-    keep: float = key(1.0, "fraction of the data kept (pruning rate = 1 - keep)", within="(0, 1]")
-    period: int = key(10, "epochs between checkpoints (the paper's T_p)", within="[1, inf)")
-    alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
-    c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
-    epsilon: float = key(0.1, "epsilon_greedy: share of the selection drawn at random", within="[0, 1]")
-    scores: str = key("", "static: the scores' file, see section static", pattern=r"(.*[^/]\.npy)?")
-    ratio: float = key(0.5, "infobatch: probability that a sample below the mean loss is dropped", within="[0, 1)")
-    delta: float = key(0.875, "infobatch: fraction of the epochs that are pruned; then all data", within="(0, 1]")
-    unbiased: bool = key(False, "infobatch: scale the weights so that a step's expected gradient is the full one")
-    score_source: str = key(
-        "pass",
-        "losses for the scores: a pass over all samples, those of training, or both (a pass over the others)",
-        choices=SCORE_SOURCES,
-    )
-    score_budget: float = key(1.0, "share of the samples that a scoring pass scores; 1: all", within="(0, 1]")
-    score_revisit: int = key(
-        10, "score_budget: scoring passes within which each sample is scored at least once", within="[1, inf)"
-    )
-    class_floor: float = key(
-        0.0, "guard: share of its proportional places that each class is sure of; 0: off", within="[0, 1]"
-    )
-    loss_cap: float = key(
-        0.0, "guard: share of the highest losses left out, in each class if there is a class_floor", within="[0, 1)"
-    )
-    random_share: float = key(0.0, "guard: share of any policy's selection drawn at random", within="[0, 1]")
-    warmup: int = key(0, "epochs before the first scored selection", within="[0, inf)")
-    warmup_mode: str = key("random", "what the warm-up trains on", choices=PHASE_MODES)
-    final: int = key(0, "epochs after the last scored selection", within="[0, inf)")
-    final_mode: str = key("random", "what the final phase trains on", choices=PHASE_MODES)
-    score_batch_size: int = key(0, "images per scoring batch, over all; 0: twice train.batch_size", within="[0, inf)")
-
-
-@dataclass(frozen=True, kw_only=True)
 class StaticScores:
     """what python -m ffcv_prune.static_scores writes to prune.scores, before training"""
 
@@ -159,13 +106,13 @@ class StaticScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All keys of a run, typed and immutable: ``config.train.lr``."""
+    """All keys of a run, typed and immutable: ``config.train.lr``. The section prune is a `Method`."""
 
     run: Run
     data: Data
     model: Model
     train: Train
-    prune: Prune
+    prune: Method
     static: StaticScores
 
     def __post_init__(self) -> None:
@@ -181,36 +128,35 @@ class Config:
             raise UserError("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
         if train.warmup_epochs >= train.epochs:
             raise UserError(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
-        if prune.warmup + prune.final > train.epochs:
+        prune.phases.check(train.epochs)
+        if prune.values.get("scores") == "":
             raise UserError(
-                f"prune.warmup + prune.final = {prune.warmup + prune.final} epochs is more than "
-                f"train.epochs={train.epochs}; lower one of them"
-            )
-        if prune.policy == "none" and prune.keep < 1:
-            raise UserError(
-                f"prune.keep={prune.keep} without a policy; set prune.policy (such as random) or prune.keep=1"
-            )
-        if prune.policy == "infobatch":
-            for name, needed in INFOBATCH.items():
-                if getattr(prune, name) != needed:
-                    raise UserError(
-                        f"prune.{name}={getattr(prune, name)}: prune.policy=infobatch needs prune.{name}={needed}; "
-                        "see rn_configs/cifar10_infobatch.yaml"
-                    )
-        if prune.policy in SCORED_BEFORE and not prune.scores:
-            raise UserError(
-                f"prune.policy={prune.policy} needs prune.scores=FILE.npy, "
+                f"prune.method={prune.name} needs prune.scores=FILE.npy, "
                 "which python -m ffcv_prune.static_scores --config FILE writes"
             )
 
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Every key by section, with its value: what `load` reads back as the same."""
+        names = [field.name for field in fields(self) if field.name != "prune"]
+        sections = {name: asdict(getattr(self, name)) for name in names}
+        return sections | {"prune": asdict(_prune_section(self.prune)())}
+
+    @property
+    def defaults(self) -> dict[str, dict[str, Any]]:
+        """The default of every key of `sections`; those of the section prune are the method's."""
+        of = _keys(_prune_section(methods.PRESETS[self.prune.name]))
+        sections = {name: {f.name: f.default for f in fields(kind)} for name, kind in get_type_hints(of).items()}
+        return sections | {"prune": sections["prune"] | {"method": "full"}}
+
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""
-        return strict_args.to_yaml(self)
+        return strict_args.to_yaml(self.sections)
 
 
 def fixed_keys(config: Config) -> dict[str, Any]:
     """The keys, with dots, that decide what a run computes: all but `CHANGEABLE`."""
-    flat = {f"{section}.{name}": value for section, keys in asdict(config).items() for name, value in keys.items()}
+    flat = {f"{section}.{name}": value for section, keys in config.sections.items() for name, value in keys.items()}
     return {name: value for name, value in flat.items() if name not in CHANGEABLE}
 
 
@@ -232,7 +178,7 @@ def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path 
     argv = ["--run.profile=true" if argument == "--profile" else argument for argument in argv]
     options, overrides = strict_args.parse_command_line(argv, options=("config", "resume"))
     if "help" in options:
-        print(usage, strict_args.help_text(Config), sep="\n")
+        print(usage, strict_args.help_text(_keys(_prune_section(*methods.PRESETS.values()))), sep="\n")
         raise SystemExit(0)
     if "config" in options and "resume" in options:
         raise UserError("--resume takes the configuration of its run; leave out --config")
@@ -256,5 +202,64 @@ def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path 
 
 def _resolve(path: Path, overrides: dict[str, str]) -> Config:
     settings = strict_args.read_settings(path)
-    settings |= {name: Setting(text, "command line") for name, text in overrides.items()}
-    return strict_args.resolve(Config, settings, options=("config", "resume", "profile", "base"))
+    settings |= {name: Setting(text, "command line", -1) for name, text in overrides.items()}
+    return resolve(settings)
+
+
+def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", "resume", "profile", "base")) -> Config:
+    """Make a configuration of dotted keys; `UserError` for unknown, missing and unacceptable ones.
+
+    Which keys the section prune has, the method says. Keys that another method left in a file below that which names
+    the method do not count.
+    """
+    named = settings.get("prune.method", Setting("full", "default", 1 << 30))
+    if named.text not in methods.PRESETS:
+        raise UserError(
+            f"prune.method={named.text} ({named.source}): unknown{nearest(str(named.text), methods.PRESETS)}"
+        )
+    method = methods.PRESETS[str(named.text)]
+    source = settings.get("prune.score_source")
+    own = SOURCES.get(str(source.text)) if source is not None and method.source.passes else None
+    section = _prune_section(method, source=own() if own else None)
+    known, others = (
+        {f"prune.{field.name}" for field in fields(of)} for of in (section, _prune_section(*methods.PRESETS.values()))
+    )
+    for name in sorted((settings.keys() & others) - known):
+        if settings[name].level <= named.level:
+            raise UserError(
+                f"{name} ({settings[name].source}): method {method.name} takes no {name.removeprefix('prune.')}; "
+                "leave it out"
+            )
+        del settings[name]
+    keys: Any = strict_args.resolve(_keys(section), settings, options)
+    prune = asdict(keys.prune)
+    sections = {name: getattr(keys, name) for name in get_type_hints(Config) if name != "prune"}
+    return Config(**sections, prune=methods.build(prune.pop("method"), **prune))
+
+
+def _prune_section(*shown: Method, source: Source | None = None) -> type:
+    """The keys of the section prune for these methods; their defaults are the values in the first one that has each.
+
+    `source` takes the place of theirs.
+    """
+    declared: dict[str, Any] = {}
+    for method in shown:
+        preset = methods.PRESETS[method.name]
+        if preset.source.passes:
+            choices = tuple(SOURCES)
+            current = next(name for name, kind in SOURCES.items() if kind is type(source or method.source))
+            declared.setdefault("score_source", (str, key(current, _SCORE_SOURCE, choices=choices)))
+        for part in (source or method.source, *method.other_parts):
+            for name, of in parameters_of(part).items():
+                declared.setdefault(name, (of.type, field(default=getattr(part, name), metadata=of.metadata)))
+    first = key(shown[0].name, "who selects; full: all data, no selections", choices=tuple(methods.PRESETS))
+    keys = [("method", str, first), *((name, kind, value) for name, (kind, value) in declared.items())]
+    section = make_dataclass("Prune", keys, frozen=True, kw_only=True)
+    section.__doc__ = "which samples are trained on; which keys there are, the method says"
+    return section
+
+
+def _keys(prune: type) -> type:
+    """All sections of a configuration, with this section prune."""
+    sections = get_type_hints(Config) | {"prune": prune}
+    return make_dataclass("Keys", sections.items(), frozen=True, kw_only=True)

@@ -28,6 +28,24 @@ class Batch:
     outputs: tuple[Any, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a training step knows of its batch of B samples, between the forward and the backward pass.
+
+    Attributes:
+        ids: int64[B], the dataset positions, on the CPU.
+        inputs, targets: as the loader delivered them: views, clone what outlives the step.
+        outputs: what the model returned, with its graph.
+        losses: float32[B], of each sample, with its graph.
+    """
+
+    ids: Tensor
+    inputs: Any
+    targets: Any
+    outputs: Any
+    losses: Tensor
+
+
 class BatchIterator(Iterator[Batch], Protocol):
     """The batches of one epoch. `close` ends what works ahead for it; it may be called more than once."""
 
@@ -70,6 +88,10 @@ class SampleLoader(Protocol):
         A function of its arguments and of what the loader was built with: it neither reads nor changes the selection,
         the next epoch or the first batch. Rank r of w serves every w-th id of the epoch's order, from the r-th on.
         """
+        ...
+
+    def num_batches(self, samples: int) -> int:
+        """How many batches of this rank an epoch of so many samples has."""
         ...
 
     def set_selection(self, ids: ArrayLike | None) -> None: ...

@@ -1,4 +1,4 @@
-"""Dynamic data pruning (paper, Algorithm 1): at each checkpoint score, select, and swap the loader's order."""
+"""Dynamic data pruning (paper, Algorithm 1): at each selection score, select, and swap the loader's order."""
 
 from __future__ import annotations
 
@@ -10,36 +10,32 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ffcv_prune import collectives, methods
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.methods.budget import ScoreBudget
-from ffcv_prune.methods.phases import Schedule, infobatch_final
-from ffcv_prune.methods.policies import InfoBatch, Policy, Random
-from ffcv_prune.methods.table import ScoreTable
-from ffcv_prune.scoring.forward import AmpDtype
-from ffcv_prune.scoring.source import LossSource, ScoreSource
-
-_SELECTION_STREAM = 1  # keeps the selection's random numbers apart from the order's, which share seed and epoch
+from ffcv_prune.methods.phases import Phase
+from ffcv_prune.protocols import SampleLoader
+from ffcv_prune.scoring.forward import AmpDtype, score_dataset
+from ffcv_prune.scoring.training_losses import TrainingLosses
+from ffcv_prune.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What happened at a checkpoint.
+class Swap:
+    """What happened at a selection.
 
     Attributes:
         epoch: the epoch that it precedes.
-        phase: "full", "random" or "policy".
+        phase: "full", "random" or "method".
         ids: int64[k], sorted, read-only: the selection.
         nonfinite: losses that were not finite and did not enter the table.
         score_seconds, select_seconds, swap_seconds: wall-clock time of its parts.
     """
 
     epoch: int
-    phase: str
+    phase: Phase
     ids: NDArray[np.int64]
     nonfinite: int
     score_seconds: float
@@ -48,9 +44,9 @@ class Checkpoint:
 
 
 class Pruner:
-    """Keeps a training loader on the samples that a policy selects.
+    """Keeps a training loader on the samples that a method selects.
 
-        pruner = Pruner(loader, score_loader, policies.UCB(), keep=0.3, period=10, epochs=200)
+        pruner = Pruner(loader, score_loader, "ucb", keep=0.3, period=10, epochs=200)
         for epoch in range(200):
             pruner.begin_epoch(epoch, model)
             for images, labels in loader: ...  # your loop
@@ -58,7 +54,7 @@ class Pruner:
     Two things need the loss of each sample of a batch, and hence `batch_loss` in the loop: weights (InfoBatch)
     and scores that are training losses. The loader must then be one `with_ids=True`:
 
-        pruner = Pruner.infobatch(loader, epochs=200)
+        pruner = Pruner(loader, None, "infobatch", epochs=200)
         for epoch in range(200):
             pruner.begin_epoch(epoch, model)
             for images, labels, ids in loader:
@@ -68,119 +64,87 @@ class Pruner:
 
     Args:
         loader: the training loader; its selection is exchanged in place.
-        score_loader: serves the same file in order through a deterministic pipeline (`score_dataset`); may be
-            None where no scoring pass is made: a policy that needs no scores, or score_source="training".
-        policy: picks the samples (`ffcv_prune.policies`).
-        keep: fraction of the samples kept, in (0, 1]; k = round(keep n).
-        period: epochs between checkpoints (T_p).
+        score_loader: serves the same data set in order through a deterministic pipeline (`score_dataset`); may be
+            None where no scoring pass is made.
+        method: a `Method`, or the name of one, of which `parameters` are then the parameters (`methods.build`).
         epochs: epochs of the whole run.
-        seed: of the random selections; a checkpoint's are drawn from (seed, epoch) alone.
-        alpha: weight of the new loss in the statistics (paper: 0.8).
-        schedule: in place of keep, period and epochs, one with a warm-up or a final phase.
+        seed: of the random selections; those of an epoch are drawn from (seed, epoch) alone.
+        task: the loss of each sample in a scoring pass: that of training.
         amp_dtype: precision of the scoring pass, see `score_dataset`.
-        score_source: "pass", "training" or "both": where the losses come from that enter the table, see
-            `LossSource`. With "training", a policy of fixed size needs a first loss of every sample, from a full
-            warm-up.
-        score_budget, score_revisit: share of the samples that a scoring pass may score, 1 for all, and within how many
-            passes each is scored at least once, see `ScoreBudget`.
+        scores: made before training, for the static methods, see `Method.start`.
 
     Attributes:
-        table: the `ScoreTable` with each sample's statistics.
-        mean_weight: of the losses of the current selection; 1.0 for a policy without weights.
-        nonfinite: losses that the last checkpoint left out because they were not finite.
+        state: the run of the method: its table of statistics and its last selection.
+        mean_weight: of the losses of the current selection; 1.0 for a method without weights.
     """
 
     def __init__(
         self,
-        loader: PrunedLoader,
-        score_loader: PrunedLoader | None,
-        policy: Policy,
-        keep: float = 0.3,
-        period: int = 10,
-        epochs: int = 200,
+        loader: SampleLoader,
+        score_loader: SampleLoader | None,
+        method: methods.Method | str,
+        *,
+        epochs: int,
         seed: int = 0,
-        alpha: float = 0.8,
-        schedule: Schedule | None = None,
+        task: Task | None = None,
         amp_dtype: AmpDtype = "auto",
-        score_source: ScoreSource = "pass",
-        score_budget: float = 1.0,
-        score_revisit: int = 10,
+        scores: ArrayLike | None = None,
+        **parameters: Any,
     ) -> None:
-        self.loader = loader
-        self.policy = policy
-        self.schedule = schedule or Schedule(epochs=epochs, period=period, keep=keep)
-        self.seed = seed
-        self.table = ScoreTable(loader.num_samples, alpha=alpha)
-        self._last_checkpoint = -1  # epoch of the last checkpoint done
-        self._check(score_source)
-        self._source: LossSource | None = None
-        budget = ScoreBudget(score_budget, score_revisit)
-        if policy.needs_scores:
-            kept = self.schedule.kept(loader.num_samples)
-            self._source = LossSource(score_source, self.table, loader, score_loader, amp_dtype, policy, kept, budget)
-        elif score_budget < 1:
-            raise UserError(f"policy {policy.name} needs no scoring pass that could be budgeted: set score_budget=1")
+        if isinstance(method, str):
+            method = methods.build(method, **parameters)
+        elif parameters:
+            raise UserError(f"{', '.join(parameters)}: parameters go with the name of a method; use method.replace(…)")
+        self.loader, self.score_loader, self.method = loader, score_loader, method
+        self.task = Classification() if task is None else task
+        self.amp_dtype = amp_dtype
+        groups = loader.labels if method.needs_groups else None
+        self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
+        self._check_loaders()
+        self._recorded = TrainingLosses(self.state.n, loader.world_size > 1) if method.records_losses else None
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
-        self.nonfinite = 0
 
-    @classmethod
-    def infobatch(
-        cls,
-        loader: PrunedLoader,
-        epochs: int,
-        ratio: float = 0.5,
-        delta: float = 0.875,
-        unbiased: bool = False,
-        seed: int = 0,
-    ) -> Pruner:
-        """InfoBatch of these parts (`policies.InfoBatch`): a selection each epoch, by training losses, all data at
-        the end. `delta` is where the end begins, see `infobatch_final`."""
-        schedule = Schedule(epochs, period=1, keep=1.0, final=infobatch_final(epochs, delta), final_mode="full")
-        policy = InfoBatch(ratio, unbiased)
-        return cls(loader, None, policy, seed=seed, schedule=schedule, score_source="training")
-
-    def _check(self, score_source: ScoreSource) -> None:
-        policy, schedule = self.policy, self.schedule
-        if not policy.fixed_size and schedule.keep != 1:
-            raise UserError(f"policy {policy.name} decides itself how many samples it keeps: set keep=1")
-        full_first = schedule.warmup > 0 and schedule.warmup_mode == "full"
-        if policy.needs_scores and policy.fixed_size and score_source == "training" and not full_first:
+    def _check_loaders(self) -> None:
+        if self.method.records_losses and not self.loader.with_ids:
+            raise UserError("training losses go by sample: build the training loader with with_ids=True")
+        if not self.method.makes_passes:
+            return
+        if self.score_loader is None:
+            raise UserError(f"method {self.method.name} scores the samples in a pass: give a score_loader")
+        if self.score_loader.num_samples != self.state.n:
             raise UserError(
-                f"policy {policy.name} with score_source=training needs a loss of every sample before its first "
-                "selection: set warmup=1 or more and warmup_mode=full, or score_source=both"
+                f"the scoring loader has {self.score_loader.num_samples} samples, the training loader "
+                f"{self.state.n}: both must read the same data set"
             )
 
-    def begin_epoch(self, epoch: int, model: nn.Module) -> Checkpoint | None:
-        """Call before each epoch, in order. Scores, selects and swaps at a checkpoint; otherwise does nothing.
+    def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
+        """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.
 
         Returns:
-            What was done, or None between checkpoints.
+            What was done, or None between selections.
 
         Raises:
-            UserError: see `score_dataset` and `ScoreTable.update`; the loader's selection is then as before.
+            UserError: see `score_dataset` and `State.record`; the loader's selection is then as before.
         """
         if self.loader.next_epoch != epoch:
             self.loader.set_epoch(epoch)
-        if epoch == self._last_checkpoint or not self.schedule.is_checkpoint(epoch):
+        if not self.state.is_due(epoch):
             return None
-        phase = self.schedule.phase(epoch)
         start = _now(model)
-        nonfinite = 0
-        if self._source is not None:
-            nonfinite = self._source.update(model, phase == "policy", first=self._last_checkpoint < 0)
+        nonfinite = self._take_training_losses(epoch) + self._pass(epoch, model)
         scored = _now(model)
-        ids = self._select(epoch, phase)
+        selection = self.state.select(epoch)
+        assert selection is not None
         if self.loader.world_size > 1:
-            _check_ranks_agree(epoch, ids)
+            _check_ranks_agree(epoch, selection.ids)
         selected = time.perf_counter()
-        self.loader.set_selection(ids)
-        self._last_checkpoint, self.nonfinite = epoch, nonfinite
-        self._set_weights(ids)
+        self.loader.set_selection(None if selection.ids.size == self.state.n else selection.ids)
+        self._set_weights()
         swapped = time.perf_counter()
-        return Checkpoint(
+        return Swap(
             epoch=epoch,
-            phase=phase,
+            phase=selection.phase,
             ids=self.loader.selection,
             nonfinite=nonfinite,
             score_seconds=scored - start,
@@ -188,10 +152,29 @@ class Pruner:
             swap_seconds=swapped - selected,
         )
 
+    def _take_training_losses(self, epoch: int) -> int:
+        if self._recorded is None or self.state.selection is None:
+            return 0
+        ids, losses = self._recorded.take()
+        if not ids.size:
+            raise UserError("no training losses came back since the last selection: use batch_loss in your loop")
+        return self.state.record(ids, losses, epoch=epoch)
+
+    def _pass(self, epoch: int, model: nn.Module) -> int:
+        ids = self.state.wanted(epoch)
+        if ids is None:
+            return 0
+        assert self.score_loader is not None
+        if ids.size == self.state.n:
+            losses = score_dataset(model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task)
+            return self.state.record(None, losses, epoch=epoch)
+        losses = score_dataset(model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids)
+        return self.state.record(ids, losses[ids], epoch=epoch)
+
     def batch_loss(self, losses: Tensor, ids: Tensor) -> Tensor:
         """Return the weighted mean of a batch's losses, a float32 scalar to call `backward` on.
 
-        Remembers the losses where the score source is (also) training. Does not wait for a CUDA device.
+        Remembers the losses where the source is (also) training. Does not wait for a CUDA device.
 
         Args:
             losses: [B], of each sample (``reduction="none"``).
@@ -204,42 +187,38 @@ class Pruner:
                 '(reduction="none") and the ids of the batch as the loader gave them'
             )
         losses = losses.float()
-        if self._source is not None:
-            self._source.record(losses.detach(), ids)
+        if self._recorded is not None:
+            self._recorded.record(losses.detach(), ids)
         if self._weights is None:
             return losses.mean()
-        self._weights = self._weights.to(losses.device)  # moves once a checkpoint
+        self._weights = self._weights.to(losses.device)  # moves once a selection
         return (losses * self._weights[ids.to(losses.device, non_blocking=True)]).mean()
 
-    def _set_weights(self, ids: NDArray[np.int64] | None) -> None:
-        """Weigh the last checkpoint's selection: a function of it and of the table, as they are until the next one."""
-        self._weights, self.mean_weight = None, 1.0
-        ids = np.arange(self.loader.num_samples) if ids is None else ids
-        in_policy = self._last_checkpoint >= 0 and self.schedule.phase(self._last_checkpoint) == "policy"
-        weights = self.policy.weights(self.table, ids) if in_policy else None
-        if weights is not None:
-            self._weights = torch.ones(self.loader.num_samples)
-            self._weights[torch.from_numpy(ids)] = torch.from_numpy(weights)
-            self.mean_weight = float(weights.mean(dtype=np.float64))
+    def total_steps(self) -> int:
+        """Batches of a rank over the whole run, for schedulers that count steps.
 
-    def _select(self, epoch: int, phase: str) -> NDArray[np.int64] | None:
-        if phase == "full":
-            return None
-        rng = np.random.default_rng([self.seed, epoch, _SELECTION_STREAM])
-        policy = self.policy if phase == "policy" else Random()
-        return policy.select(self.table, self.schedule.kept(self.loader.num_samples), rng)
+        Exact for a method of fixed size; for one that sizes its selections itself (InfoBatch) the most there can be.
+        """
+        phases, epochs = self.method.phases, self.state.epochs
+        return sum(self.loader.num_batches(phases.samples_in(epoch, epochs, self.state.n)) for epoch in range(epochs))
+
+    def _set_weights(self) -> None:
+        """Put the weights of the last selection where `batch_loss` finds them."""
+        self._weights, self.mean_weight = None, 1.0
+        selection = self.state.selection
+        if selection is not None and selection.weights is not None:
+            self._weights = torch.ones(self.state.n)
+            self._weights[torch.from_numpy(selection.ids)] = torch.from_numpy(selection.weights)
+            self.mean_weight = float(selection.weights.mean(dtype=np.float64))
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics, the last checkpoint, the losses since, and the loader's selection and position.
+        """The method's state, the losses since the last selection, and the loader's selection and position.
 
-        With training losses and a distributed loader, all ranks must call.
+        Tensors and plain containers. With training losses and a distributed loader, all ranks must call.
         """
         return {
-            "seed": self.seed,
-            "last_checkpoint": self._last_checkpoint,
-            "nonfinite": self.nonfinite,
-            "table": self.table.state_dict(),
-            "source": None if self._source is None else self._source.state_dict(),
+            "method": _tensors(self.state.state_dict()),
+            "recorded": None if self._recorded is None else self._recorded.state_dict(),
             "loader": self.loader.state_dict(),
         }
 
@@ -248,34 +227,47 @@ class Pruner:
 
         Raises UserError for a state of another run; then nothing has changed, in the loader neither.
         """
-        if state["seed"] != self.seed:
-            raise UserError(f"the pruner's state has seed {state['seed']}, but this run has seed {self.seed}")
-        if (state["source"] is None) != (self._source is None or not self._source.records):
+        if (state["recorded"] is None) != (self._recorded is None):
             raise UserError("the pruner's state is of a run with another score source: set score_source as it was")
-        ScoreTable(self.table.n, self.table.alpha).load_state_dict(state["table"])  # refuses before the loader moves
-        self.loader.load_state_dict(state["loader"])
-        self.table.load_state_dict(state["table"])
-        self._last_checkpoint, self.nonfinite = state["last_checkpoint"], state["nonfinite"]
-        if self._source is not None:
-            self._source.load_state_dict(state["source"])
-        selection = state["loader"]["next_selection"]
-        self._set_weights(None if selection is None else selection.numpy())
+        before = self.state.state_dict()
+        self.state.load_state_dict(_arrays(state["method"]))
+        try:
+            self.loader.load_state_dict(state["loader"])
+        except UserError:
+            self.state.load_state_dict(before)
+            raise
+        if self._recorded is not None:
+            self._recorded.load_state_dict(state["recorded"])
+        self._set_weights()
 
 
-def _check_ranks_agree(epoch: int, ids: NDArray[np.int64] | None) -> None:
+def _tensors(state: Any) -> Any:
+    """The state with tensors for its arrays: `torch.load` takes them weights_only."""
+    if isinstance(state, Mapping):
+        return {name: _tensors(value) for name, value in state.items()}
+    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
+
+
+def _arrays(state: Any) -> Any:
+    """The inverse of `_tensors`."""
+    if isinstance(state, Mapping):
+        return {name: _arrays(value) for name, value in state.items()}
+    return state.numpy(force=True) if isinstance(state, Tensor) else state
+
+
+def _check_ranks_agree(epoch: int, ids: NDArray[np.int64]) -> None:
     """UserError on all ranks unless they selected the same; otherwise each would train on other data in silence."""
-    digests: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(digests, hashlib.blake2b(b"" if ids is None else ids.tobytes()).hexdigest())
+    digests = collectives.texts(hashlib.blake2b(ids.tobytes()).hexdigest())
     different = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
     if different:
         raise UserError(
-            f"at the checkpoint of epoch {epoch}, rank {', '.join(different)} selected other samples than rank 0: "
-            "give all ranks the same data, policy and seed"
+            f"at the selection of epoch {epoch}, rank {', '.join(different)} selected other samples than rank 0: "
+            "give all ranks the same data, method and seed"
         )
 
 
 def _now(model: nn.Module) -> float:
-    """perf_counter after the device's work is done: twice a checkpoint, so that its parts are charged rightly."""
+    """perf_counter after the device's work is done: twice a selection, so that its parts are charged rightly."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,6 @@
 """fastargs made strict: what configurations and recipes are read with.
 
-A configuration is declared once, as a frozen dataclass of sections whose fields are made by `key`. From
+A configuration is declared once, as a frozen dataclass of sections whose fields are made by `settings.key`. From
 that one declaration come the fastargs sections and parameters, the typed result, the defaults and the help.
 
 Files and the command line go through one parser: scalars of a YAML file are kept as text, so that the type of
@@ -24,36 +24,23 @@ from fastargs.exceptions import MissingValueError
 from fastargs.validation import Checker
 
 from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.settings import REQUIRED, inside
 
 Text = str | list[str]
 T = TypeVar("T")
 
-REQUIRED: Any = dataclasses.MISSING
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 class Setting(NamedTuple):
-    """The text given for one key, and where it was given (a file, or "command line")."""
+    """The text given for one key, and where it was given (a file, or "command line").
+
+    The level counts the files below the first: 0 in it, 1 in its base, and so on; −1 on the command line.
+    """
 
     text: Text
     source: str
-
-
-def key(
-    default: T,
-    description: str,
-    *,
-    within: str | None = None,
-    choices: tuple[str, ...] | None = None,
-    pattern: str | None = None,
-) -> T:
-    """Declare one key of a section. The field's annotation is its type: one of those in `PARSERS`.
-
-    `within` is an interval such as ``"(0, 1]"`` for a number, or for each number of a list. `choices` lists
-    the words, or `pattern` is the regular expression, that a text must match. `REQUIRED`: no default.
-    """
-    metadata = {"description": description, "within": within, "choices": choices, "pattern": pattern}
-    return dataclasses.field(default=default, metadata=metadata)
+    level: int = 0
 
 
 def _number(text: str) -> float:
@@ -81,12 +68,6 @@ PARSERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _inside(value: float, interval: str) -> bool:
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    return above and (value < high if interval[-1] == ")" else value <= high)
-
-
 class KeyChecker(Checker):
     """fastargs checker of one key: text to value, or ValueError, TypeError or KeyError."""
 
@@ -103,7 +84,7 @@ class KeyChecker(Checker):
         value = self.parse(text)
         if self.within is not None:
             numbers = value if self.takes_list else (value,)
-            if not all(_inside(number, self.within) for number in numbers):
+            if not all(inside(number, self.within) for number in numbers):
                 raise ValueError(f"outside {self.within}")
         if self.choices is not None and value not in self.choices:
             raise ValueError("not one of the choices")
@@ -170,14 +151,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def flatten(content: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, Setting]:
+def flatten(content: Mapping[str, Any], source: str, prefix: str = "", level: int = 0) -> dict[str, Setting]:
     """Turn nested mappings into dotted keys: ``train: {lr: 0.1}`` becomes ``train.lr``."""
     flat: dict[str, Setting] = {}
     for name, value in content.items():
         nested = (
-            flatten(value, source, f"{prefix}{name}.")
+            flatten(value, source, f"{prefix}{name}.", level)
             if isinstance(value, dict)
-            else {f"{prefix}{name}": Setting(value, source)}
+            else {f"{prefix}{name}": Setting(value, source, level)}
         )
         for dotted in nested.keys() & flat.keys():
             raise UserError(f'{source}: duplicate key "{dotted}"; keep one of the two')
@@ -194,10 +175,10 @@ def read_settings(path: str | Path, _chain: tuple[str, ...] = ()) -> dict[str, S
     content = read_yaml(path)
     base = content.pop("base", None)
     if base is None:
-        return flatten(content, str(path))
+        return flatten(content, str(path), level=len(_chain))
     if not isinstance(base, str) or not os.path.isfile(path.parent / base):
         raise UserError(f"{path}: base file {base} does not exist; give a path relative to {path.parent}/")
-    return read_settings(path.parent / base, (*_chain, real)) | flatten(content, str(path))
+    return read_settings(path.parent / base, (*_chain, real)) | flatten(content, str(path), level=len(_chain))
 
 
 def parse_command_line(argv: Sequence[str], options: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -269,7 +250,7 @@ def resolve(config_class: type[T], settings: Mapping[str, Setting], options: Col
         param = known[name]
         if isinstance(error, MissingValueError):
             raise UserError(f"{name} is required ({param.desc}); set it in the file or with --{name}=…")
-        text, source = settings[name]
+        text, source, _ = settings[name]
         shown = ",".join(map(str, text)) if isinstance(text, list) else text
         raise UserError(f"{name}={shown} ({source}): {param.checker.complaint(text)}")
     values: dict[str, dict[str, Any]] = {section: {} for section in sections}
@@ -278,11 +259,11 @@ def resolve(config_class: type[T], settings: Mapping[str, Setting], options: Col
     return config_class(**{section: sections[section](**given) for section, given in values.items()})
 
 
-def to_yaml(config: Any) -> str:
-    """Write a resolved configuration as YAML that reads back as the same one."""
+def to_yaml(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write the values of a resolved configuration as YAML that reads back as the same one."""
     content = {
         section: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-        for section, values in dataclasses.asdict(config).items()
+        for section, values in sections.items()
     }
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 

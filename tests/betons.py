@@ -61,6 +61,14 @@ def write_beton(path: Path, n: int = 203, size: int = 16, classes: int = 10, mod
     return beton
 
 
+def write_targets(path: Path, beton: Beton, targets: NDArray[Any], field: Any, name: str = "label") -> Path:
+    """Write the images of `beton`, each with its own of `targets` [n, ...] in an FFCV field."""
+    fields: dict[str, Any] = {"image": RGBImageField("raw"), name: field}
+    samples = list(zip(beton.images, targets, strict=True))
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(samples)
+    return path
+
+
 def write_images(path: Path, images: list[NDArray[np.uint8]], mode: str) -> Path:
     """Write images of any sizes, uint8[H, W, 3] each, labelled 0."""
     fields: dict[str, Any] = {"image": RGBImageField(mode), "label": IntField()}

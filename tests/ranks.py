@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ffcv_prune import PrunedLoader, Pruner, ScoreTable, config, policies, score_dataset
+from ffcv_prune import PrunedLoader, Pruner, config, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models import build_model
 from ffcv_prune.models.normalize import Normalize
 from ffcv_prune.scoring.training_losses import TrainingLosses
+from ffcv_prune.tasks import Classification
 from ffcv_prune.training import trainer
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.run_folder import RunFolder
@@ -87,10 +88,13 @@ def check_scores(world: World, shared: PrunedLoader, whole: PrunedLoader) -> Non
     counts = world.gather(sum(len(labels) for _, labels in shared))
     assert sum(counts) == 203
     assert max(counts) - min(counts) <= 1
-    assert evaluate(SmallNet(), shared, 10, None) == evaluate(SmallNet(), whole, 10, None)
-    table = ScoreTable(203)
-    table.update(losses)
-    ids = policies.EpsilonGreedy(0.2).select(table, 60, np.random.default_rng(0))
+    task = Classification()
+    assert evaluate(SmallNet(), shared, task, None) == evaluate(SmallNet(), whole, task, None)
+    state = methods.build("epsilon_greedy", epsilon=0.2, keep=60 / 203).start(203, epochs=1)
+    state.record(None, losses, epoch=0)
+    selection = state.select(0)
+    assert selection is not None
+    ids = selection.ids
     assert all((other == ids).all() for other in world.gather(ids))
 
 
@@ -98,10 +102,10 @@ def check_budget(world: World, shared: tuple[PrunedLoader, ...], whole: tuple[Pr
     """Ranks that share a budgeted pass score what one process would, and select alike."""
     tables = []
     for pair in (shared, whole):
-        pruner = Pruner(*pair, policies.UCB(), 0.5, 1, 3, amp_dtype=None, score_budget=0.4, score_revisit=4)
+        pruner = Pruner(*pair, "ucb", keep=0.5, period=1, epochs=3, amp_dtype=None, score_budget=0.4, score_revisit=4)
         for epoch in range(3):
             pruner.begin_epoch(epoch, SmallNet(seed=epoch))
-        tables.append(pruner.table)
+        tables.append(pruner.state.table)
         pair[0].set_selection(None)
     own, expected = tables
     assert np.count_nonzero(own.last_scored == 2) == 82
@@ -180,7 +184,7 @@ def check_agreement(world: World, loader: PrunedLoader) -> None:
     """What differs between ranks is an error on all of them that names the rank."""
     last = world.size - 1
     with pytest.raises(UserError, match=rf"epoch 0, rank {last} selected other samples than rank 0"):
-        Pruner(loader, None, policies.Random(), seed=world.rank // last).begin_epoch(0, SmallNet())
+        Pruner(loader, None, "random", epochs=200, seed=world.rank // last).begin_epoch(0, SmallNet())
     with pytest.raises(UserError, match=rf"rank {last} has another seed than rank 0"):
         world.check_same("seed", world.rank // last)
     message = "no such file" if world.rank == last else f"rank {last}: no such file"

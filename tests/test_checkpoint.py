@@ -100,7 +100,7 @@ def test_foreign_checkpoints_are_refused_with_the_reason(
         assert "\n" not in str(error.value)
 
     refused(r"train\.lr=0\.1, .*config\.yaml has 0\.2", changed(settings, "train", lr=0.2))
-    refused(r"prune\.policy=none", changed(settings, "prune", policy="ucb"))
+    refused(r"prune\.method=full", changed(settings, "prune", method="ucb"))
     refused(r"another data\.train than .*--data\.train=PATH", data=DATA | {"train": "0"})
     refused(r"another data\.test", data=DATA | {"test": "0"})
     for section, keys in {

@@ -35,7 +35,7 @@ run: {{out: {tmp_path / "runs"}}}
 data: {{train: {beton.path}, test: {beton.path}}}
 model: {{name: basic_cnn}}
 train: {{epochs: 2, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{policy: ucb, keep: 0.5, period: 1}}
+prune: {{method: ucb, keep: 0.5, period: 1}}
 """
     )
     return path
@@ -124,7 +124,7 @@ def test_a_bad_config_exits_with_two_as_a_command(tmp_path: Path) -> None:
     ("option", "names"),
     [
         ("--train.epoch=3", "train.epochs"),
-        ("--prune.policy=ucp", "ucb"),
+        ("--prune.method=ucp", "ucb"),
         ("--model.name=basic_cn", "basic_cnn"),
         ("--prune.keep=0", "prune.keep"),
         ("--prune.keep=1.5", "prune.keep"),

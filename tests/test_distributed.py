@@ -67,7 +67,7 @@ def options(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> list[str]
 data: {{train: {beton.path}, test: {test.path}, augment: pad_crop_flip, num_workers: 1}}
 model: {{name: resnet_tiny}}
 train: {{epochs: 4, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{policy: epsilon_greedy, keep: 0.5, period: 2}}
+prune: {{method: epsilon_greedy, keep: 0.5, period: 2}}
 """
     )
     return ["--config", str(path)]
@@ -95,8 +95,8 @@ def test_two_ranks_train_one_model(options: list[str], tmp_path: Path) -> None:
         assert torch.equal(second[name], tensor)
     alone = train(config.load([*options, f"--run.out={tmp_path / 'alone'}"])).folder
     for own, other in zip(read_log(run), read_log(alone), strict=True):
-        assert [own[key] for key in ("steps", "samples_seen", "keep", "lr", "checkpoint")] == [
-            other[key] for key in ("steps", "samples_seen", "keep", "lr", "checkpoint")
+        assert [own[key] for key in ("steps", "samples_seen", "keep", "lr", "selected")] == [
+            other[key] for key in ("steps", "samples_seen", "keep", "lr", "selected")
         ]
         assert round(own["test_accuracy"] * 83, 4) == round(own["test_accuracy"] * 83)  # each test sample once
     # The first scores come from the same weights: the same selection.

@@ -27,7 +27,7 @@ from ffcv_prune.loading.pipelines import score_pipelines
 from tests.betons import Beton
 from tests.data_helpers import write_images, write_recipe
 from tests.nets import SmallNet
-from tests.processes import wait_for_epochs
+from tests.processes import expect_no_leak, shared_memory, wait_for_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -168,7 +168,7 @@ def write_config(folder: Path, beton: Beton, epochs: int) -> Path:
 data: {{train: {beton.path}, test: {beton.path}}}
 model: {{name: basic_cnn}}
 train: {{epochs: {epochs}, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{policy: random, keep: 0.5, period: 1}}
+prune: {{method: random, keep: 0.5, period: 1}}
 """
     )
     return path
@@ -249,7 +249,7 @@ def test_ctrl_c_twice_in_the_writer_leaves_nothing(pause: float, tmp_path: Path)
     write_images(tmp_path / "train", {"cat": 300})
     recipe = write_recipe(tmp_path, "source: {folder: small}\n")
     out = tmp_path / "out"
-    shared_memory = set(os.listdir("/dev/shm"))
+    before = shared_memory()
     process = start(*call(write_slowly), recipe, tmp_path, out)
     try:
         deadline = time.monotonic() + 90
@@ -263,7 +263,7 @@ def test_ctrl_c_twice_in_the_writer_leaves_nothing(pause: float, tmp_path: Path)
         process.kill()
     assert "leaked" not in errors
     assert not [path for path in out.rglob("*") if path.is_file()]
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    expect_no_leak(before)
 
 
 # ---- one core ----------------------------------------------------------------------------------------------

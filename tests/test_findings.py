@@ -107,20 +107,20 @@ def plant_run(folder: Path, run: grid.Run, fractions: list[dict[str, float | Non
     """A run folder of a warm-up epoch and one pruned epoch for each of `fractions`, keep 0.5."""
     made = folder / run.config.run.name
     made.mkdir(parents=True)
-    (made / "config.yaml").write_text("prune:\n  policy: ucb\n")
+    (made / "config.yaml").write_text("prune:\n  method: ucb\n")
     for name in ("machine.json", "result.csv"):
         (made / name).write_text("{}")
     (made / "dataset.json").write_text('{"train_samples": 10}')
-    phases = ["random", *["policy"] * len(fractions)]
+    phases = ["random", *["method"] * len(fractions)]
     shares: list[dict[str, float | None]] = [{"cat": 0.0, "dog": 1.0}, *fractions]
     rows = [
-        {"epoch": epoch, "checkpoint": True, "phase": phase, "keep": 0.5, "class_fraction": share}
+        {"epoch": epoch, "selected": True, "phase": phase, "keep": 0.5, "class_fraction": share}
         for epoch, (phase, share) in enumerate(zip(phases, shares, strict=True))
     ]
     (made / "log.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))
 
 
-def test_the_balance_of_the_classes_is_that_of_the_policys_selections(tmp_path: Path) -> None:
+def test_the_balance_of_the_classes_is_that_of_the_methods_selections(tmp_path: Path) -> None:
     runs = [run for run in runs_of_the_grid() if run.method == "ucb"][:2]
     plant_run(tmp_path / "runs", runs[0], [{"cat": 0.5, "dog": 0.5}, {"cat": 0.05, "dog": 0.95, "cow": None}])
     csv_file = tmp_path / "small" / "classes.csv"

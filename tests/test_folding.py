@@ -118,6 +118,15 @@ def test_a_model_traced_wrongly_is_found_out(build: Callable[[], nn.Module]) -> 
 
 
 @torch.inference_mode()
+def test_a_model_with_one_output_traced_wrongly_is_found_out() -> None:
+    """Of a single output the softmax is 1, whatever it is."""
+    model = trained(Drawing(classes=1))
+    folded = fold_batch_norm(model)
+    assert folded is not None
+    assert not agrees(folded, model, IMAGES)
+
+
+@torch.inference_mode()
 def test_logits_that_are_not_finite_agree_with_nothing() -> None:
     model = trained(SmallNet())
     model.head.weight.fill_(torch.nan)

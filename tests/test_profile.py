@@ -31,7 +31,7 @@ run: {{out: {tmp_path / "runs"}}}
 data: {{train: {beton.path}, test: {beton.path}}}
 model: {{name: basic_cnn}}
 train: {{epochs: 3, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{policy: ucb, keep: 0.5, period: 2, warmup: 1}}
+prune: {{method: ucb, keep: 0.5, period: 2, warmup: 1}}
 """
     )
     return path
@@ -46,10 +46,10 @@ def test_the_highest_speedup_counts_each_cost_once() -> None:
     assert set(speedup_limits(0.25, 8.0, 0.0, 0.0, 0.0).values()) == {4.0}
 
 
-def log_row(seen: int, checkpoint: bool, **seconds: float) -> dict[str, Any]:
+def log_row(seen: int, selected: bool, **seconds: float) -> dict[str, Any]:
     every = dict.fromkeys(PHASES, 0.0) | seconds
     every["total"] = sum(every.values()) + 0.5
-    return {"phase": "policy", "keep": 0.25, "checkpoint": checkpoint, "samples_seen": seen, "seconds": every}
+    return {"phase": "method", "keep": 0.25, "selected": selected, "samples_seen": seen, "seconds": every}
 
 
 def test_a_profile_follows_from_the_log(config_file: Path) -> None:

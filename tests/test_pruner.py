@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ffcv_prune import PrunedLoader, Pruner, Schedule, policies, score_dataset
+import ffcv_prune.pruner
+from ffcv_prune import PrunedLoader, Pruner, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.scoring import source as score_source
 from tests.betons import Beton, write_beton
 from tests.nets import SmallNet
 
@@ -26,53 +26,53 @@ def loaders(beton: Beton) -> tuple[PrunedLoader, PrunedLoader]:
     )
 
 
-def make_pruner(loaders: tuple[PrunedLoader, PrunedLoader], policy: policies.Policy, **options: object) -> Pruner:
+def make_pruner(loaders: tuple[PrunedLoader, PrunedLoader], method: methods.Method | str, **options: object) -> Pruner:
     loaders[0].set_selection(None)
     loaders[0].set_epoch(0)
     options = {"keep": 0.3, "period": 2, "epochs": 6, "seed": 4} | options
-    return Pruner(*loaders, policy, **options)  # type: ignore[arg-type]
+    return Pruner(*loaders, method, **options)  # type: ignore[arg-type]
 
 
 def test_ucb_selects_the_samples_of_highest_loss(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
     model = SmallNet()
     losses = score_dataset(model, loaders[1])
-    pruner = make_pruner(loaders, policies.UCB())
-    checkpoint = pruner.begin_epoch(0, model)
-    assert checkpoint is not None
-    assert checkpoint.phase == "policy"
+    pruner = make_pruner(loaders, "ucb")
+    swap = pruner.begin_epoch(0, model)
+    assert swap is not None
+    assert swap.phase == "method"
     expected = np.sort(np.lexsort((np.arange(N), -losses))[:61])  # round(0.3 * 203), ties to the lower id
-    np.testing.assert_array_equal(checkpoint.ids, expected)
+    np.testing.assert_array_equal(swap.ids, expected)
     np.testing.assert_array_equal(loaders[0].selection, expected)
-    np.testing.assert_array_equal(pruner.table.mean, losses)
+    np.testing.assert_array_equal(pruner.state.table.mean, losses)
     assert len(loaders[0]) == 61 // 16
     assert pruner.begin_epoch(1, model) is None
     assert pruner.begin_epoch(2, model) is not None
-    assert pruner.table.updates == 2
+    assert pruner.state.table.updates == 2
 
 
 def test_random_never_scores(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
-    pruner = make_pruner((loaders[0], None), policies.Random())  # type: ignore[arg-type]
+    pruner = make_pruner((loaders[0], None), "random")  # type: ignore[arg-type]
     model = SmallNet()
     selections = [pruner.begin_epoch(epoch, model).ids for epoch in (0, 2, 4)]  # type: ignore[union-attr]
     assert all(len(ids) == 61 for ids in selections)
     assert (selections[0] != selections[1]).any()
-    assert pruner.table.updates == 0
+    assert pruner.state.table.updates == 0
 
 
 def test_phases(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
-    schedule = Schedule(epochs=7, period=2, keep=0.3, warmup=3, warmup_mode="random", final=2, final_mode="full")
-    pruner = make_pruner(loaders, policies.EMA(), schedule=schedule)
+    phases = {"warmup": 3, "warmup_mode": "random", "final": 2, "final_mode": "full"}
+    pruner = make_pruner(loaders, "ema", epochs=7, **phases)
     seen = []
     for epoch in range(7):
-        checkpoint = pruner.begin_epoch(epoch, SmallNet())
-        seen.append((checkpoint.phase, len(checkpoint.ids)) if checkpoint else None)
-    assert seen == [("random", 61), None, ("random", 61), ("policy", 61), None, ("full", N), None]
-    assert pruner.table.updates == 1
+        swap = pruner.begin_epoch(epoch, SmallNet())
+        seen.append((swap.phase, len(swap.ids)) if swap else None)
+    assert seen == [("random", 61), None, ("random", 61), ("method", 61), None, ("full", N), None]
+    assert pruner.state.table.updates == 1
 
 
 def test_the_same_seed_selects_the_same(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
     def run(seed: int) -> list[np.ndarray]:
-        pruner = make_pruner(loaders, policies.EpsilonGreedy(0.5), seed=seed)
+        pruner = make_pruner(loaders, "epsilon_greedy", epsilon=0.5, seed=seed)
         return [pruner.begin_epoch(epoch, SmallNet(seed=epoch)).ids for epoch in (0, 2, 4)]  # type: ignore[union-attr]
 
     first = run(4)
@@ -91,8 +91,8 @@ def test_resuming_equals_never_having_stopped(loaders: tuple[PrunedLoader, Prune
                 served += ids.tolist()
         return served
 
-    expected = run(make_pruner(loaders, policies.UCB()), range(6))
-    pruner = make_pruner(loaders, policies.UCB())
+    expected = run(make_pruner(loaders, "ucb"), range(6))
+    pruner = make_pruner(loaders, "ucb")
     served = run(pruner, range(stop))
     pruner.begin_epoch(stop, SmallNet(seed=stop))
     iterator = iter(loaders[0])
@@ -101,35 +101,35 @@ def test_resuming_equals_never_having_stopped(loaders: tuple[PrunedLoader, Prune
     stored = io.BytesIO()
     torch.save(pruner.state_dict(), stored)
     stored.seek(0)
-    resumed = make_pruner(loaders, policies.UCB())
+    resumed = make_pruner(loaders, "ucb")
     resumed.load_state_dict(torch.load(stored, weights_only=True))
     served += run(resumed, range(stop, 6))
     assert served == expected
 
 
 def test_foreign_state_is_refused(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
-    state = make_pruner(loaders, policies.UCB()).state_dict()
+    state = make_pruner(loaders, "ucb").state_dict()
     with pytest.raises(UserError, match="seed"):
-        make_pruner(loaders, policies.UCB(), seed=99).load_state_dict(state)
+        make_pruner(loaders, "ucb", seed=99).load_state_dict(state)
 
 
 def test_a_refused_state_changes_nothing(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
-    donor = make_pruner(loaders, policies.UCB())
+    donor = make_pruner(loaders, "ucb")
     donor.begin_epoch(0, SmallNet())
     state = donor.state_dict()
-    pruner = make_pruner(loaders, policies.UCB())
+    pruner = make_pruner(loaders, "ucb")
     damaged = {
-        "table": {**state["table"], "alpha": 0.1},
+        "method": {**state["method"], "table": {**state["method"]["table"], "alpha": 0.1}},
         "loader": {**state["loader"], "batch_size": 5},
-        "source": {"batches": 0},
+        "recorded": {"batches": 0},
     }
     for part, content in damaged.items():
         with pytest.raises(UserError):
             pruner.load_state_dict({**state, part: content})
-        assert pruner.table.updates == 0
+        assert pruner.state.table.updates == 0
         assert len(loaders[0].selection) == N
     pruner.load_state_dict(state)
-    assert pruner.table.updates == 1
+    assert pruner.state.table.updates == 1
     assert len(loaders[0].selection) == 61
 
 
@@ -137,21 +137,21 @@ def test_a_refused_state_changes_nothing(loaders: tuple[PrunedLoader, PrunedLoad
 def test_losses_that_are_not_finite_are_counted_and_the_count_resumed(
     loaders: tuple[PrunedLoader, PrunedLoader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruner = make_pruner(loaders, policies.UCB())
+    pruner = make_pruner(loaders, "ucb")
     losses = np.ones(N, np.float32)
     losses[3] = np.inf
-    monkeypatch.setattr(score_source, "score_dataset", lambda *args, **options: losses)
+    monkeypatch.setattr(ffcv_prune.pruner, "score_dataset", lambda *args, **options: losses)
     made = pruner.begin_epoch(0, SmallNet())
-    assert made is not None and made.nonfinite == pruner.nonfinite == 1
-    resumed = make_pruner(loaders, policies.UCB())
+    assert made is not None and made.nonfinite == pruner.state.nonfinite == 1
+    resumed = make_pruner(loaders, "ucb")
     resumed.load_state_dict(pruner.state_dict())
-    assert resumed.nonfinite == 1
+    assert resumed.state.nonfinite == 1
 
 
 def test_a_diverged_model_is_an_error_and_the_selection_stays(
     loaders: tuple[PrunedLoader, PrunedLoader],
 ) -> None:
-    pruner = make_pruner(loaders, policies.UCB())
+    pruner = make_pruner(loaders, "ucb")
     model = SmallNet()
     pruner.begin_epoch(0, model)
     before = loaders[0].selection.copy()
@@ -163,15 +163,15 @@ def test_a_diverged_model_is_an_error_and_the_selection_stays(
 
 def test_bad_arguments(loaders: tuple[PrunedLoader, PrunedLoader], tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(UserError, match="keep"):
-        make_pruner(loaders, policies.UCB(), keep=1.5)
+        make_pruner(loaders, "ucb", keep=1.5)
     with pytest.raises(UserError, match="period"):
-        make_pruner(loaders, policies.UCB(), period=0)
+        make_pruner(loaders, "ucb", period=0)
     with pytest.raises(UserError, match="give a score_loader"):
-        make_pruner((loaders[0], None), policies.UCB())  # type: ignore[arg-type]
+        make_pruner((loaders[0], None), "ucb")  # type: ignore[arg-type]
     other = write_beton(tmp_path_factory.mktemp("other") / "other.beton", n=30)
     pipelines = score_pipelines(check_beton(other.path))
     other_loader = PrunedLoader(other.path, 16, pipelines, shuffle=False, drop_last=False)
     with pytest.raises(UserError, match="same data set"):
-        make_pruner((loaders[0], other_loader), policies.UCB())
+        make_pruner((loaders[0], other_loader), "ucb")
     with pytest.raises(UserError, match="do not fill one batch"):
-        make_pruner(loaders, policies.Random(), keep=0.01).begin_epoch(0, SmallNet())
+        make_pruner(loaders, "random", keep=0.01).begin_epoch(0, SmallNet())

@@ -84,7 +84,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
 data: {{train: {beton.path}, test: {test.path}, augment: pad_crop_flip, num_workers: 1}}
 model: {{name: basic_cnn}}
 train: {{epochs: {EPOCHS}, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{policy: epsilon_greedy, keep: 0.5, period: 2}}
+prune: {{method: epsilon_greedy, keep: 0.5, period: 2}}
 """
     )
     return path
@@ -366,11 +366,11 @@ def test_sigterm_while_the_result_is_written_does_not_stop_that(
 @pytest.mark.parametrize(
     "method",
     [
-        {"policy": "none", "keep": 1},
-        {"policy": "infobatch", "keep": 1, "period": 1, "score_source": "training"},
-        {"policy": "ucb", "warmup": 1, "warmup_mode": "full", "score_source": "training"},
-        {"policy": "ema", "score_source": "both", "period": 2, "loss_cap": 0.1, "class_floor": 0.5},
-        {"policy": "ucb", "score_source": "both", "period": 1, "score_budget": 0.4, "score_revisit": 3},
+        {"method": "full"},
+        {"method": "infobatch"},
+        {"method": "ucb", "warmup": 1, "warmup_mode": "full", "score_source": "training"},
+        {"method": "ema", "score_source": "both", "period": 2, "loss_cap": 0.1, "class_floor": 0.5},
+        {"method": "ucb", "score_source": "both", "period": 1, "score_budget": 0.4, "score_revisit": 3},
     ],
     ids=["full", "infobatch", "training", "both", "budget"],
 )

@@ -9,28 +9,35 @@ import fcntl
 import shutil
 import stat
 import subprocess
+import sys
 import venv
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 import setuptools
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ["bash", "cat", "dirname", "env", "flock", "head", "mkdir", "rm", "sed", "sha256sum", "touch"]
+TOOLS = ["bash", "cat", "dirname", "env", "flock", "head", "mkdir", "rm", "sed", "sha256sum", "tail", "touch"]
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
-# The interpreter: every check it is asked holds; `-m venv` copies it, `-m pip` installs nothing.
+# The interpreter: every check it is asked holds; `-m venv` copies it, `-m pip` talks and installs nothing.
 PYTHON = """
 case "$*" in
 *ensurepip*) [ ! -e "$STATE/no-ensurepip" ] ;;
 *version_info*) [ ! -e "$STATE/old-python" ] ;;
 --version) echo "Python 3.11.2" ;;
 "-m venv "*) mkdir -p "$3/bin" && cat "$0" >"$3/bin/python" && chmod +x "$3/bin/python" ;;
-"-m pip "*) [ ! -e "$STATE/pip-dies" ] || kill -9 "$PPID" ;;
+"-m pip "*)
+    for i in {1..30}; do echo "Collecting package $i"; done
+    [ ! -e "$STATE/pip-dies" ] || kill -9 "$PPID"
+    [ ! -e "$STATE/pip-fails" ] || { echo "ERROR: no network" >&2 && exit 1; } ;;
 esac
 """
 # What apt installs is there afterwards.
 APT_GET = """
+for i in {1..30}; do echo "Unpacking package $i"; done
+[ ! -e "$STATE/apt-fails" ] || { echo "E: no space left" >&2 && exit 100; }
 case "$*" in
 *install*) for word; do rm -f "$STATE/no-$word"; done ;;
 esac
@@ -130,6 +137,41 @@ def test_root_installs_what_is_missing_and_nothing_else(machine: Machine) -> Non
     update, install = machine.calls("apt-get")
     assert update.endswith(" update")
     assert install.endswith(" install -y --no-install-recommends libopencv-dev")
+
+
+@needs_certificates
+def test_what_apt_and_pip_print_is_in_the_log_alone(machine: Machine) -> None:
+    machine.set("no-libopencv-dev")
+    done = machine.run("python")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert [line for line in done.stderr.splitlines() if not line.startswith("run: ")] == []
+    log = (machine.root / ".run.log").read_text()
+    assert "Unpacking package 30" in log
+    assert "Collecting package 30" in log
+    assert "-m pip install" in log  # each output follows its command
+    machine.run("python")
+    assert not (machine.root / ".run.log").exists()  # of the last installation, which this one was not
+
+
+@needs_certificates
+@pytest.mark.parametrize(
+    ("condition", "step", "last"),
+    [
+        ("pip-fails", "installing python packages into .venv", "ERROR: no network"),
+        ("apt-fails", "reading the lists of packages", "E: no space left"),
+    ],
+)
+def test_a_failing_step_names_the_log_and_shows_its_end(machine: Machine, condition: str, step: str, last: str) -> None:
+    machine.set("no-libopencv-dev", condition)
+    done = machine.run("python")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    (failed,) = [number for number, line in enumerate(lines) if "failed" in line]
+    assert step in lines[failed - 1]
+    assert str(machine.root / ".run.log") in lines[failed]
+    assert lines[failed + 1 :] == (machine.root / ".run.log").read_text().splitlines()[-10:]
+    assert lines[-1] == last
 
 
 @needs_certificates
@@ -253,9 +295,9 @@ def test_all_tests_fit_the_mixture_too_in_an_environment_of_its_own(machine: Mac
     assert first.returncode == 0, first.stderr
     assert machine.calls("python3")[-1] == f"python3 -m venv {machine.root}/.venv-analysis"
     installed = [call for call in machine.calls("python") if "-m pip" in call]
-    assert installed[-1] == "python -m pip install --quiet --disable-pip-version-check pymc pytest pytest-timeout"
+    assert installed[-1] == "python -m pip install --disable-pip-version-check pymc pytest pytest-timeout"
     assert machine.calls("python")[-2:] == [
-        "python -m pytest",
+        "python -m pytest -n 2 --dist loadfile",
         "python -m pytest --noconftest -m  tests/test_mixture.py",
     ]
     assert machine.run("test").returncode == 0
@@ -271,6 +313,24 @@ def test_usage(machine: Machine) -> None:
     assert "./run demo" in helped.stdout
 
 
+def copy_project(folder: Path) -> Path:
+    """What setup.py reads, in a folder that it may write to."""
+    shutil.copytree(ROOT / "ffcv_prune", folder / "ffcv_prune", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def test_requirements_name_what_dependencies_need_and_do_not_declare(tmp_path: Path) -> None:
+    """FFCV imports distutils, which Python 3.12 and newer have from setuptools alone."""
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "dist_info"], cwd=copy_project(tmp_path), check=True, capture_output=True
+    )
+    (info,) = tmp_path.glob("*.dist-info")
+    always = [line for line in Distribution.at(info).requires or [] if "extra ==" not in line]
+    assert {"setuptools", "torch>=2.6", "pyyaml", "pillow"} <= set(always)
+
+
 def test_setup_explains_what_ffcv_needs(tmp_path: Path) -> None:
     site = Path(setuptools.__file__).parents[1]
     venv.create(tmp_path / "venv")  # one without FFCV, which would satisfy setup.py
@@ -278,13 +338,9 @@ def test_setup_explains_what_ffcv_needs(tmp_path: Path) -> None:
     libraries.mkdir()
     for path in [*site.glob("setuptools*"), *site.glob("_distutils_hack*"), *site.glob("pkg_resources*")]:
         (libraries / path.name).symlink_to(path)
-    project = tmp_path / "project"
-    shutil.copytree(ROOT / "ffcv_prune", project / "ffcv_prune")
-    for name in ("setup.py", "README.md"):
-        shutil.copy(ROOT / name, project)
     done = subprocess.run(
         [tmp_path / "venv" / "bin" / "python", "setup.py", "-q", "dist_info"],
-        cwd=project,
+        cwd=copy_project(tmp_path / "project"),
         env={"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(libraries), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,

@@ -31,7 +31,7 @@ def settings(beton: Beton, **changes: Any) -> config.Config:
         "train.epochs": 2,
         "train.batch_size": 32,
         "train.device": "cpu",
-        "prune.policy": "ucb",
+        "prune.method": "ucb",
     } | {name.replace("__", "."): value for name, value in changes.items()}
     path = beton.path.parent / "run.yaml"
     path.write_text("")

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ffcv.transforms import ToTorchImage
+from ffcv.fields import FloatField, NDArrayField
+from ffcv.fields.decoders import FloatDecoder, NDArrayDecoder
+from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from torch import Tensor, nn
 
-from ffcv_prune import PrunedLoader, score_dataset
+from ffcv_prune import PrunedLoader, score_dataset, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from tests.betons import Beton
+from tests.betons import Beton, write_targets
 from tests.nets import SmallNet
 
 
@@ -81,6 +84,100 @@ def test_only_the_selection_is_scored(score_loader: PrunedLoader, beton: Beton) 
     assert np.isnan(np.delete(losses, some)).all()
 
 
+@pytest.mark.parametrize("selection", [None, np.arange(100)])
+def test_ids_are_scored_and_the_selection_stays(
+    score_loader: PrunedLoader, beton: Beton, selection: np.ndarray | None
+) -> None:
+    model = SmallNet()
+    everything = score_dataset(model, score_loader, amp_dtype=None)
+    some = np.arange(3, len(beton), 7)
+    score_loader.set_selection(selection)
+    try:
+        losses = score_dataset(model, score_loader, amp_dtype=None, ids=some[::-1])
+        assert len(score_loader.selection) == (len(beton) if selection is None else len(selection))
+        with pytest.raises(UserError, match="classes"):
+            score_dataset(SmallNet(classes=7), score_loader, ids=some)
+        assert len(score_loader.selection) == (len(beton) if selection is None else len(selection))
+    finally:
+        score_loader.set_selection(None)
+    np.testing.assert_allclose(losses[some], everything[some], rtol=1e-6)
+    assert np.isnan(np.delete(losses, some)).all()
+
+
+def test_the_loss_is_that_of_the_task(score_loader: PrunedLoader, beton: Beton) -> None:
+    model = SmallNet().eval()
+    smoothed = score_dataset(model, score_loader, amp_dtype=None, task=tasks.Classification(label_smoothing=0.2))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(beton.images).permute(0, 3, 1, 2))
+    expected = F.cross_entropy(logits, torch.from_numpy(beton.labels), reduction="none", label_smoothing=0.2)
+    np.testing.assert_allclose(smoothed, expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def target_loader(path: Path, decoder: Any, *transforms: Any) -> PrunedLoader:
+    image = score_pipelines(check_beton(path.with_name("train.beton")))["image"]
+    pipelines = {"image": image, "label": [decoder, ToTensor(), *transforms]}
+    return PrunedLoader(path, 64, pipelines, shuffle=False, drop_last=False)
+
+
+def test_a_regression_is_scored(beton: Beton) -> None:
+    targets = np.random.default_rng(0).normal(size=len(beton))
+    path = write_targets(beton.path.with_name("float.beton"), beton, targets, FloatField())
+    loader = target_loader(path, FloatDecoder(), Squeeze(1))
+    model = SmallNet(classes=1).eval()
+    losses = score_dataset(model, loader, amp_dtype=None, task=tasks.Regression())
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(beton.images).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(losses, (outputs[:, 0] - targets) ** 2, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"float64 \[64\].*tasks\.Regression"):
+        score_dataset(SmallNet(), loader)
+
+
+def test_several_labels_are_scored(beton: Beton) -> None:
+    targets = np.random.default_rng(0).integers(0, 2, (len(beton), 10)).astype(np.float32)
+    path = write_targets(
+        beton.path.with_name("labels.beton"), beton, targets, NDArrayField(np.dtype(np.float32), (10,))
+    )
+    loader = target_loader(path, NDArrayDecoder())
+    losses = score_dataset(SmallNet(), loader, amp_dtype=None, task=tasks.MultiLabel())
+    with torch.no_grad():
+        outputs = SmallNet().eval()(torch.from_numpy(beton.images).permute(0, 3, 1, 2))
+    expected = F.binary_cross_entropy_with_logits(outputs, torch.from_numpy(targets), reduction="none").mean(1)
+    np.testing.assert_allclose(losses, expected.numpy(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"float32 \[64, 10\].*tasks\.MultiLabel"):
+        score_dataset(SmallNet(), loader)
+
+
+class TwoHeads(SmallNet):
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        return {"logits": logits, "twice": 2 * logits}
+
+
+def test_a_model_that_returns_a_dict(score_loader: PrunedLoader) -> None:
+    with pytest.raises(UserError, match=r'entries logits, twice.*output="logits"'):
+        score_dataset(TwoHeads(), score_loader)
+    losses = score_dataset(TwoHeads(), score_loader, amp_dtype=None, task=tasks.Classification(output="logits"))
+    np.testing.assert_allclose(losses, score_dataset(SmallNet(), score_loader, amp_dtype=None), rtol=1e-5)
+
+
+def test_a_criterion_beats_the_task_and_sees_what_the_model_returned(score_loader: PrunedLoader) -> None:
+    scores = score_dataset(
+        SmallNet(), score_loader, amp_dtype=torch.bfloat16, criterion=lambda outputs, _: outputs.sum(1)
+    )
+    assert np.isfinite(scores).all()
+    twice = score_dataset(
+        TwoHeads(), score_loader, amp_dtype=None, criterion=lambda outputs, _: outputs["twice"].sum(1)
+    )
+    np.testing.assert_allclose(scores * 2, twice, rtol=0.1, atol=0.1)
+    # Labels beyond the outputs are the criterion's own business.
+    score_dataset(SmallNet(classes=2), score_loader, criterion=lambda outputs, labels: outputs[:, 0])
+
+
+def test_a_criterion_that_returns_a_mean_is_refused(score_loader: PrunedLoader) -> None:
+    with pytest.raises(UserError, match=r'criterion returned \[\] for 64 samples.*reduction="none"'):
+        score_dataset(SmallNet(), score_loader, criterion=F.cross_entropy)
+
+
 def test_a_loader_that_shuffles_or_drops_is_refused(beton: Beton) -> None:
     for options in ({"shuffle": True}, {"drop_last": True}):
         with pytest.raises(UserError, match="shuffle=False, drop_last=False"):
@@ -111,7 +208,7 @@ class WrongShape(SmallNet):
 
 
 def test_logits_of_a_wrong_shape(score_loader: PrunedLoader) -> None:
-    with pytest.raises(UserError, match=r"returned \[1, 64, 10\] for 64 images"):
+    with pytest.raises(UserError, match=r"returned \[1, 64, 10\] for 64 samples"):
         score_dataset(WrongShape(), score_loader)
 
 

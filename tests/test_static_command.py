@@ -81,7 +81,7 @@ def test_the_command_refuses_in_one_line(
     assert not list(tmp_path.glob("**/*.npy"))
 
 
-@pytest.mark.parametrize("policy", config.SCORED_BEFORE)
-def test_static_policies_need_their_scores(config_file: Path, policy: str) -> None:
+@pytest.mark.parametrize("method", ["static", "static_epsilon_greedy", "static_ucb"])
+def test_static_policies_need_their_scores(config_file: Path, method: str) -> None:
     with pytest.raises(UserError, match=r"needs prune\.scores=FILE\.npy"):
-        config.load(["--config", str(config_file), f"--prune.policy={policy}"])
+        config.load(["--config", str(config_file), f"--prune.method={method}"])

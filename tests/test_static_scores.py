@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from ffcv_prune import config, policies
+from ffcv_prune import config
 from ffcv_prune.errors import UserError
-from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.methods import build
 from ffcv_prune.models import build_model
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.static_scores import compute
@@ -37,7 +37,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
 data: {{train: {beton.path}, test: {beton.path}}}
 model: {{name: basic_cnn}}
 train: {{epochs: 3, batch_size: {BATCH}, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{keep: {KEEP}, period: 1, policy: random}}
+prune: {{keep: {KEEP}, period: 1, method: static, scores: none.npy}}
 static: {{method: el2n, models: 2, epochs: 1}}
 """
     )
@@ -49,7 +49,8 @@ def settings(config_file: Path, tmp_path: Path) -> Settings:
     """The small config, with changes written as section__key=value, in a folder of the test's own."""
 
     def make(**changes: Any) -> config.Config:
-        changes = {"run__out": tmp_path / "runs", "prune__scores": tmp_path / "scores" / "small.npy"} | changes
+        scores = {} if "prune__method" in changes else {"prune__scores": tmp_path / "scores" / "small.npy"}
+        changes = {"run__out": tmp_path / "runs"} | scores | changes
         options = [f"--{name.replace('__', '.')}={value}" for name, value in changes.items()]
         return config.load(["--config", str(config_file), *options])
 
@@ -147,7 +148,7 @@ def test_the_schedule_is_cut_off_not_shortened(
 
 
 def test_a_proxy_scores_in_place_of_the_model(settings: Settings, loaders: Loaders) -> None:
-    own = settings(model__name="resnet_tiny", static__model="basic_cnn", static__epochs=0, prune__policy="static")
+    own = settings(model__name="resnet_tiny", static__model="basic_cnn", static__epochs=0, prune__method="static")
     made = compute(own, loaders)
     assert made.model == "basic_cnn"
     result = train(own, loaders)
@@ -175,7 +176,7 @@ def test_an_interrupted_computation_leaves_nothing_that_counts(
     path = copy(el2n_file, tmp_path)
     path.with_suffix(".json").unlink()  # written last
     with pytest.raises(UserError, match="no static scores there yet"):
-        train(settings(prune__policy="static", prune__scores=path), loaders)
+        train(settings(prune__method="static", prune__scores=path), loaders)
     compute(settings(prune__scores=path), loaders)
     assert path.read_bytes() == el2n_file.read_bytes()
 
@@ -184,7 +185,7 @@ def test_scores_of_other_data_are_refused_before_anything_is_written(
     settings: Settings, el2n_file: Path, tmp_path: Path
 ) -> None:
     other = write_beton(tmp_path / "other.beton", seed=5)
-    own = settings(prune__policy="static", prune__scores=el2n_file, data__train=other.path)
+    own = settings(prune__method="static", prune__scores=el2n_file, data__train=other.path)
     with pytest.raises(UserError, match=r"another data set than data\.train; name another prune\.scores"):
         train(own)
     with pytest.raises(UserError, match="another data set"):
@@ -207,7 +208,7 @@ def test_damaged_scores_are_refused(
 ) -> None:
     path = copy(el2n_file, tmp_path)
     damage(path)
-    own = settings(prune__policy="static", prune__scores=path)
+    own = settings(prune__method="static", prune__scores=path)
     with pytest.raises(UserError, match=says):
         train(own, loaders)
     assert not Path(own.run.out).exists()
@@ -231,7 +232,7 @@ def top(scores: np.ndarray, k: int) -> list[int]:
 def test_a_static_run_keeps_the_highest_scores_and_names_their_cost(
     settings: Settings, loaders: Loaders, el2n_file: Path
 ) -> None:
-    method, row, selections = run(settings(prune__policy="static", prune__scores=el2n_file), loaders)
+    method, row, selections = run(settings(prune__method="static", prune__scores=el2n_file), loaders)
     scores = np.load(el2n_file)
     assert method == row["method"] == "el2n"
     assert [ids.tolist() for ids in selections] == [top(scores, round(KEEP * len(scores)))] * 3
@@ -244,7 +245,7 @@ def test_a_static_run_keeps_the_highest_scores_and_names_their_cost(
 def test_static_epsilon_greedy_draws_a_share_anew_each_time(
     settings: Settings, loaders: Loaders, el2n_file: Path
 ) -> None:
-    own = settings(prune__policy="static_epsilon_greedy", prune__scores=el2n_file, prune__epsilon=0.5)
+    own = settings(prune__method="static_epsilon_greedy", prune__scores=el2n_file, prune__epsilon=0.5)
     method, _, selections = run(own, loaders)
     k = round(KEEP * len(np.load(el2n_file)))
     always = set(top(np.load(el2n_file), k - round(0.5 * k)))
@@ -254,7 +255,7 @@ def test_static_epsilon_greedy_draws_a_share_anew_each_time(
 
 
 def test_static_ucb_takes_the_models_for_checkpoints(settings: Settings, loaders: Loaders, el2n_file: Path) -> None:
-    own = settings(prune__policy="static_ucb", prune__scores=el2n_file, prune__alpha=0.6, prune__c=40)
+    own = settings(prune__method="static_ucb", prune__scores=el2n_file, prune__alpha=0.6, prune__c=40)
     method, _, selections = run(own, loaders)
     first, second = np.load(el2n_file.with_suffix(".trials.npy")).astype(np.float64)
     scores = 0.6 * second + 0.4 * first + 40 * 0.6 * (second - first) ** 2
@@ -265,7 +266,7 @@ def test_static_ucb_takes_the_models_for_checkpoints(settings: Settings, loaders
 
 
 def test_static_ucb_needs_several_models(settings: Settings, loaders: Loaders) -> None:
-    own = settings(static__models=1, static__epochs=0, prune__policy="static_ucb")
+    own = settings(static__models=1, static__epochs=0, prune__method="static_ucb")
     compute(own, loaders)
     with pytest.raises(UserError, match=r"raise static\.models"):
         train(own, loaders)
@@ -273,7 +274,7 @@ def test_static_ucb_needs_several_models(settings: Settings, loaders: Loaders) -
 
 def test_static_random_is_drawn_once_from_the_seed(settings: Settings, loaders: Loaders, beton: Beton) -> None:
     def chosen(seed: int) -> np.ndarray:
-        _, row, selections = run(settings(prune__policy="static_random", run__seed=seed), loaders)
+        _, row, selections = run(settings(prune__method="static_random", run__seed=seed), loaders)
         assert row["static_seconds"] == "0.0"
         assert len(selections) == 3 and all((ids == selections[0]).all() for ids in selections)
         return selections[0]
@@ -282,5 +283,7 @@ def test_static_random_is_drawn_once_from_the_seed(settings: Settings, loaders: 
     assert (chosen(0) != chosen(1)).any()
     counts = np.zeros(20)
     for seed in range(1000):  # each sample with probability k/n: 250 of 1,000, standard deviation 13.7
-        counts[policies.StaticRandom(20, seed).select(ScoreTable(20), 5, np.random.default_rng(0))] += 1
+        selection = build("static_random", keep=0.25).start(20, seed=seed).select(0)
+        assert selection is not None
+        counts[selection.ids] += 1
     assert np.abs(counts - 250).max() < 4.5 * 13.7

@@ -15,16 +15,16 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from ffcv_prune import config, policies
+from ffcv_prune import config, methods, tasks
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
-from ffcv_prune.training import checkpoint, methods
+from ffcv_prune.training import checkpoint, pruning
 from ffcv_prune.training.epoch import Stepper, evaluate
 from ffcv_prune.training.loaders import Loaders, open_dataset
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 
-POLICIES = [policy for policy in config.POLICIES if policy not in ("none", "infobatch", *config.SCORED_BEFORE)]
+METHODS = ["random", "uncertainty", "ema", "epsilon_greedy", "ucb", "static_random"]
 BATCH, EPOCHS, KEEP = 32, 4, 0.5
 
 Settings = Callable[..., config.Config]
@@ -81,16 +81,16 @@ def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if "loader" in thread.name]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_run_with_two_checkpoints_for_every_policy(
-    policy: str, settings: Settings, loaders: Loaders, beton: Beton
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_with_two_selections_for_every_method(
+    method: str, settings: Settings, loaders: Loaders, beton: Beton
 ) -> None:
-    result = train(settings(prune__policy=policy, prune__keep=KEEP), loaders)
+    result = train(settings(prune__method=method, prune__keep=KEEP), loaders)
     k = round(KEEP * len(beton))
     steps = k // BATCH
     rows = read_log(result.folder)
     assert [row["epoch"] for row in rows] == list(range(EPOCHS))
-    assert [row["checkpoint"] for row in rows] == [True, False, True, False]
+    assert [row["selected"] for row in rows] == [True, False, True, False]
     assert [row["steps"] for row in rows] == [steps] * EPOCHS
     assert [row["samples_seen"] for row in rows] == [steps * BATCH * e for e in range(1, EPOCHS + 1)]
     assert result.samples_seen == steps * BATCH * EPOCHS
@@ -101,7 +101,7 @@ def test_a_run_with_two_checkpoints_for_every_policy(
         assert set(parts) == {"load", "score", "select", "swap", "train", "eval", "save"}
         assert all(seconds >= 0 for seconds in parts.values())
         assert sum(parts.values()) <= row["seconds"]["total"]
-        assert (row["seconds"]["score"] > 0.001) == (row["checkpoint"] and "random" not in policy)
+        assert (row["seconds"]["score"] > 0.001) == (row["selected"] and "random" not in method)
     made = selections(result.folder)
     assert list(made) == ["epoch_0000.npy", "epoch_0002.npy"]
     for ids, row in zip(made.values(), rows[::2], strict=True):
@@ -114,16 +114,15 @@ def test_a_run_with_two_checkpoints_for_every_policy(
         assert {c: round(n) for c, n in of_class.items()} == dict(
             enumerate(np.bincount(beton.labels[ids], minlength=10))
         )
-    if policy == "random":  # the others train on what is hard: their loss may rise
+    if method == "random":  # the others train on what is hard: their loss may rise
         assert rows[-1]["train_loss"] < rows[0]["train_loss"]
-    assert result.accuracy == rows[-1]["test_accuracy"]
-    assert result.top5 == rows[-1]["test_top5"]
-    assert result.method == policy
+    assert result.metrics == {"accuracy": rows[-1]["test_accuracy"], "top5": rows[-1]["test_top5"]}
+    assert result.method == method
     assert not loader_threads()
 
 
 def test_the_run_folder_is_complete_and_can_be_used_again(settings: Settings, loaders: Loaders) -> None:
-    settings_of_run = settings(prune__policy="ucb", prune__keep=KEEP)
+    settings_of_run = settings(prune__method="ucb", prune__keep=KEEP)
     folder = train(settings_of_run, loaders).folder
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
@@ -148,7 +147,7 @@ def test_the_run_folder_is_complete_and_can_be_used_again(settings: Settings, lo
     assert float(result["accuracy"]) == pytest.approx(rows[-1]["test_accuracy"], abs=1e-6)
     last_save = float(result["total_seconds"]) - sum(row["seconds"]["total"] for row in rows)
     assert -1e-3 <= last_save <= float(result["save_seconds"])
-    top1, top5 = evaluate(model, loaders.test, 10, None)
+    top1, top5 = evaluate(model, loaders.test, tasks.Classification(), None).values()
     assert (top1, top5) == (rows[-1]["test_accuracy"], rows[-1]["test_top5"])
 
 
@@ -160,7 +159,7 @@ def test_a_folder_is_never_overwritten(settings: Settings, loaders: Loaders) -> 
 def test_full_data_needs_neither_checkpoints_nor_a_scoring_loader(settings: Settings) -> None:
     result = train(settings(train__epochs=2, train__eval_every=2))
     rows = read_log(result.folder)
-    assert [(row["phase"], row["keep"], row["checkpoint"]) for row in rows] == [("full", 1.0, False)] * 2
+    assert [(row["phase"], row["keep"], row["selected"]) for row in rows] == [("full", 1.0, False)] * 2
     assert [row["test_accuracy"] is None for row in rows] == [True, False]
     assert set(rows[0]["class_fraction"].values()) == {1.0}
     assert not selections(result.folder)
@@ -169,7 +168,7 @@ def test_full_data_needs_neither_checkpoints_nor_a_scoring_loader(settings: Sett
 
 def test_scores_are_only_paid_for_by_policies_that_use_them(settings: Settings) -> None:
     made = Loaders(settings())
-    train(settings(prune__policy="random", prune__keep=KEEP, train__epochs=1), made)
+    train(settings(prune__method="random", prune__keep=KEEP, train__epochs=1), made)
     assert "score" not in vars(made)
 
 
@@ -178,7 +177,7 @@ def test_warm_up_and_final_phase_with_the_learning_rate_on_the_true_number_of_st
 ) -> None:
     result = train(
         settings(
-            prune__policy="ucb",
+            prune__method="ucb",
             prune__keep=KEEP,
             prune__warmup=1,
             prune__warmup_mode="full",
@@ -192,7 +191,7 @@ def test_warm_up_and_final_phase_with_the_learning_rate_on_the_true_number_of_st
     )
     rows = read_log(result.folder)
     full, pruned = len(beton) // BATCH, round(KEEP * len(beton)) // BATCH
-    assert [row["phase"] for row in rows] == ["full", "policy", "policy", "random"]
+    assert [row["phase"] for row in rows] == ["full", "method", "method", "random"]
     assert [row["steps"] for row in rows] == [full, pruned, pruned, pruned]
     assert [row["lr"] for row in rows] == pytest.approx([0.02, 0.002, 0.0002, 0.0002])
     assert rows[-1]["samples_seen"] == (full + 3 * pruned) * BATCH
@@ -201,7 +200,7 @@ def test_warm_up_and_final_phase_with_the_learning_rate_on_the_true_number_of_st
 
 def test_the_same_seed_repeats_the_run_bit_by_bit(settings: Settings, loaders: Loaders) -> None:
     def run(seed: int) -> tuple[dict[str, np.ndarray], dict[str, torch.Tensor], list[float]]:
-        folder = train(settings(prune__policy="epsilon_greedy", prune__keep=KEEP, run__seed=seed), loaders).folder
+        folder = train(settings(prune__method="epsilon_greedy", prune__keep=KEEP, run__seed=seed), loaders).folder
         weights = torch.load(folder / "weights.pt", weights_only=True)
         return selections(folder), weights, [row["train_loss"] for row in read_log(folder)]
 
@@ -222,7 +221,7 @@ def test_the_same_seed_repeats_the_run_bit_by_bit(settings: Settings, loaders: L
 def test_evaluation_counts_each_test_sample_once(loaders: Loaders, test_beton: Beton) -> None:
     torch.manual_seed(0)
     model = build_model("basic_cnn", 10, loaders.dataset.mean, loaders.dataset.std)
-    top1, top5 = evaluate(model, loaders.test, 10, None)
+    top1, top5 = evaluate(model, loaders.test, tasks.Classification(), None).values()
     with torch.inference_mode():
         logits = model.eval()(torch.from_numpy(test_beton.images).permute(0, 3, 1, 2))
     best = logits.argsort(dim=1, descending=True)[:, :5].numpy() == test_beton.labels[:, None]
@@ -302,9 +301,10 @@ def test_a_selection_that_loses_classes_warns_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    by_class = policies.Static(beton.labels.astype(np.float32))  # keeps the highest classes whole
-    monkeypatch.setattr(methods, "build_policy", lambda *_: by_class)
-    train(settings(prune__policy="ucb", prune__keep=KEEP, train__epochs=2), loaders)
+    by_class = methods.build("static", keep=KEEP, period=1)  # keeps the highest classes whole
+    made = (by_class, beton.labels.astype(np.float32), 0.0)
+    monkeypatch.setattr(pruning, "with_static_scores", lambda *_: made)
+    train(settings(prune__method="ucb", prune__keep=KEEP, train__epochs=3), loaders)
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1
     assert "epoch 1" in warnings[0]
@@ -325,7 +325,7 @@ def refuse(own: config.Config, match: str) -> None:
 
 def test_what_does_not_fit_together_is_refused_before_anything_is_written(settings: Settings, tmp_path: Path) -> None:
     refuse(
-        settings(prune__policy="ucb", prune__keep=0.1),
+        settings(prune__method="ucb", prune__keep=0.1),
         r"keeps 20 of 203 samples.*batch of 32.*raise prune\.keep",
     )
     refuse(settings(train__batch_size=204), r"batch of 204")

@@ -25,6 +25,7 @@ from ffcv_prune.data.recipe import load_recipe
 from ffcv_prune.data.writer import write_dataset
 from ffcv_prune.errors import UserError
 from tests.data_helpers import write_images, write_recipe
+from tests.processes import expect_no_leak, shared_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"cat": 120, "dog": 60, "owl": 40}
@@ -63,15 +64,11 @@ def expect_failure(action: Callable[[], object], source: Path, expected: str) ->
     assert time.monotonic() - began < 30
     assert not temporaries(source)
     assert not children(os.getpid())
-    assert shared_memory() <= before
+    expect_no_leak(before)
 
 
 def temporaries(source: Path) -> list[Path]:
     return list((source / "out").rglob("*.tmp"))
-
-
-def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
 def children(pid: int) -> list[int]:
@@ -229,9 +226,10 @@ def test_sigkill_leaves_nothing_under_the_final_name(source: Path) -> None:
         writer.kill()
         writer.communicate()
     deadline = time.monotonic() + 20
-    while any(map(is_running, workers)) or not shared_memory() <= before:
+    while any(map(is_running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    expect_no_leak(before)
     assert not list(source.rglob("*.beton"))
     assert temporaries(source)
     alive = source / f"out/small/.train.beton.{os.getppid()}.tmp"

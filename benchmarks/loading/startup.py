@@ -183,7 +183,7 @@ def build(loader: str, kinds: Sequence[str], folder: str, workers: int) -> None:
 
 def our_builder(folder: Path, workers: int) -> Callable[[str], Iterable[Any]]:
     """What builds our loader of a kind and takes its first batch; it leaves nothing to iterate over."""
-    from ffcv_prune import config
+    from ffcv_prune import config, methods
     from ffcv_prune.training.loaders import Loaders
 
     @cache
@@ -195,7 +195,7 @@ def our_builder(folder: Path, workers: int) -> Callable[[str], Iterable[Any]]:
             data=data,
             model=config.Model(name="resnet_tiny"),
             train=config.Train(epochs=1, batch_size=BATCH, device="cpu"),
-            prune=config.Prune(),
+            prune=methods.PRESETS["full"],
             static=config.StaticScores(),
         )
         return Loaders(settings)

@@ -16,10 +16,8 @@ from benchmarks.paper.grid import Run
 from ffcv_prune.config import Config
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import stored_size
-from ffcv_prune.methods.policies import POLICIES
 from ffcv_prune.models import build_model
 from ffcv_prune.training.epoch import autocast, choose_amp_dtype
-from ffcv_prune.training.methods import build_schedule
 from ffcv_prune.training.world import choose_device
 
 CLASSES = 10  # of the measured model: the head counts for nothing
@@ -42,7 +40,7 @@ def estimate(runs: Sequence[Run]) -> dict[str, float]:
     seconds, scored = {}, set()
     for run in runs:
         seconds[run.key] = _training(run.config)
-        path = run.config.prune.scores
+        path = run.config.prune.values.get("scores", "")
         if run.scoring is not None and path not in scored and not Path(path).with_suffix(".json").exists():
             seconds[run.key] += _scores(run.scoring)
         scored.add(path)
@@ -52,22 +50,21 @@ def estimate(runs: Sequence[Run]) -> dict[str, float]:
 def _training(config: Config) -> float:
     """Steps, scoring passes and tests, without compilation."""
     n, speed = _samples_and_speed(config)
-    prune, epochs = config.prune, config.train.epochs
-    schedule = build_schedule(config)
-    seen = float(schedule.samples_seen(n))
-    if prune.policy == "infobatch":  # about half of the samples are below the mean
-        seen *= 1 - 0.5 * prune.ratio * prune.delta
+    epochs = config.train.epochs
+    seen = float(config.prune.phases.samples_seen(epochs, n))
+    values = config.prune.values
+    if not config.prune.selector.has_fixed_size:  # InfoBatch: about half of the samples are below the mean
+        seen *= 1 - 0.5 * values["ratio"] * values["delta"]
     tests = -(-epochs // config.train.eval_every) * check_beton(config.data.test).num_samples
     return seen * speed.train + (scoring_passes(config) * n + tests) * speed.score
 
 
 def scoring_passes(config: Config) -> int:
     """Passes over all data that a run's selections take: none for static scores and for losses of training."""
-    prune = config.prune
-    if prune.policy == "none" or not POLICIES[prune.policy].needs_scores or prune.score_source == "training":
+    phases, epochs = config.prune.phases, config.train.epochs
+    if not config.prune.makes_passes:
         return 0
-    schedule = build_schedule(config)
-    return sum(schedule.is_checkpoint(e) and schedule.phase(e) == "policy" for e in range(config.train.epochs))
+    return sum(phases.selects(e, epochs) and phases.phase(e, epochs) == "method" for e in range(epochs))
 
 
 def _scores(config: Config) -> float:

@@ -14,7 +14,6 @@ A part goes over the scale, the scale over the rest, and a method's settings ove
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ffcv_prune import strict_args
-from ffcv_prune.config import Config
+from ffcv_prune.config import Config, resolve
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.strict_args import Setting, key
+from ffcv_prune.settings import key
+from ffcv_prune.strict_args import Setting
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 METHODS = EXPERIMENTS / "methods.yaml"
@@ -108,7 +108,7 @@ class Run:
 
     @property
     def is_static(self) -> bool:
-        return self.config.prune.policy.startswith("static")
+        return self.config.prune.statistic.is_fixed
 
     @property
     def key(self) -> str:
@@ -127,12 +127,13 @@ def significant(config: Config, sections: Sequence[str] = ()) -> dict[str, Any]:
 
     Keys that a later version adds leave the results of earlier ones valid.
     """
+    defaults = config.defaults
     own = {
-        f"{section}.{field.name}": value
-        for section, values in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+        f"{section}.{name}": value
+        for section, values in config.sections.items()
         if not sections or section in sections
-        for field in dataclasses.fields(values)
-        if (value := getattr(values, field.name)) != field.default
+        for name, value in values.items()
+        if value != defaults[section][name]
     }
     aside = ("run.name", "run.out", "run.save_every", "run.profile", "data.num_workers", "train.eval_every")
     return {name: list(v) if isinstance(v, tuple) else v for name, v in own.items() if name not in aside}
@@ -258,7 +259,12 @@ def _run(
     swept: tuple[str, str] | None = None,
 ) -> Run:
     grid, method = layers.experiment.grid, find_method(name, layers.path.name)
-    settings = strict_args.read_settings(layers.path.parent / grid.config) | layers.settings | methods()[name][1]
+    # Keys of the config and of the experiment are for all methods: those that one does not take do not count for it.
+    below = {
+        word: setting._replace(level=1 + setting.level)
+        for word, setting in (strict_args.read_settings(layers.path.parent / grid.config) | layers.settings).items()
+    }
+    settings = below | methods()[name][1]
     computed = {"run.seed": f"{seed}"}
     if method.rate == "keep":
         computed["prune.keep"] = f"{_keep(rate)}"
@@ -269,7 +275,7 @@ def _run(
     if swept is not None:
         computed[swept[0]] = swept[1]
     settings |= {word: Setting(text, f"{layers.path.name}, {name}") for word, text in computed.items()}
-    base = strict_args.resolve(Config, settings)
+    base = resolve(settings, options=())
     config = _with_epochs(base, grid, method, rate)
     source = scoring = None
     if method.selections_of:  # another initialisation: the scores must not be of the run that they serve
@@ -280,13 +286,13 @@ def _run(
         static = replace(base.static, epochs=base.train.epochs if wanted == "all" else int(wanted))
         scoring = replace(base, static=static, run=replace(base.run, seed=0))
         scoring = _with_scores(scoring, f"{static.method}_{_hash(significant(scoring, SCORE_SECTIONS))}")
-        config = replace(config, static=static, prune=replace(config.prune, scores=scoring.prune.scores))
+        config = replace(config, static=static, prune=config.prune.replace(scores=scoring.prune.values["scores"]))
     run = Run(part, name, method.label, rate, seed, config, swept, source, scoring)
     return replace(run, config=replace(config, run=replace(config.run, name=str(run).replace(" ", "_"))))
 
 
 def _with_scores(config: Config, name: str) -> Config:
-    return replace(config, prune=replace(config.prune, scores=f"{SCORES}/{name}.npy"))
+    return replace(config, prune=config.prune.replace(scores=f"{SCORES}/{name}.npy"))
 
 
 def _keep(rate: float | None) -> float:
@@ -306,5 +312,5 @@ def _with_epochs(config: Config, grid: Grid, method: Method, rate: float | None)
         config = replace(config, train=train)
     if method.guard:
         phase = round(method.guard * epochs)
-        config = replace(config, prune=replace(config.prune, warmup=phase, final=phase))
+        config = replace(config, prune=config.prune.replace(warmup=phase, final=phase))
     return config

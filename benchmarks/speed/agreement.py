@@ -7,7 +7,7 @@
     python -m benchmarks.speed.agreement --options "full pass;both, budget 0.3"       any of OPTIONS
 
 CIFAR-10, resnet_tiny, keep 0.2, 30 epochs, T_p = 2, methods of paper/experiments/methods.yaml. Each option trains by
-its own selections. At each of its checkpoints a shadow also scores all samples with the same model and keeps a table
+its own selections. At each of its selections a shadow also scores all samples with the same model and keeps a table
 of its own; nothing of the shadow reaches the training, and its time is not counted.
 
 Read "overlap": the share of the samples chosen by score that the shadow would have chosen too; by chance it would be
@@ -40,7 +40,7 @@ from benchmarks.harness.machine import measured_on
 from benchmarks.harness.rows import Results, benchmark_parser, groups, positive, shared_settings
 from benchmarks.harness.tables import Row, markdown, mean_and_spread
 from benchmarks.paper import grid
-from ffcv_prune import Checkpoint, PrunedLoader, Pruner, ScoreTable, config, score_dataset
+from ffcv_prune import PrunedLoader, Pruner, config, score_dataset
 from ffcv_prune.analysis.intervals import welch_margin
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton, require_labels
@@ -48,7 +48,9 @@ from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.methods.policies import Policy, WithRandom
+from ffcv_prune.methods import Method
+from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.pruner import Swap
 from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
@@ -79,17 +81,17 @@ COLUMNS = (
 
 
 class Shadow:
-    """Stands in a pruner's place in the trainer and, after each scored checkpoint, makes the full pass beside it.
+    """Stands in a pruner's place in the trainer and, after each scored selection, makes the full pass beside it.
 
     Attributes:
-        overlaps: of each scored checkpoint, the share of what was chosen by score that a full pass chooses too.
+        overlaps: of each scored selection, the share of what was chosen by score that a full pass chooses too.
         scored: of each, the share of the samples that the pruner's own pass scored.
         score_seconds: of the pruner's own scoring, in all.
     """
 
     def __init__(self, pruner: Pruner, loader: PrunedLoader, amp_dtype: torch.dtype | None, passes: bool) -> None:
         self.pruner, self.full_loader, self.amp_dtype, self.passes = pruner, loader, amp_dtype, passes
-        self.table = ScoreTable(pruner.table.n, pruner.table.alpha)
+        self.table = ScoreTable(pruner.state.n, pruner.state.table.alpha)
         self.overlaps: list[float] = []
         self.scored: list[float] = []
         self.score_seconds = self.shadow_seconds = 0.0
@@ -97,26 +99,25 @@ class Shadow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pruner, name)
 
-    def begin_epoch(self, epoch: int, model: nn.Module) -> Checkpoint | None:
+    def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         made = self.pruner.begin_epoch(epoch, model)
-        if made is None or made.phase != "policy":
+        if made is None or made.phase != "method":
             return made
-        own = self.pruner.table
+        own = self.pruner.state.table
         self.score_seconds += made.score_seconds
         self.scored.append(np.count_nonzero(own.last_scored == own.updates - 1) / own.n if self.passes else 0.0)
         start = time.perf_counter()
         self.table.update(score_dataset(model, self.full_loader, amp_dtype=self.amp_dtype))
-        k = self.pruner.schedule.kept(own.n)
-        self.overlaps.append(overlap(*(by_score(self.pruner.policy, table, k) for table in (own, self.table))))
+        k = self.pruner.state.kept
+        self.overlaps.append(overlap(*(by_score(self.pruner.method, table, k) for table in (own, self.table))))
         self.shadow_seconds += time.perf_counter() - start
         return made
 
 
-def by_score(policy: Policy, table: ScoreTable, k: int) -> NDArray[np.int64]:
-    """What `policy` chooses by score among k: without the part that is drawn at random, which tells nothing."""
-    if isinstance(policy, WithRandom):
-        policy, k = policy.policy, k - round(policy.share * k)
-    return policy.select(table, k, np.random.default_rng(0))
+def by_score(method: Method, table: ScoreTable, k: int) -> NDArray[np.int64]:
+    """What `method` chooses by score among k: without the part that is drawn at random, which tells nothing."""
+    k -= round(method.values["random_share"] * k)
+    return method.statistic.top(table, k, None)
 
 
 def overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
@@ -169,14 +170,14 @@ def run_one(settings: config.Config, loaders: Loaders, full_loader: PrunedLoader
         folder = stack.enter_context(closing(RunFolder.create(out, settings.run.name)))
         stop = stack.enter_context(StopSignals())
         trainer = Trainer(settings, loaders)
-        passes = settings.prune.score_source != "training"
+        passes = settings.prune.makes_passes
         trainer.pruner = shadow = Shadow(trainer.pruner, full_loader, trainer.stepper.amp_dtype, passes)
         start = time.perf_counter()
         trainer.run(folder, stop)
         rows = folder.rows
         seconds = time.perf_counter() - start - shadow.shadow_seconds - sum(row["seconds"]["eval"] for row in rows)
     if not shadow.overlaps:
-        raise UserError("no scored checkpoint in so few epochs: raise --epochs")
+        raise UserError("no scored selection in so few epochs: raise --epochs")
     return {
         "accuracy": rows[-1]["test_accuracy"],
         "overlap": round(statistics.mean(shadow.overlaps), 5),

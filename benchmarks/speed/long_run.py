@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ffcv_prune import PrunedLoader, Pruner, policies, score_dataset
+from ffcv_prune import PrunedLoader, Pruner, score_dataset
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import encode_split
@@ -110,13 +110,14 @@ def run(samples: int, workers: int, folder: Path) -> list[dict[str, Any]]:
                 next(batches)
     torch.manual_seed(0)
     model = Linear()
-    pruner = Pruner(loader, score_loader, policies.UCB(), keep=KEEP, period=1, epochs=2)
+    pruner = Pruner(loader, score_loader, "ucb", keep=KEEP, period=1, epochs=2)
     with meter.step("score"):
-        pruner.table.update(score_dataset(model, score_loader))
+        pruner.state.record(None, score_dataset(model, score_loader), epoch=0)
     with meter.step("select"):
-        ids = pruner.policy.select(pruner.table, round(KEEP * samples), np.random.default_rng(0))
+        selection = pruner.state.select(0)
+        assert selection is not None
     with meter.step("swap"):  # to the first batch of the new selection
-        loader.set_selection(ids)
+        loader.set_selection(selection.ids)
         with closing(iter(loader)) as batches:
             next(batches)
     with meter.step("train"):

@@ -66,10 +66,10 @@ class Variant:
 
 
 FULL = "full"
-UCB = {"prune.policy": "ucb"}
+UCB = {"prune.method": "ucb"}
 VARIANTS = {
-    FULL: Variant("full data", {"prune.policy": "none"}),
-    "random": Variant("random", {"prune.policy": "random"}),
+    FULL: Variant("full data", {"prune.method": "full"}),
+    "random": Variant("random", {"prune.method": "random"}),
     "ucb": Variant("UCB", UCB),
     "ucb_both": Variant("UCB, training losses and a pass over the rest", UCB | {"prune.score_source": "both"}),
     # The first checkpoint scores all samples: they have no statistics yet.

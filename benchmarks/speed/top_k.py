@@ -16,7 +16,7 @@ ours is faster. Growth is linear where "ns a sample" stays level; it rises a lit
 the last cache. "arrays" is the peak of resident memory above the table and the losses, in arrays of float32[n], the
 chosen ids included; it is measured from 14 million samples upwards, where malloc gives nearly all memory back: what it
 kept and uses again does not show, so that ours may read less than its ids alone, 0.6. Losses are lognormal and
-correlated between checkpoints; "ties" are those of a trained model in bfloat16: most are 0, and the k-th score is one
+correlated between selections; "ties" are those of a trained model in bfloat16: most are 0, and the k-th score is one
 of them. Ours takes no second thread below two million samples.
 """
 
@@ -39,8 +39,9 @@ from benchmarks.harness.machine import measured_with
 from benchmarks.harness.plots import error_bars, save
 from benchmarks.harness.rows import Results, add_repeats, benchmark_parser, groups, shared_settings
 from benchmarks.harness.tables import Row, markdown, ratios, spread
-from ffcv_prune import ScoreTable, policies
 from ffcv_prune.errors import UserError
+from ffcv_prune.methods.statistics import UpperBound
+from ffcv_prune.methods.table import ScoreTable
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -51,13 +52,13 @@ MOST_WITH_TIES = 14_000_000
 FEWEST_FOR_MEMORY = 14_000_000  # arrays above 32 MB, which malloc always maps on their own
 KEEP, ALPHA, C = 0.3, 0.8, 1.0
 BETA = 1.0 - ALPHA
-CHECKPOINTS = 3  # in the table before the one that is measured
-CORRELATION = 0.9  # of the logarithm of a sample's loss between checkpoints
+SELECTIONS = 3  # in the table before the one that is measured
+CORRELATION = 0.9  # of the logarithm of a sample's loss between selections
 
 
 def ours(table: ScoreTable, losses: Floats, k: int) -> Ids:
     table.update(losses)
-    return policies.UCB(C).select(table, k, np.random.default_rng(0))
+    return UpperBound(c=C).top(table, k, None)
 
 
 def _numpy_scores(table: ScoreTable, losses: Floats) -> Floats:
@@ -106,11 +107,11 @@ METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {  # and the numbers of thr
 
 
 def loss_passes(n: int, kind: str) -> list[Floats]:
-    """The losses of CHECKPOINTS + 1 scoring passes, float32[n] each."""
+    """The losses of SELECTIONS + 1 scoring passes, float32[n] each."""
     rng = np.random.default_rng(0)
     level = rng.standard_normal(n, dtype=np.float32)
     passes = []
-    for _ in range(CHECKPOINTS + 1):
+    for _ in range(SELECTIONS + 1):
         # exp(2 z - 3): half of the losses below 0.05, one in a hundred above 5. With ties, all are 1/150 as high and
         # have the resolution of bfloat16 at 1: a probability nearer to 1 than that is 1, its loss 0.
         losses = np.exp(2 * level - (8 if kind == "ties" else 3))
@@ -121,7 +122,7 @@ def loss_passes(n: int, kind: str) -> list[Floats]:
 
 
 class Bench:
-    """A table after some checkpoints and the losses of the next one, for one method after the other."""
+    """A table after some selections and the losses of the next one, for one method after the other."""
 
     def __init__(self, n: int, kind: str) -> None:
         self.k = max(1, round(KEEP * n))

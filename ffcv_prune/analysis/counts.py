@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 
 def selection_files(run: Path) -> list[Path]:
-    """The run's selections, one file a checkpoint, in the order of the epochs."""
+    """The run's selections, one file each, in the order of the epochs."""
     return sorted((run / "selections").glob("epoch_*.npy"), key=lambda path: int(path.stem.split("_")[1]))
 
 
-def policy_selections(run: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Those of `selection_files` that the policy made, by the rows of the run's log.
+def method_selections(run: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Those of `selection_files` that the method made, by the rows of the run's log.
 
     What a warm-up or a final phase draws at random says nothing about the samples.
     """
-    by_policy = {row["epoch"] for row in rows if row["phase"] == "policy"}
-    return [path for path in selection_files(run) if int(path.stem.split("_")[1]) in by_policy]
+    by_method = {row["epoch"] for row in rows if row["phase"] == "method"}
+    return [path for path in selection_files(run) if int(path.stem.split("_")[1]) in by_method]
 
 
 def selection_counts(files: Sequence[Path], num_samples: int) -> NDArray[np.int64]:

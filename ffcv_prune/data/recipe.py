@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ffcv_prune import strict_args
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.strict_args import Setting, key
+from ffcv_prune.settings import key
+from ffcv_prune.strict_args import Setting
 
 RECIPES = Path(__file__).resolve().parents[2] / "write_datasets"
 

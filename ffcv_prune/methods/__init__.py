@@ -1,0 +1,7 @@
+"""Methods of dynamic data pruning: `build` makes one, `PRESETS` lists them, `Method.start` begins a run."""
+
+from ffcv_prune.methods.method import Method
+from ffcv_prune.methods.presets import PRESETS, build
+from ffcv_prune.methods.state import Selection, State
+
+__all__ = ["PRESETS", "Method", "Selection", "State", "build"]

@@ -1,23 +1,189 @@
-"""Wrappers that keep a policy from collapsing on short schedules, imbalanced classes or noisy labels.
-
-On a short schedule the highest losses belong to few classes, and a selection made of them alone misleads
-the model. A guard is a policy around a policy: ``ClassQuota(WithRandom(UCB(), 0.5), labels)`` mixes random
-samples in within each class, ``WithRandom(ClassQuota(UCB(), labels), 0.5)`` across all of them. No guard is
-part of the paper's own rules.
-"""
+"""Guards: rules around the rule of a method, for what a ranking alone would lose."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.methods.kernels.samples import difference, group_by_label
-from ffcv_prune.methods.kernels.topk import top_k
-from ffcv_prune.methods.policies import Ids, Policy, WithRandom, Wrapper
-from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.methods import kernels
+from ffcv_prune.methods.part import Part
+from ffcv_prune.methods.rule import Draw, Ids, Rule, Samples, Scores
+from ffcv_prune.methods.selectors import draw_with_random, thresholds_with_random
+from ffcv_prune.settings import key
 
-__all__ = ["ClassQuota", "LossCap", "WithRandom"]
+
+@dataclass(frozen=True, kw_only=True)
+class Guard(Part, ABC):
+    """Draws by the rule that it is around. Parameters at their defaults leave it out.
+
+    Attributes:
+        needs_values: whether it looks at the latest losses, even around a rule that needs none.
+        needs_groups: whether it needs the class of each sample.
+        is_random: whether it draws at random itself.
+    """
+
+    needs_values: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What names and reports add for it; empty: left out."""
+
+    @property
+    def draws_all(self) -> bool:
+        """Whether it draws the whole selection itself, so that the rule is never asked."""
+        return False
+
+    @abstractmethod
+    def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        """See `Rule.draw`; by `rule`, which it asks for numbers of samples of its own choice."""
+
+    def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        """See `Rule.thresholds`."""
+        raise UserError(f"a method with {self.label} does not select by a threshold on its scores: set score_budget=1")
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A guard around a rule, a rule itself."""
+
+    guard: Guard
+    rule: Rule
+
+    def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        return self.guard.draw(self.rule, samples, k, rng, among)
+
+    def thresholds(self, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        return self.guard.thresholds(self.rule, samples, k, among)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomShare(Guard):
+    """k − round(share·k) samples by the rule, the others uniformly from what it left: part of every selection is
+    unbiased."""
+
+    is_random: ClassVar[bool] = True
+    random_share: float = key(0.0, "guard: share of any selection drawn at random", within="[0, 1]")
+
+    @property
+    def label(self) -> str:
+        return f"random({self.random_share:g})" if self.random_share else ""
+
+    @property
+    def draws_all(self) -> bool:
+        return self.random_share == 1
+
+    def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        return draw_with_random(rule, self.random_share, samples, k, rng, among)
+
+    def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        return thresholds_with_random(rule, self.random_share, samples, k, among)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCap(Guard):
+    """The rule without the `loss_cap` share of the candidates whose latest loss is highest: likely wrong labels.
+
+    Of m candidates round(share·m) are left out, or m − k if those are fewer. Among equal losses the lower ids
+    stay, and so do samples without a loss. Why: label noise (paper, section 5.2).
+    """
+
+    needs_values: ClassVar[bool] = True
+    loss_cap: float = key(
+        0.0, "guard: share of the highest losses left out, in each class if there is a class_floor", within="[0, 1)"
+    )
+
+    @property
+    def label(self) -> str:
+        return f"loss_cap({self.loss_cap:g})" if self.loss_cap else ""
+
+    def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        among = samples.candidates(among)
+        left_out = min(round(self.loss_cap * among.size), among.size - k)
+        if not left_out:
+            return rule.draw(samples, k, rng, among)
+        kept = kernels.top_k(-samples.table.last[among], among.size - left_out)
+        drawn = rule.draw(samples, k, rng, among[kept])
+        if drawn.probability is None:
+            return drawn
+
+        def probability() -> NDArray[np.float64]:
+            probabilities = np.zeros(among.size)
+            probabilities[kept] = drawn.probabilities(among[kept])
+            return probabilities
+
+        return Draw(drawn.ids, probability)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFloor(Guard):
+    """Each class holds at least `class_floor` of the places that its share of the candidates entitles it to.
+
+        quota(class) = floor · k · (candidates of the class) / (candidates)      by largest remainder
+
+    The rule fills each quota within its class; it then fills the other k − round(floor·k) places from all
+    that is left. 1 keeps the class proportions exactly; 0 is the rule alone.
+    """
+
+    needs_groups: ClassVar[bool] = True
+    class_floor: float = key(
+        0.0, "guard: share of its proportional places that each class is sure of; 0: off", within="[0, 1]"
+    )
+
+    @property
+    def label(self) -> str:
+        return f"class_quota({self.class_floor:g})" if self.class_floor else ""
+
+    def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        assert samples.groups is not None
+        among = samples.candidates(among)
+        classes = kernels.group_by_label(among, samples.groups)
+        quotas = proportional_quotas(round(self.class_floor * k), np.array([members.size for members in classes]))
+        drawn = [
+            (members, rule.draw(samples, int(quota), rng, members))
+            for quota, members in zip(quotas, classes, strict=True)
+            if quota
+        ]
+        chosen = np.sort(np.concatenate([draw.ids for _, draw in drawn])) if drawn else among[:0]
+        left = kernels.difference(among, chosen)
+        rest = rule.draw(samples, k - chosen.size, rng, left) if chosen.size < k else Draw(among[:0])
+
+        def probability() -> NDArray[np.float64]:
+            # Of what the quotas took, the draw from the rest says nothing: nothing is added to its probability.
+            earlier, later = np.zeros(among.size), np.zeros(among.size)
+            for members, draw in drawn:
+                earlier[np.searchsorted(among, members)] = draw.probabilities(members)
+            later[np.searchsorted(among, left)] = rest.probabilities(left)
+            return earlier + (1 - earlier) * later
+
+        certain = all(draw.probability is None for draw in (rest, *(draw for _, draw in drawn)))
+        return Draw(np.sort(np.concatenate([chosen, rest.ids])), None if certain else probability)
+
+    def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        assert samples.groups is not None
+        candidates = samples.candidates(among)
+        classes = kernels.group_by_label(
+            np.arange(candidates.size), samples.groups[candidates]
+        )  # positions in `candidates`
+        quotas = proportional_quotas(round(self.class_floor * k), np.array([members.size for members in classes]))
+        scores, thresholds = rule.thresholds(samples, k, candidates)
+        thresholds[:] = np.inf
+        for quota, members in zip(quotas, classes, strict=True):
+            if quota:
+                thresholds[members] = rule.thresholds(samples, int(quota), candidates[members])[1]
+        rest = candidates[scores < thresholds]  # what the quotas leave competes for the other places
+        places = min(k - int(quotas.sum()), rest.size)
+        if places > 0:
+            of_rest = rule.thresholds(samples, places, rest)[1]
+            thresholds = np.minimum(thresholds, of_rest[0])
+        return scores, thresholds
 
 
 def proportional_quotas(total: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -29,67 +195,3 @@ def proportional_quotas(total: int, counts: NDArray[np.int64]) -> NDArray[np.int
     missing = total - quotas.sum()
     quotas[np.argsort(-remainders, kind="stable")[:missing]] += 1
     return quotas
-
-
-class ClassQuota(Wrapper):
-    """Each class holds at least `floor` of the places that its share of the candidates entitles it to.
-
-        quota(class) = floor · k · (candidates of the class) / (candidates)      by largest remainder
-
-    The policy fills each quota within its class; it then fills the other k − round(floor·k) places from all
-    that is left. floor = 1 keeps the class proportions exactly; floor = 0 is the policy alone.
-
-    `labels` is an integer array [n], the class of every sample, ≥ 0.
-    """
-
-    def __init__(self, policy: Policy, labels: ArrayLike, floor: float = 1.0) -> None:
-        if not 0 <= floor <= 1:
-            raise UserError(f"the class floor {floor} is outside [0, 1]")
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
-            raise UserError("labels of a class quota must be one class number ≥ 0 for each sample")
-        super().__init__(policy, f"class_quota({floor:g})")
-        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
-        self.floor = float(floor)
-
-    def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
-        if self.labels.size != table.n:
-            raise UserError(f"{self.labels.size} labels for {table.n} samples: they are of other data")
-        if among is None:
-            among = np.arange(table.n)
-        classes = group_by_label(among, self.labels)
-        counts = np.array([members.size for members in classes])
-        quotas = proportional_quotas(round(self.floor * k), counts)
-        parts = [
-            self.policy.choose(table, int(quota), rng, members)
-            for quota, members in zip(quotas, classes, strict=True)
-            if quota
-        ]
-        chosen = np.sort(np.concatenate(parts)) if parts else among[:0]
-        if chosen.size == k:
-            return chosen
-        rest = self.policy.choose(table, k - chosen.size, rng, difference(among, chosen))
-        return np.sort(np.concatenate([chosen, rest]))
-
-
-class LossCap(Wrapper):
-    """The policy, without the `share` of the candidates whose latest loss is highest: likely wrong labels.
-
-    Of m candidates round(share·m) are left out, or m − k if those are fewer. Among equal losses the lower ids
-    stay, and so do samples never scored. `share` is in [0, 1). Why: label noise (paper, section 5.2).
-    """
-
-    def __init__(self, policy: Policy, share: float) -> None:
-        if not 0 <= share < 1:
-            raise UserError(f"the share {share} of highest losses to leave out is outside [0, 1)")
-        super().__init__(policy, f"loss_cap({share:g})")
-        self.share = float(share)
-        self.needs_scores = True  # for the latest losses, even around a policy that needs none
-
-    def choose(self, table: ScoreTable, k: int, rng: np.random.Generator, among: Ids | None) -> Ids:
-        if among is None:
-            among = np.arange(table.n)
-        left_out = min(round(self.share * among.size), among.size - k)
-        if left_out:
-            among = among[top_k(-table.last[among], among.size - left_out)]
-        return self.policy.choose(table, k, rng, among)

@@ -1,87 +1,151 @@
-"""Which epochs train on what: warm-up, pruned epochs with a checkpoint every T_p, final phase."""
+"""Which epochs train on what: warm-up, pruned epochs with a selection every T_p, final phase."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from ffcv_prune.errors import UserError
+from ffcv_prune.methods.part import Part
+from ffcv_prune.settings import key
 
-Phase = Literal["full", "random", "policy"]
-UnscoredPhase = Literal["full", "random"]
+Phase = Literal["full", "random", "method"]
+MODES = ("random", "full")
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, kw_only=True)
+class Phases(Part, ABC):
     """What each epoch of a run, numbered from 0, trains on: the paper's Algorithm 1 plus two unscored phases.
 
-    The first `warmup` epochs and the last `final` epochs train on the full data set or on random selections,
-    as their mode says; those between follow the policy. With warmup = final = 0 it is the paper's algorithm.
-
-    Attributes:
-        epochs: number of epochs, ≥ 1.
-        period: T_p, epochs from one selection to the next within a phase, ≥ 1.
-        keep: fraction kept of the data set in every epoch that is not "full", in (0, 1].
-        warmup, final: epochs, ≥ 0, together at most `epochs`.
-        warmup_mode, final_mode: "random" or "full".
+    The first `warmup` epochs and the last ones train on the full data set or on random selections, as their mode
+    says; those between follow the method.
+    `prunes`: whether anything is ever selected.
     """
 
-    epochs: int
-    period: int = 10
-    _: KW_ONLY
-    keep: float
-    warmup: int = 0
-    warmup_mode: UnscoredPhase = "random"
-    final: int = 0
-    final_mode: UnscoredPhase = "random"
+    prunes: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "period": 1, "warmup": 0, "final": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)} must be at least {least}")
-        if not 0 < self.keep <= 1:
-            raise UserError(f"keep = {self.keep} is outside (0, 1]: it is the fraction of samples kept")
-        if self.warmup + self.final > self.epochs:
+    warmup: int = key(0, "epochs before the first scored selection", within="[0, inf)")
+    warmup_mode: str = key("random", "what the warm-up trains on", choices=MODES)
+
+    @property
+    @abstractmethod
+    def share(self) -> float:
+        """The fraction kept in every epoch that is not "full", in (0, 1]."""
+
+    @property
+    @abstractmethod
+    def interval(self) -> int:
+        """T_p, epochs from one selection to the next within a phase, ≥ 1."""
+
+    @abstractmethod
+    def final_phase(self, epochs: int) -> tuple[int, Phase]:
+        """(length of the final phase in epochs, what it trains on)."""
+
+    def check(self, epochs: int) -> None:
+        """Raise `UserError` unless the phases fit into a run of `epochs`."""
+        if epochs < 1:
+            raise UserError(f"epochs = {epochs} must be at least 1")
+        final, _ = self.final_phase(epochs)
+        if self.warmup + final > epochs:
             raise UserError(
-                f"warmup = {self.warmup} and final = {self.final} do not fit into {self.epochs} epochs: "
+                f"warmup = {self.warmup} and final = {final} do not fit into {epochs} epochs: "
                 "shorten them or train longer"
             )
-        for name in ("warmup_mode", "final_mode"):
-            if getattr(self, name) not in ("random", "full"):
-                raise UserError(f'{name} = "{getattr(self, name)}" must be "random" or "full"')
 
-    def phase(self, epoch: int) -> Phase:
-        """Return what the epoch trains on: "full" data, a "random" selection or the "policy"'s."""
+    def phase(self, epoch: int, epochs: int) -> Phase:
+        """Return what the epoch trains on: "full" data, a "random" selection or the "method"'s."""
         if epoch < self.warmup:
-            return self.warmup_mode
-        return self.final_mode if epoch >= self.epochs - self.final else "policy"
+            return "full" if self.warmup_mode == "full" else "random"
+        final, mode = self.final_phase(epochs)
+        return mode if epoch >= epochs - final else "method"
 
-    def is_checkpoint(self, epoch: int) -> bool:
-        """Return whether a selection is due before the epoch: at each phase's start, then every `period`."""
-        if epoch < self.warmup:
-            start = 0
-        else:
-            start = self.epochs - self.final if epoch >= self.epochs - self.final else self.warmup
-        return (epoch - start) % self.period == 0
+    def selects(self, epoch: int, epochs: int) -> bool:
+        """Return whether a selection is due before the epoch: at each phase's start, then every `interval`."""
+        start = 0
+        if epoch >= self.warmup:
+            last = epochs - self.final_phase(epochs)[0]
+            start = last if epoch >= last else self.warmup
+        return (epoch - start) % self.interval == 0
 
     def kept(self, n: int) -> int:
         """Return k = round(keep·n), the size of a selection out of n samples; `UserError` if none is left."""
-        k = round(self.keep * n)
+        k = round(self.share * n)
         if k < 1:
-            raise UserError(f"keep = {self.keep} of {n} samples leaves none: raise keep")
+            raise UserError(f"keep = {self.share} of {n} samples leaves none: raise keep")
         return k
 
-    def samples_seen(self, n: int) -> int:
-        """Return the samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T).
+    def samples_in(self, epoch: int, epochs: int, n: int) -> int:
+        """Return how many of n samples the epoch trains on; at most, where the selector sizes its selections itself."""
+        return n if self.phase(epoch, epochs) == "full" else self.kept(n)
 
-        For a policy that sizes its selections itself (InfoBatch) it is what they hold at most.
-        """
-        return sum(n if self.phase(epoch) == "full" else self.kept(n) for epoch in range(self.epochs))
+    def samples_seen(self, epochs: int, n: int) -> int:
+        """Return the samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T)."""
+        return sum(self.samples_in(epoch, epochs, n) for epoch in range(epochs))
 
 
-def infobatch_final(epochs: int, delta: float) -> int:
-    """Return the length in epochs of InfoBatch's final phase on all data: the epochs e ≥ δ·epochs, 0 < δ ≤ 1."""
-    if not 0 < delta <= 1:
-        raise UserError(f"delta = {delta} is outside (0, 1]: it is the fraction of the epochs that are pruned")
-    return epochs - math.ceil(delta * epochs - 1e-9)  # 0.07 · 100 is 7.000000000000001
+@dataclass(frozen=True, kw_only=True)
+class Periodic(Phases):
+    """A selection of constant size every T_p epochs. Without a warm-up and a final phase: the paper's algorithm."""
+
+    keep: float = key(0.3, "fraction of the data kept (pruning rate = 1 - keep)", within="(0, 1]")
+    period: int = key(10, "epochs between selections (the paper's T_p)", within="[1, inf)")
+    final: int = key(0, "epochs after the last scored selection", within="[0, inf)")
+    final_mode: str = key("random", "what the final phase trains on", choices=MODES)
+
+    @property
+    def share(self) -> float:
+        return self.keep
+
+    @property
+    def interval(self) -> int:
+        return self.period
+
+    def final_phase(self, epochs: int) -> tuple[int, Phase]:
+        return self.final, "full" if self.final_mode == "full" else "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilFull(Phases):
+    """A selection before every epoch e < ⌊δ·epochs⌋, then all data (InfoBatch: δ = 0.875).
+
+    The authors' code counts alike: 78 of 90 epochs are pruned, where δ·90 = 78.75.
+    """
+
+    delta: float = key(0.875, "infobatch: fraction of the epochs that are pruned; then all data", within="(0, 1]")
+
+    @property
+    def share(self) -> float:
+        return 1.0
+
+    @property
+    def interval(self) -> int:
+        return 1
+
+    def final_phase(self, epochs: int) -> tuple[int, Phase]:
+        return epochs - math.floor(self.delta * epochs + 1e-9), "full"  # 0.29 · 100 is 28.999999999999996
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllData(Phases):
+    """All data in every epoch; nothing is ever selected."""
+
+    prunes: ClassVar[bool] = False
+
+    warmup: int = 0
+    warmup_mode: str = "full"
+
+    @property
+    def share(self) -> float:
+        return 1.0
+
+    @property
+    def interval(self) -> int:
+        return 1
+
+    def final_phase(self, epochs: int) -> tuple[int, Phase]:
+        return epochs, "full"
+
+    def selects(self, epoch: int, epochs: int) -> bool:
+        return False

@@ -1,4 +1,4 @@
-"""The statistics of every sample's loss over the checkpoints of a run."""
+"""The statistics of every sample's loss over a run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.methods.kernels.samples import check_ids, count_nonfinite, update_statistics
+from ffcv_prune.methods import kernels
 
 MAX_NONFINITE_SHARE = 0.01
 STATE_ARRAYS = ("mean", "var", "last", "last_scored")
@@ -34,6 +33,7 @@ class ScoreTable:
         last_scored: int32[n], the index of the update that scored the sample last; −1: never.
         updates: how many updates were made.
         alpha: weight of the new loss, 0 < α ≤ 1.
+        fixed: float32[n], scores made before training; None without. Not part of the state.
     """
 
     def __init__(self, n: int, alpha: float = 0.8) -> None:
@@ -48,6 +48,7 @@ class ScoreTable:
         self.last: NDArray[np.float32] = np.full(n, np.nan, np.float32)
         self.last_scored: NDArray[np.int32] = np.full(n, -1, np.int32)
         self.updates = 0
+        self.fixed: NDArray[np.float32] | None = None
 
     def update(self, losses: ArrayLike, ids: ArrayLike | None = None) -> int:
         """Take in the losses of one scoring pass and return how many of them were not finite.
@@ -61,12 +62,12 @@ class ScoreTable:
         expected = self.n
         if ids is not None:
             ids = np.ascontiguousarray(_as_array(ids, "the ids of the losses"))
-            check_ids(ids, self.n, "the ids of the losses")
+            kernels.check_ids(ids, self.n, "the ids of the losses")
             expected = ids.size
         if losses.size != expected:
             raise UserError(f"{losses.size} losses for {expected} samples: pass one loss a sample")
 
-        nonfinite = count_nonfinite(losses)
+        nonfinite = kernels.count_nonfinite(losses)
         if nonfinite > MAX_NONFINITE_SHARE * losses.size:
             raise NonFiniteLossError(
                 f"{nonfinite} of {losses.size} losses are NaN or infinite: the model diverged; "
@@ -81,7 +82,7 @@ class ScoreTable:
             )
             ids, losses = np.flatnonzero(finite) if ids is None else ids[finite], losses[finite]
         statistics = self.mean, self.var, self.last, self.last_scored
-        update_statistics(statistics, losses, ids, self.alpha, self.updates)
+        kernels.update_statistics(statistics, losses, ids, self.alpha, self.updates)
         self.updates += 1
         return nonfinite
 
@@ -96,8 +97,8 @@ class ScoreTable:
             return np.ascontiguousarray(losses, dtype=np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy of the table: tensors and plain numbers, which `torch.load` takes weights_only."""
-        arrays = {name: torch.from_numpy(getattr(self, name).copy()) for name in STATE_ARRAYS}
+        """Return a copy of the table: arrays and plain numbers."""
+        arrays = {name: getattr(self, name).copy() for name in STATE_ARRAYS}
         return {"n": self.n, "alpha": self.alpha, "updates": self.updates, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,9 +115,9 @@ class ScoreTable:
         if not (0 <= updates < 2**31 and updates == int(updates)):
             raise UserError(f'"updates" of the stored score table is {updates}: the state is damaged')
         for name in STATE_ARRAYS:
-            if not isinstance(state[name], torch.Tensor | np.ndarray):
+            if not isinstance(state[name], np.ndarray):
                 raise UserError(f'"{name}" of the stored score table is no array: the state is damaged')
-        arrays = {name: torch.as_tensor(state[name]).numpy(force=True) for name in STATE_ARRAYS}
+        arrays = {name: state[name] for name in STATE_ARRAYS}
         for name, array in arrays.items():
             own = getattr(self, name)
             if array.shape != own.shape or array.dtype != own.dtype:

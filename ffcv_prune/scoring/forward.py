@@ -1,29 +1,25 @@
-"""The scoring pass: the cross-entropy loss of every sample under the current model (paper, Eq. 1)."""
+"""The scoring pass: the loss of every sample under the current model (paper, Eq. 1)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.loading.order import validate_ids
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
+from ffcv_prune.tasks import Classification, Task
 
 AmpDtype = torch.dtype | None | Literal["auto"]
-Criterion = Callable[[Tensor, Tensor], Tensor]  # float32[B, C] logits, int64[B] labels -> float32[B]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return float32[B], the loss of each sample in nats (paper, Eq. 1)."""
-    return F.cross_entropy(logits, labels, reduction="none")
+Criterion = Callable[[Any, Tensor], Tensor]  # float32 outputs, targets -> float32[B]
 
 
 def score_dataset(
@@ -31,9 +27,11 @@ def score_dataset(
     score_loader: PrunedLoader,
     device: torch.device | str | None = None,
     amp_dtype: AmpDtype = "auto",
-    criterion: Criterion = cross_entropy,
+    criterion: Criterion | None = None,
+    task: Task = Classification(),  # noqa: B008 - a frozen value
+    ids: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Return float32[n]: each sample's cross-entropy loss (nats), or another `criterion`, by dataset position.
+    """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
     The model is in evaluation mode during the pass and as before after it; no gradients, channels_last,
     mixed precision, batch norms folded into convolutions where that can be done (`fold_batch_norm`). Losses gather
@@ -41,16 +39,18 @@ def score_dataset(
     `distributed` loader each rank scores its share and every rank returns all losses.
 
     Args:
-        model: maps the loader's images [B, 3, H, W] to logits [B, C].
+        model: maps the loader's images [B, 3, H, W] to what the task compares with the targets: logits [B, C].
         score_loader: a loader with `shuffle=False, drop_last=False` whose first outputs are images and
-            int64[B] labels, from a deterministic pipeline. Samples outside its selection score NaN.
+            targets, from a deterministic pipeline.
         device: where to compute; None for the model's device.
         amp_dtype: torch.float16, torch.bfloat16, None for float32, or "auto" for what the device does natively.
-        criterion: from float32[B, C] logits and int64[B] labels to float32[B] scores.
+        criterion: from the model's outputs, in float32 where they are one tensor, and the targets to float32[B].
+        task: what the model is trained for; its loss is the score, unless there is a criterion.
+        ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
 
     Raises:
-        UserError: a loader that shuffles or drops, labels outside the model's classes, logits of a wrong
-            shape, or memory that does not suffice for a single sample.
+        UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
+            not return one score a sample, or memory that does not suffice for a single sample.
     """
     order = score_loader.traversal_order
     if order.shuffle or order.drop_last:
@@ -61,48 +61,66 @@ def score_dataset(
     dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
     plain = _unwrap(model)
     scorer: _Scorer | None = None
-    losses = torch.empty(order.num_served, dtype=torch.float32, device=device)  # [m], this rank's share
     position = 0
+    ids = None if ids is None else validate_ids(ids, score_loader.num_samples)
+    scored = score_loader.selection if ids is None else ids
+    share = len(scored[order.rank :: order.world_size])  # of this rank
+    losses = torch.empty(share, dtype=torch.float32, device=device)
     with (
         _evaluating(model),
         torch.inference_mode(),
         nullcontext(fold_batch_norm(plain)) as folded,  # before the loader's thread runs, which may hold modules
-        closing(iter(score_loader)) as epoch,
+        _batches(score_loader, ids) as batches,
         torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
     ):
-        for images, labels, *_ in epoch:
+        for images, targets, *_ in batches:
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
             images = images.to(device, memory_format=torch.channels_last)
-            labels = labels.to(device)
+            targets = targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.labels, criterion)
-            scorer.score(images, labels, losses[position : position + len(images)])
+                scorer = _Scorer(chosen, score_loader.labels, task, criterion)
+            scorer.score(images, targets, losses[position : position + len(images)])
             position += len(images)
     result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)
-    result[order.selection] = _gather(losses, order.num_selected, order.world_size)
+    result[scored] = _gather(losses, len(scored), order.world_size)
     return result
+
+
+@contextmanager
+def _batches(loader: PrunedLoader, ids: NDArray[np.int64] | None) -> Iterator[Iterator[Any]]:
+    """The batches of the samples `ids`, or of the selection, which is afterwards as it was."""
+    selection = None if loader.traversal_order.selects_all else loader.selection
+    if ids is not None:
+        loader.set_selection(ids)
+    try:
+        with closing(iter(loader)) as batches:
+            yield batches
+    finally:
+        if ids is not None:
+            loader.set_selection(selection)
 
 
 class _Scorer:
     """Scores batches, in smaller pieces once a batch did not fit into the device's memory."""
 
-    def __init__(self, model: nn.Module, labels: NDArray[np.int64] | None, criterion: Criterion) -> None:
+    def __init__(
+        self, model: nn.Module, labels: NDArray[np.int64] | None, task: Task, criterion: Criterion | None
+    ) -> None:
         self.model = model
-        self.criterion = criterion
+        self.task, self.criterion = task, criterion
         self.label_range = None if labels is None else (int(labels.min()), int(labels.max()))
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
-    def score(self, images: Tensor, labels: Tensor, out: Tensor) -> None:
-        """Write the losses of images [B, 3, H, W] with labels [B] to out, float32[B]."""
+    def score(self, images: Tensor, targets: Tensor, out: Tensor) -> None:
+        """Write the scores of images [B, 3, H, W] with targets [B, ...] to out, float32[B]."""
         while True:
             piece = min(self.piece or len(images), len(images))
             try:
                 for i in range(0, len(images), piece):
-                    logits = self.model(images[i : i + piece])  # [b, C]
-                    self._check(logits, len(images[i : i + piece]))
-                    out[i : i + piece] = self.criterion(logits.float(), labels[i : i + piece])
+                    part = slice(i, i + piece)
+                    out[part] = self._scores(self.model(images[part]), targets[part])
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -114,17 +132,17 @@ class _Scorer:
                 self.piece = piece // 2
             torch.cuda.empty_cache()  # here the error, whose traceback holds the activations, is gone
 
-    def _check(self, logits: Tensor, samples: int) -> None:
-        # Host-side facts only: nothing here waits for the device.
-        if logits.ndim != 2 or logits.shape[0] != samples:
+    def _scores(self, outputs: Any, targets: Tensor) -> Tensor:
+        if self.criterion is None:
+            self.task.check(outputs, targets, self.label_range)
+            return self.task.losses(outputs, targets)
+        scores = self.criterion(outputs.float() if isinstance(outputs, Tensor) else outputs, targets)
+        if scores.shape != (len(targets),):
             raise UserError(
-                f"the model returned {list(logits.shape)} for {samples} images: scoring needs logits [B, classes]"
+                f"the criterion returned {list(scores.shape)} for {len(targets)} samples: "
+                'return one score a sample (reduction="none")'
             )
-        if self.label_range is not None and not 0 <= self.label_range[0] <= self.label_range[1] < logits.shape[1]:
-            low, high = self.label_range
-            raise UserError(
-                f"the labels run from {low} to {high}, but the model has {logits.shape[1]} classes: set model.classes"
-            )
+        return scores
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ffcv_prune import collectives
 
 
 class TrainingLosses:
@@ -44,13 +45,11 @@ class TrainingLosses:
         """(recorded_at int64[n], losses float32[n]) on the CPU, of all ranks. Waits for the device."""
         if not self.distributed:
             return self._recorded_at.copy(), self._losses.cpu().clone()
-        device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-        own, losses = torch.from_numpy(self._recorded_at).to(device), self._losses.to(device)
-        latest = own.clone()
-        dist.all_reduce(latest, dist.ReduceOp.MAX)
+        own = torch.from_numpy(self._recorded_at).to(self._losses.device)
+        latest = collectives.maximum(own)
         holds = own == latest  # more than one rank, after a resume or for a sample served as padding: their mean
-        sums = torch.stack([torch.where(holds, losses, 0.0), holds]).double()  # [2, n]; float64 keeps means exact
-        dist.all_reduce(sums)
+        sums = torch.stack([torch.where(holds, self._losses, 0.0), holds]).double()  # [2, n]; float64 keeps means exact
+        sums = collectives.total(sums)
         return latest.cpu().numpy(), (sums[0] / sums[1]).float().cpu()
 
     def state_dict(self) -> dict[str, Any]:

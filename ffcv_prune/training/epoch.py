@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -16,15 +15,24 @@ from ffcv_prune.config import Train
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import default_amp_dtype
+from ffcv_prune.protocols import Step
+from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
 
 BatchLoss = Callable[[Tensor, Tensor], Tensor]  # losses float32[B], ids int64[B] -> the scalar to minimise
 
 
 class Stepper:
-    """Model and optimiser: SGD, Nesterov momentum, weight decay on all parameters (paper, section 4)."""
+    """Model and optimiser: SGD, Nesterov momentum, weight decay on all parameters (paper, section 4).
 
-    def __init__(self, model: nn.Module, settings: Train, amp_dtype: torch.dtype | None) -> None:
+    Attributes:
+        task: the loss of each sample; None given: a classification with the settings' label smoothing.
+        observers: each is called in every step, once its losses are known. None may wait for the device.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: Train, amp_dtype: torch.dtype | None, task: Task | None = None
+    ) -> None:
         self.model = model
         self.forward: nn.Module = model
         self.lr_schedule = LRSchedule(
@@ -36,7 +44,8 @@ class Stepper:
             settings.warmup_epochs,
         )
         self.amp_dtype = amp_dtype
-        self.label_smoothing = settings.label_smoothing
+        self.task = Classification(settings.label_smoothing) if task is None else task
+        self.observers: list[Callable[[Step], None]] = []
         self.device = next(model.parameters()).device
         # Fused: one kernel for all parameters, and the loss scaler's check for overflow stays on the device.
         self.optimizer = torch.optim.SGD(
@@ -80,9 +89,9 @@ class Stepper:
         self.model.train()
         first, steps = loader.first_batch, loader.first_batch + len(loader)
         with closing(iter(loader)) as batches:
-            for step, (images, labels, ids) in enumerate(batches, first):
-                self.step(images, labels, ids, batch_loss, self.lr_schedule(epoch, step, steps))
-                bar.update(len(images) * loader.world_size)
+            for step, (inputs, targets, ids) in enumerate(batches, first):
+                self.step(inputs, targets, ids, batch_loss, self.lr_schedule(epoch, step, steps))
+                bar.update(len(ids) * loader.world_size)
                 after_step()
         loss_sum = self.loss_sum.clone()
         self.loss_sum.zero_()
@@ -92,15 +101,16 @@ class Stepper:
                 dist.broadcast(buffer, src=0)
         return loss_sum.item() / (steps * loader.world_size)  # waits for the device: once an epoch
 
-    def step(self, images: Tensor, labels: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
-        """One step of SGD on a batch: uint8[B, 3, H, W], int64[B] twice."""
+    def step(self, inputs: Tensor, targets: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
+        """One step of SGD on a batch: inputs uint8[B, 3, H, W], targets as the task has them, ids int64[B]."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with autocast(self.device, self.amp_dtype):
-            logits = self.forward(images)  # [B, C]
-        losses = F.cross_entropy(
-            logits.float(), labels, reduction="none", label_smoothing=self.label_smoothing
-        )  # float32[B]
+            outputs = self.forward(inputs)
+        self.task.check(outputs, targets)
+        losses = self.task.losses(outputs, targets)
+        for observe in self.observers:
+            observe(Step(ids, inputs, targets, outputs, losses))
         self.scaler.scale(batch_loss(losses, ids)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -128,25 +138,22 @@ def mean_loss(losses: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(
-    model: nn.Module, loader: PrunedLoader, num_classes: int, amp_dtype: torch.dtype | None
-) -> tuple[float, float | None]:
-    """Top-1 and top-5 accuracy, 0..1, over the whole test set; top-5 is None up to 5 classes.
+def evaluate(model: nn.Module, loader: PrunedLoader, task: Task, amp_dtype: torch.dtype | None) -> dict[str, float]:
+    """The task's metrics over the whole test set, by name, the headline first.
 
     With a distributed loader each rank tests its share, no sample is tested twice, and all ranks return the same.
     """
     model.eval()
     device = next(model.parameters()).device
-    hits = torch.zeros(2, dtype=torch.int64, device=device)  # of the first guess, of the first five
+    sums = torch.zeros(len(task.metrics), dtype=torch.float64, device=device)
     with closing(iter(loader)) as batches, autocast(device, amp_dtype):
-        for images, labels in batches:
-            guesses = model(images).topk(min(5, num_classes), dim=1).indices  # [B, C] -> [B, 5]
-            right = guesses == labels[:, None]
-            hits += torch.stack([right[:, 0].sum(), right.sum()])
+        for inputs, targets in batches:
+            outputs = model(inputs)
+            task.check(outputs, targets)
+            sums += task.counts(outputs, targets)
     if loader.world_size > 1:
-        dist.all_reduce(hits)
-    top1, top5 = (hits.cpu() / loader.num_samples).tolist()
-    return top1, top5 if num_classes > 5 else None
+        dist.all_reduce(sums)
+    return task.summarise(sums, loader.num_samples)
 
 
 def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:

@@ -212,7 +212,7 @@ def settings_of(config: Config, world: World) -> tuple[Data, int, int, World]:
             f"train.batch_size={config.train.batch_size} is over all processes and does not divide by {world.size}; "
             f"use {max(1, share) * world.size}, or another number of processes"
         )
-    score_batch_size = config.prune.score_batch_size or 2 * config.train.batch_size
+    score_batch_size = config.data.score_batch_size or 2 * config.train.batch_size
     return config.data, share, -(-score_batch_size // world.size), world
 
 

@@ -70,16 +70,16 @@ def profile(
     }
     if alone:
         made["bottleneck"] = "loader" if alone["loader_alone"] < alone["model_alone"] else "model"
-    pruned = [row for row in rows if row["phase"] == "policy"]
+    pruned = [row for row in rows if row["phase"] == "method"]
     if pruned:
-        checkpoints = [row["seconds"] for row in pruned if row["checkpoint"]]
-        prune = config.prune
+        selections = [row["seconds"] for row in pruned if row["selected"]]
+        phases, epochs = config.prune.phases, config.train.epochs
         keep = statistics.mean(row["keep"] for row in pruned)
         first_batch = alone.get("first_batch_seconds", 0.0)
         full = samples * (training - first_batch * len(rows)) / rows[-1]["samples_seen"]
-        period = min(prune.period, config.train.epochs - prune.warmup - prune.final)
-        score = statistics.median(own["score"] for own in checkpoints) / period
-        swap = statistics.median(own["select"] + own["swap"] for own in checkpoints) / period
+        period = min(phases.interval, epochs - phases.warmup - phases.final_phase(epochs)[0])
+        score = statistics.median(own["score"] for own in selections) / period
+        swap = statistics.median(own["select"] + own["swap"] for own in selections) / period
         limits = speedup_limits(keep, full, score, swap, seconds["other"] + first_batch)
         made |= {"keep": keep, "speedup": limits}
     return made
@@ -133,7 +133,7 @@ def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dic
                 if time.perf_counter() - start >= SECONDS:
                     break
     loader_alone = ranks * served / (_now(device) - start)
-    own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype)
+    own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype, stepper.task)
     own.model.train()
     own.step(*batch, mean_loss, lr=0.0)
     steps, start = 0, _now(device)

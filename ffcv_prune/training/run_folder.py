@@ -8,7 +8,7 @@ runs/NAME/
   selections/epoch_0010.npy    int64[k], sorted: the selection made at the start of epoch 10
   status.json                  "running", "finished", "interrupted" or "failed", and after how many epochs
   checkpoint.pt                where `--resume` goes on, until the run is finished (`training.checkpoint`)
-  weights.pt                   state_dict of the model
+  weights.pt                   state_dict of the model, on the CPU
   result.csv                   one row: the run in short
   report.html                  the run to look at
   profile.json                 with --profile: where the time went (`training.profile`)
@@ -111,7 +111,7 @@ class RunFolder:
 
     def save_weights(self, model: torch.nn.Module) -> None:
         content = io.BytesIO()
-        torch.save(model.state_dict(), content)
+        torch.save({name: value.cpu() for name, value in model.state_dict().items()}, content)
         replace_file(self.path / "weights.pt", content.getbuffer())
 
     def write_result(self, row: Mapping[str, Any]) -> None:

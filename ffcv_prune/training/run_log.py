@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,19 @@ class RunResult:
 
     Attributes:
         folder: the run folder.
-        method: the policy, or "full".
+        method: its name, with the guards that are on.
         keep: fraction of the data kept in pruned epochs (InfoBatch: their mean).
-        accuracy, top5: of the last test, 0..1; top5 is None up to 5 classes.
+        metrics: the task's of the last test, the headline first; None for what the data do not have (top5).
         samples_seen: samples trained on, over all epochs.
         seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
             selections; and, not in the total, "setup": opening the data and compiling loaders, and "static":
-            what the scores of a static policy cost, however many runs use them.
+            what the scores of a static method cost, however many runs use them.
     """
 
     folder: Path
     method: str
     keep: float
-    accuracy: float
-    top5: float | None
+    metrics: dict[str, float | None]
     samples_seen: int
     seconds: dict[str, float]
 
@@ -57,26 +56,40 @@ def selection_facts(ids: NDArray[np.int64], dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def warn_of_starved_classes(epoch: int, ids: NDArray[np.int64], dataset: Dataset) -> None:
-    """Say on standard error when the selection `ids` holds next to nothing of some classes.
+class StarvedClasses:
+    """Says on standard error when selections begin to hold next to nothing of some classes, and when that ends.
 
     Classes whose proportional share is below 1 / STARVED samples can lose them by chance: nothing is said of those.
     """
-    keep = len(ids) / dataset.train.num_samples
-    fractions = class_fractions(ids, dataset.labels, dataset.class_counts)  # NaN for a class without samples
-    starved = np.flatnonzero((fractions < STARVED * keep) & (keep * dataset.class_counts >= 1 / STARVED))
-    if len(starved):
-        worst = starved[np.argmin(fractions[starved])]
-        tqdm.write(
-            f"warning: epoch {epoch + 1}: {len(starved)} of {len(dataset.classes)} classes hold less than "
-            f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
-            f"{dataset.classes[worst]}, {keep:.1%} of all samples are kept)",
-            file=sys.stderr,
-        )
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.starving = False
+
+    def look_at(self, epoch: int, ids: NDArray[np.int64]) -> None:
+        """Take in the selection before `epoch`, int64[k]."""
+        dataset = self.dataset
+        keep = len(ids) / dataset.train.num_samples
+        fractions = class_fractions(ids, dataset.labels, dataset.class_counts)  # NaN for a class without samples
+        starved = np.flatnonzero((fractions < STARVED * keep) & (keep * dataset.class_counts >= 1 / STARVED))
+        if bool(len(starved)) == self.starving:
+            return
+        self.starving = not self.starving
+        message = f"notice: epoch {epoch + 1}: no class is starved any more"
+        if self.starving:
+            worst = starved[np.argmin(fractions[starved])]
+            message = (
+                f"warning: epoch {epoch + 1}: {len(starved)} of {len(dataset.classes)} classes hold less than "
+                f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
+                f"{dataset.classes[worst]}, {keep:.1%} of all samples are kept); "
+                "set prune.random_share or prune.class_floor if that hurts"
+            )
+        tqdm.write(message, file=sys.stderr)
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    tested = "" if row["test_accuracy"] is None else f"  test {row['test_accuracy']:.4f}"
+def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:
+    """`headline` is the name of the metric to show."""
+    tested = "" if row[f"test_{headline}"] is None else f"  test {row[f'test_{headline}']:.4f}"
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in row["seconds"].items() if s >= 0.05 or name == "total")
     return (
         f"epoch {row['epoch'] + 1:3d}/{epochs}  {row['phase']:6s}  keep {row['keep']:.2f} "
@@ -86,13 +99,16 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 def kept_share(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
     """The fraction of the data kept in pruned epochs; `rows` are those of the log."""
-    kept = [row["keep"] for row in rows if row["phase"] == "policy"]
-    return round(sum(kept) / len(kept), 6) if config.prune.policy == "infobatch" and kept else config.prune.keep
+    if config.prune.selector.has_fixed_size:
+        return config.prune.phases.share
+    kept = [row["keep"] for row in rows if row["phase"] == "method"]
+    return round(sum(kept) / len(kept), 6) if kept else 1.0
 
 
 def result_row(config: Config, result: RunResult) -> dict[str, Any]:
     """The run in one flat row, for result.csv and the tables made from many of them."""
     made = provenance()
+    metrics: dict[str, float | None] = {"accuracy": None, "top5": None, **result.metrics}
     return {
         "run": config.run.name,
         "method": result.method,
@@ -100,10 +116,9 @@ def result_row(config: Config, result: RunResult) -> dict[str, Any]:
         "epochs": config.train.epochs,
         "seed": config.run.seed,
         "model": config.model.name,
-        "accuracy": round(result.accuracy, 6),
-        "top5": "" if result.top5 is None else round(result.top5, 6),
+        **{name: "" if value is None else round(value, 6) for name, value in metrics.items()},
         "samples_seen": result.samples_seen,
         **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in result.seconds.items()},
         **{name: ", ".join(value) if isinstance(value, list) else value for name, value in made.items()},
-        "config": " ".join(f"{s}.{k}={v}" for s, keys in asdict(config).items() for k, v in keys.items()),
+        "config": " ".join(f"{s}.{k}={v}" for s, keys in config.sections.items() for k, v in keys.items()),
     }

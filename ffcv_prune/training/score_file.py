@@ -11,15 +11,16 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ffcv_prune.config import SCORED_BEFORE, Config
+from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
+from ffcv_prune.methods import Method
 from ffcv_prune.training.loaders import Dataset
 from ffcv_prune.training.run_folder import replace_file
 
@@ -111,27 +112,22 @@ def load(path: str | Path, data: str) -> ScoreFile:
     return ScoreFile(path, **{name: content[name] for name in kinds})
 
 
-def static_parameters(config: Config, dataset: Dataset) -> tuple[dict[str, Any], float]:
-    """What a static policy of `config` is made of, and the seconds that its scores cost; nothing for any other.
+def with_static_scores(config: Config, dataset: Dataset) -> tuple[Method, Floats | None, float]:
+    """The method of `config`, named by its static scores; these; and the seconds that they cost.
+
+    The scores are None, and cost nothing, for a method without.
 
     Raises:
         UserError: see `load`, and files that are damaged or hold the scores by one model where UCB needs several.
     """
-    prune = config.prune
-    if prune.policy == "static_random":
-        return {"n": dataset.train.num_samples, "seed": config.run.seed}, 0.0
-    if prune.policy not in SCORED_BEFORE:
-        return {}, 0.0
-    file = load(prune.scores, dataset.fingerprints["train"])
-    name = file.method if file.model == config.model.name else f"{file.method}({file.model})"
-    parameters: dict[str, Any] = {"name": name}
-    if prune.policy == "static_ucb":
-        parameters |= {"trials": file.trials(), "alpha": prune.alpha, "c": prune.c}
-    else:
-        parameters["scores"] = file.scores()
-    if prune.policy == "static_epsilon_greedy":
-        parameters["epsilon"] = prune.epsilon
-    return parameters, file.seconds["total"]
+    method = config.prune
+    path = method.values.get("scores")
+    if path is None:
+        return method, None, 0.0
+    file = load(path, dataset.fingerprints["train"])
+    made = file.method if file.model == config.model.name else f"{file.method}({file.model})"
+    scores = file.trials() if method.statistic.is_per_model else file.scores()
+    return replace(method, name=made + method.name.removeprefix("static")), scores, file.seconds["total"]
 
 
 def _digest(content: bytes | memoryview) -> str:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 from tqdm import tqdm
 
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.models import build_model
+from ffcv_prune.protocols import Step
 from ffcv_prune.scoring.forward import score_dataset
 from ffcv_prune.scoring.static_formulas import ForgetCounts, el2n, grand
 from ffcv_prune.training import score_file
@@ -51,7 +51,7 @@ def compute(config: Config, loaders: Loaders | None = None) -> ScoreFile:
     """
     start = time.perf_counter()
     _check(config)
-    path = Path(config.prune.scores)
+    path = Path(config.prune.values["scores"])
     with ExitStack() as stack:
         if loaders is None:
             loaders = stack.enter_context(closing(Loaders(config)))
@@ -116,7 +116,8 @@ class _Scorer:
         stepper = Stepper(self._model(seed), self.config.train, self.amp_dtype)
         if self.config.static.method == "forget":
             counts = ForgetCounts(self.dataset.train.num_samples, self.device)
-            self._train(stepper, number, seed, counts)
+            stepper.observers.append(lambda step: _count(counts, step))
+            self._train(stepper, number, seed)
             return counts.scores(self.config.static.epochs)
         self._train(stepper, number, seed)
         if self.config.static.method == "el2n":
@@ -131,7 +132,7 @@ class _Scorer:
         name = self.config.static.model or self.config.model.name
         return build_model(name, len(self.dataset.classes), self.dataset.mean, self.dataset.std).to(self.device)
 
-    def _train(self, stepper: Stepper, number: int, seed: int, counts: ForgetCounts | None = None) -> None:
+    def _train(self, stepper: Stepper, number: int, seed: int) -> None:
         epochs = self.config.static.epochs
         if not epochs:
             return
@@ -139,35 +140,20 @@ class _Scorer:
         waited = loader.wait_seconds
         for epoch in range(epochs):
             description = f"model {number + 1}/{self.config.static.models}, epoch {epoch + 1}/{epochs}"
-            observer = None if counts is None else _observe(stepper.model, loader, counts)
             with tqdm(
                 desc=description, total=len(loader) * loader.batch_size, unit="img", leave=False, disable=None
             ) as bar:
                 loss = stepper.train_epoch(loader, epoch, mean_loss, bar, lambda: None)
-            if observer is not None:
-                observer.remove()
             if not math.isfinite(loss):
                 raise UserError(f"{description}: the loss is {loss}, the model diverged; lower train.lr")
             print(f"{description}: loss {loss:.4f}", flush=True)
         self.clock.lap("train", load=loader.wait_seconds - waited)
 
 
-def _observe(model: nn.Module, loader: PrunedLoader, counts: ForgetCounts) -> RemovableHandle:
-    """Count on the logits of the next epoch's training steps, as they are made: no pass of its own, no waiting."""
-    device = counts.counts.device
-    assert loader.labels is not None  # open_dataset's check
-    ids = torch.from_numpy(loader.next_traversal_order())
-    labels = torch.from_numpy(loader.labels)[ids].to(device)
-    ids = ids.to(device)
-    position = 0
-
-    def count(model: nn.Module, images: Any, logits: Tensor) -> None:
-        nonlocal position
-        batch = slice(position, position + len(logits))
-        counts.update(ids[batch], logits.detach().argmax(dim=1) == labels[batch])
-        position = batch.stop
-
-    return model.register_forward_hook(count)
+def _count(counts: ForgetCounts, step: Step) -> None:
+    """On the logits of a training step, as they are made: no pass of its own, no waiting."""
+    ids = step.ids.to(counts.counts.device, non_blocking=True)
+    counts.update(ids, step.outputs.detach().argmax(dim=1) == step.targets)
 
 
 def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.float32]:
@@ -182,7 +168,7 @@ def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.flo
 
 def _check(config: Config) -> None:
     static = config.static
-    if not config.prune.scores:
+    if not config.prune.values.get("scores"):
         raise UserError("prune.scores is empty: set it to the file to write, such as runs/static_scores/el2n.npy")
     if static.epochs > config.train.epochs:
         raise UserError(

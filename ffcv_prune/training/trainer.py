@@ -14,24 +14,24 @@ from tqdm import tqdm
 
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
+from ffcv_prune.methods.warm_up import warm_up
 from ffcv_prune.models import build_model
-from ffcv_prune.pruner import Checkpoint
+from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, mean_loss
 from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
-from ffcv_prune.training.methods import build_pruner
 from ffcv_prune.training.profile import measure_alone, report_profile
+from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import (
     RunResult,
+    StarvedClasses,
     epoch_line,
     kept_share,
     result_row,
     selection_facts,
-    warn_of_starved_classes,
 )
-from ffcv_prune.training.score_file import static_parameters
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.world import join, naming_lost_ranks
 
@@ -129,10 +129,9 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     seconds = {phase: saving[phase] + sum(row["seconds"][phase] for row in folder.rows) for phase in saving}
     result = RunResult(
         folder=folder.path,
-        method="full" if trainer.pruner is None else trainer.pruner.policy.name,
+        method=trainer.method.label,
         keep=kept_share(trainer.config, folder.rows),
-        accuracy=last["test_accuracy"],
-        top5=last["test_top5"],
+        metrics={name: last[f"test_{name}"] for name in trainer.stepper.task.metrics},
         samples_seen=last["samples_seen"],
         seconds=seconds | {"setup": setup_seconds, "static": trainer.static_seconds},
     )
@@ -163,14 +162,17 @@ class Trainer:
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
-        parameters, self.static_seconds = static_parameters(config, self.dataset)
         torch.manual_seed(config.run.seed)
         model = build_model(config.model.name, len(self.dataset.classes), self.dataset.mean, self.dataset.std)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
-        self.pruner = build_pruner(config, loaders, amp_dtype, parameters)
+        self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
+        self.method = self.pruner.method if self.pruner else config.prune
+        if self.pruner is not None:
+            warm_up()
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
+        self.starved = StarvedClasses(self.dataset)
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
         self._saved = 0.0  # when, by perf_counter
@@ -193,44 +195,37 @@ class Trainer:
                 raise stopped(signal, folder)
             loss, steps = self._train_epoch(epoch, folder, stop)
             check_converges(loss)
-            accuracy = top5 = None
+            metrics: dict[str, float] = {}
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
-                accuracy, top5 = evaluate(
-                    self.stepper.model, self.test_loader, len(self.dataset.classes), self.stepper.amp_dtype
-                )
+                stepper = self.stepper
+                metrics = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype)
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
-                    row = self._row(epoch, loss, steps, accuracy, top5, folder.rows)
+                    row = self._row(epoch, loss, steps, metrics, folder.rows)
                     folder.log(row)
-                    print(epoch_line(row, epochs), flush=True)
+                    print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
             self._save(folder)
 
     def _row(
-        self,
-        epoch: int,
-        loss: float,
-        steps: int,
-        accuracy: float | None,
-        top5: float | None,
-        rows: list[dict[str, Any]],
+        self, epoch: int, loss: float, steps: int, metrics: Mapping[str, float], rows: list[dict[str, Any]]
     ) -> dict[str, Any]:
         """The log's line about an epoch that has ended; `rows` are those before."""
         seen = rows[-1]["samples_seen"] if rows else 0
-        at_checkpoint = self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch)
+        state = self.pruner.state if self.pruner else None
+        selected = state is not None and state.selection is not None and state.selection.epoch == epoch
         return {
             "epoch": epoch,
-            "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
-            "checkpoint": at_checkpoint,
-            "nonfinite_losses": self.pruner.nonfinite if self.pruner and at_checkpoint else 0,
+            "phase": state.phase(epoch) if state else "full",
+            "selected": selected,
+            "nonfinite_losses": state.nonfinite if state and selected else 0,
             **selection_facts(self.loader.selection, self.dataset),
             "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
             "samples_seen": seen + steps * self.config.train.batch_size,
             "steps": steps,
             "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
             "train_loss": loss,
-            "test_accuracy": accuracy,
-            "test_top5": top5,
+            **{f"test_{name}": metrics.get(name) for name in ("accuracy", "top5", *self.stepper.task.metrics)},
             "seconds": self.clock.take(),
         }
 
@@ -246,7 +241,7 @@ class Trainer:
                     if folder is not None:
                         folder.save_selection(epoch, made.ids)
                 if folder is not None:
-                    warn_of_starved_classes(epoch, made.ids, self.dataset)
+                    self.starved.look_at(epoch, made.ids)
                 self.clock.lap(score=made.score_seconds, select=made.select_seconds, swap=made.swap_seconds)
             done, steps = self.loader.first_batch, self.loader.first_batch + len(self.loader)  # after the swap
             bar.reset(total=steps * self.config.train.batch_size)
@@ -255,7 +250,7 @@ class Trainer:
             self._lap_training()
         return loss, steps
 
-    def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Checkpoint | None:
+    def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Swap | None:
         """Score and select if it is due. One process breaks off at a signal: a resumed run repeats this."""
         if self.pruner is None:
             return None

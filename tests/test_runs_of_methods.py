@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ffcv_prune.training.methods import build_policy, build_schedule
 from torch import nn
 
+import ffcv_prune.pruner
 from ffcv_prune import config
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.pruner import Pruner
-from ffcv_prune.scoring import source as score_source
 from ffcv_prune.training.loaders import Loaders
-from ffcv_prune.training.methods import build_policy, build_schedule
 from ffcv_prune.training.run_log import RunResult
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 
 BATCH = 32
-INFOBATCH = {"policy": "infobatch", "period": 1, "score_source": "training"}
+INFOBATCH = {"method": "infobatch"}
 
 Configure = Callable[..., config.Config]
 
@@ -76,11 +76,11 @@ def test_an_infobatch_run_tells_the_truth(
     unbiased: str, configure: Configure, loaders: Loaders, beton: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = []
-    monkeypatch.setattr(score_source, "score_dataset", lambda *args, **options: scored.append(args))
+    monkeypatch.setattr(ffcv_prune.pruner, "score_dataset", lambda *args, **options: scored.append(args))
     result = train(configure(epochs=8, **INFOBATCH, ratio=0.6, unbiased=unbiased), loaders)
     rows, selections = read(result)
     n, seen = len(beton), 0
-    assert [row["phase"] for row in rows] == ["policy"] * 7 + ["full"]
+    assert [row["phase"] for row in rows] == ["method"] * 7 + ["full"]
     assert len(selections) == 8
     for row, ids in zip(rows, selections, strict=True):
         assert row["keep"] == pytest.approx(len(ids) / n, abs=1e-6)
@@ -119,13 +119,14 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.served: list[np.ndarray] = []
-        real = score_source.score_dataset
+        real = ffcv_prune.pruner.score_dataset
 
         def score(model: nn.Module, loader: Any, **options: Any) -> np.ndarray:
-            self.served.append(loader.selection.copy())
+            ids = options.get("ids")
+            self.served.append(np.arange(loader.num_samples) if ids is None else ids)
             return real(model, loader, **options)
 
-        monkeypatch.setattr(score_source, "score_dataset", score)
+        monkeypatch.setattr(ffcv_prune.pruner, "score_dataset", score)
 
 
 def test_both_sources_pass_over_what_was_not_trained_on(
@@ -149,33 +150,33 @@ def test_both_sources_pass_over_what_was_not_trained_on(
         return made
 
     monkeypatch.setattr(Pruner, "begin_epoch", begin_epoch)
-    train(configure(epochs=6, policy="ucb", keep=0.5, period=2, score_source="both"), loaders)
+    train(configure(epochs=6, method="ucb", keep=0.5, period=2, score_source="both"), loaders)
     everything = set(range(len(beton)))
     rests = [everything, everything - trained[0] - trained[1], everything - trained[2] - trained[3]]
     assert [set(ids.tolist()) for ids in passes.served] == rests
     taken = [set(ids.tolist()) for ids in tables]
     assert taken == [rests[0], everything - rests[1], rests[1], everything - rests[2], rests[2]]
-    assert loaders.score.traversal_order.selects_all
+    assert loaders.score.selection.size == len(beton)
 
 
 def test_training_losses_alone_cost_no_pass(
     configure: Configure, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = configure(policy="ucb", keep=0.5, period=1, score_source="training", warmup=1, warmup_mode="full")
+    own = configure(method="ucb", keep=0.5, period=1, score_source="training", warmup=1, warmup_mode="full")
     made = Loaders(own)
     passes = Passes(monkeypatch)
     result = train(own, made)
     made.close()
     rows, selections = read(result)
     assert not passes.served and "score" not in vars(made)
-    assert [row["phase"] for row in rows] == ["full", "policy", "policy", "policy"]
+    assert [row["phase"] for row in rows] == ["full", "method", "method", "method"]
     assert any((selections[1] != later).any() for later in selections[2:])
 
 
 @pytest.mark.parametrize("source", ["training", "both"])
 def test_runs_scored_by_training_repeat_bit_by_bit(source: str, configure: Configure, loaders: Loaders) -> None:
     def run() -> dict[str, torch.Tensor]:
-        own = configure(policy="ema", keep=0.5, period=1, score_source=source, warmup=1, warmup_mode="full")
+        own = configure(method="ema", keep=0.5, period=1, score_source=source, warmup=1, warmup_mode="full")
         return torch.load(train(own, loaders).folder / "weights.pt", weights_only=True)
 
     first, again = run(), run()
@@ -183,7 +184,7 @@ def test_runs_scored_by_training_repeat_bit_by_bit(source: str, configure: Confi
 
 
 def test_guards_hold_for_the_selections_of_a_run(configure: Configure, loaders: Loaders, beton: Beton) -> None:
-    keys = {"policy": "ucb", "keep": 0.4, "period": 2}
+    keys = {"method": "ucb", "keep": 0.4, "period": 2}
     result = train(configure(**keys, class_floor=1, loss_cap=0.1, random_share=0.25), loaders)
     assert result.method == "ucb+random(0.25)+loss_cap(0.1)+class_quota(1)"
     counts = np.bincount(beton.labels)
@@ -194,48 +195,34 @@ def test_guards_hold_for_the_selections_of_a_run(configure: Configure, loaders: 
 
 
 def test_the_cap_leaves_out_the_highest_losses_of_each_class(configure: Configure, beton: Beton) -> None:
-    policy = build_policy(configure(policy="ucb", keep=0.4, class_floor=1, loss_cap=0.1).prune, beton.labels, {})
-    assert policy is not None
-    table = ScoreTable(len(beton))
-    table.update(np.random.default_rng(0).gamma(1, 1, len(beton)) + 5 * beton.labels)
-    ids = policy.select(table, 81, np.random.default_rng(0))
+    method = configure(method="ucb", keep=81 / len(beton), class_floor=1, loss_cap=0.1).prune
+    state = method.start(len(beton), groups=beton.labels)
+    losses = (np.random.default_rng(0).gamma(1, 1, len(beton)) + 5 * beton.labels).astype(np.float32)
+    state.record(None, losses, epoch=0)
+    selection = state.select(0)
+    assert selection is not None
     for label in range(10):
         members = np.flatnonzero(beton.labels == label)
-        highest = members[np.argsort(table.last[members])[-round(0.1 * len(members)) :]]
-        assert not np.isin(highest, ids).any()
-        assert np.isin(members, ids).any()
-
-
-def test_infobatch_s_schedule_follows_delta(configure: Configure) -> None:
-    schedule = build_schedule(configure(epochs=200, **INFOBATCH))
-    assert [schedule.phase(epoch) for epoch in (0, 174, 175, 199)] == ["policy", "policy", "full", "full"]
-    assert all(schedule.is_checkpoint(epoch) for epoch in range(200))
-    assert schedule.kept(203) == 203
+        highest = members[np.argsort(losses[members])[-round(0.1 * len(members)) :]]
+        assert not np.isin(highest, selection.ids).any()
+        assert np.isin(members, selection.ids).any()
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("keep", 0.5),
-        ("period", 10),
-        ("score_source", "pass"),
-        ("final", 1),
-        ("random_share", 0.1),
-        ("class_floor", 0.5),
-        ("loss_cap", 0.1),
-    ],
+    ("name", "value"),
+    [("keep", 0.5), ("period", 10), ("score_source", "pass"), ("final", 1), ("random_share", 0.1), ("loss_cap", 0.1)],
 )
-def test_what_is_not_infobatch_is_refused(key: str, value: Any, configure: Configure) -> None:
-    with pytest.raises(UserError, match=rf"prune\.{key}={value}: prune\.policy=infobatch needs prune\.{key}="):
-        configure(**INFOBATCH | {key: value})
+def test_what_is_not_infobatch_is_refused(name: str, value: Any, configure: Configure) -> None:
+    with pytest.raises(UserError, match=rf"prune\.{name} \(command line\): method infobatch takes no {name}"):
+        configure(**INFOBATCH | {name: value})
 
 
 def test_methods_that_cannot_work_are_refused_before_anything_is_written(
     configure: Configure, loaders: Loaders
 ) -> None:
-    own = configure(policy="ucb", keep=0.5, score_source="training", warmup=1)
+    own = configure(method="ucb", keep=0.5, score_source="training", warmup=1)
     with pytest.raises(UserError, match=r"needs a loss of every sample.*warmup_mode=full"):
         train(own, loaders)
-    with pytest.raises(UserError, match=r"prune\.ratio=0\.8 possibly keeps 12 of 203.*lower prune\.ratio"):
+    with pytest.raises(UserError, match=r"method infobatch possibly keeps 12 of 203.*drop fewer"):
         train(configure(**INFOBATCH, ratio=0.8), loaders)
     assert not Path(own.run.out).exists()

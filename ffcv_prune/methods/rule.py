@@ -1,0 +1,83 @@
+"""What selectors and guards share: the draw of a selection, and the samples that it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffcv_prune.methods.statistics import Statistic
+from ffcv_prune.methods.table import ScoreTable
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
+Probabilities = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The n samples of a run as a rule sees them.
+
+    Attributes:
+        statistic, table: what is known of each sample, and the score made of it.
+        groups: int64[n], the class of each sample, ≥ 0; None where there are none.
+    """
+
+    statistic: Statistic
+    table: ScoreTable
+    groups: Ids | None = None
+
+    def scores(self, among: Ids | None) -> Scores:
+        """float32[m]: the score of each sample in `among` (None: all). NaN: no value yet."""
+        return self.statistic.score(self.table, among)
+
+    def top(self, k: int, among: Ids | None) -> Ids:
+        """The k samples of highest score in `among`, int64[k], ascending; ties go to the lower id."""
+        return self.statistic.top(self.table, k, among)
+
+    def candidates(self, among: Ids | None) -> Ids:
+        return np.arange(self.table.n) if among is None else among
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What a rule drew out of m candidates.
+
+    Attributes:
+        ids: int64[k], ascending and unique.
+        probability: makes float64[m], the probability with which the draw takes each candidate. It is called where
+            somebody asks. None: the rule takes what it takes for certain, and nothing else.
+    """
+
+    ids: Ids
+    probability: Callable[[], Probabilities] | None = None
+
+    def probabilities(self, candidates: Ids) -> Probabilities:
+        """float64[m]: the probability of each of the candidates that were drawn from, int64[m], ascending."""
+        if self.probability is not None:
+            return self.probability()
+        certain = np.zeros(candidates.size)
+        certain[np.searchsorted(candidates, self.ids)] = 1.0
+        return certain
+
+
+class Rule(Protocol):
+    """A selector, or guards around one."""
+
+    def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        """Draw k of the samples in `among` (int64[m], ascending and unique; None: all), 1 ≤ k ≤ m.
+
+        The result depends on nothing but the arguments.
+        """
+        ...
+
+    def thresholds(self, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        """Return (scores, thresholds), float32[m] each, of the samples in `among`.
+
+        A sample's threshold is the lowest score with which the rule would select a sample like it among k; +inf where
+        it selects none. What it draws at random does not count. UserError for a rule without thresholds.
+        """
+        ...

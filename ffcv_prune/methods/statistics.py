@@ -1,0 +1,162 @@
+"""What is remembered of the values of a sample, and the score made of it: high scores are selected first."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ffcv_prune.errors import UserError
+from ffcv_prune.methods import kernels
+from ffcv_prune.methods.part import Part
+from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.settings import key
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float32]
+
+_FIXED_STREAM = 2  # keeps the subset drawn once apart from the selections of a run (state.py)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic(Part, ABC):
+    """The score of each sample.
+
+    Attributes:
+        is_fixed: made before training, so that no value need be recorded.
+        is_per_model: made of the scores by each of several models, not of their mean.
+    """
+
+    is_fixed: ClassVar[bool] = False
+    is_per_model: ClassVar[bool] = False
+
+    def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
+        """A table for n samples. `given` is what a fixed statistic is made of; `UserError` for any other."""
+        if given is not None:
+            raise UserError("scores were given to a method that makes its own: leave them out")
+        return ScoreTable(n)
+
+    @abstractmethod
+    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
+        """float32[m]: the score of each sample in `among` (None: all). NaN: no value yet."""
+
+    def top(self, table: ScoreTable, k: int, among: Ids | None) -> Ids:
+        """The k of highest score, int64[k], ascending; ties go to the lower id, samples without a value come first."""
+        chosen = kernels.top_k(self.score(table, among), k)
+        return chosen if among is None else among[chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moving(Statistic):
+    alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
+
+    def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
+        super().table(n, seed, given)
+        return ScoreTable(n, self.alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Last(_Moving):
+    """The latest loss, without memory (paper, Eq. 1): s(x) = −Σ_i y_i · log softmax(f(x))_i."""
+
+    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
+        return table.last if among is None else table.last[among]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingMean(_Moving):
+    """The moving mean (paper, Eq. 2): s_ema ← α·ℓ + (1−α)·s_ema."""
+
+    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
+        return table.mean if among is None else table.mean[among]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpperBound(_Moving):
+    """The upper confidence bound (paper, Eq. 3 and 4): s_ucb = s_ema + c·var."""
+
+    c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
+
+    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
+        if among is None:
+            return kernels.ucb_scores(table.mean, table.var, self.c)
+        return kernels.ucb_scores(table.mean[among], table.var[among], self.c)
+
+    def top(self, table: ScoreTable, k: int, among: Ids | None) -> Ids:
+        if among is None:  # the same, in fewer passes over memory
+            return kernels.top_k(table.mean, k, var=table.var, c=self.c)
+        return super().top(table, k, among)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fixed(Statistic):
+    is_fixed: ClassVar[bool] = True
+
+    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
+        assert table.fixed is not None
+        return table.fixed if among is None else table.fixed[among]
+
+    def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
+        table = ScoreTable(n)
+        table.fixed = self.made_of(n, seed, given)
+        if table.fixed.shape != (n,):
+            raise UserError(f"{table.fixed.size} static scores for {n} samples: they are of other data")
+        if np.isnan(table.fixed).any():
+            raise UserError("static scores hold NaN: every sample needs a score")
+        return table
+
+    @abstractmethod
+    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+        """float32[n]: the scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FromFile(_Fixed):
+    scores: str = key("", "static: the scores' file, see section static", pattern=r"(.*[^/]\.npy)?")
+
+    def given_or_stored(self, given: ArrayLike | None, suffix: str) -> Scores:
+        if given is None and not self.scores:
+            raise UserError("a static method needs its scores: start(n, scores=ARRAY), or the name of their file")
+        return np.asarray(np.load(Path(self.scores).with_suffix(suffix)) if given is None else given, dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedScores(_FromFile):
+    """A ranking made before training, float32[n]: EL2N, GraNd or forget scores."""
+
+    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+        return self.given_or_stored(given, ".npy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedUpperBound(_FromFile):
+    """s_ema + c·var (paper, Eq. 2 to 4) over models in place of selections (paper, appendix B).
+
+    Made of float32[models, n], the scores by each model, taken in one after the other.
+    """
+
+    is_per_model: ClassVar[bool] = True
+    alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
+    c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
+
+    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+        trials = self.given_or_stored(given, ".trials.npy")
+        if trials.ndim != 2 or len(trials) < 2:
+            raise UserError(f"scores over models have the shape {trials.shape}: UCB needs two models or more")
+        table = ScoreTable(trials.shape[1], self.alpha)
+        for scores in trials:
+            table.update(scores)
+        return kernels.ucb_scores(table.mean, table.var, self.c)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedRandom(_Fixed):
+    """A random order, drawn once from the seed: what a static ranking must beat."""
+
+    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+        # As float32 without ties up to 16.7 million samples.
+        return np.random.default_rng([seed, 0, _FIXED_STREAM]).permutation(n).astype(np.float32)

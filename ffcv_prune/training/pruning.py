@@ -1,0 +1,47 @@
+"""The pruner of a run: the method of its configuration on its loaders."""
+
+from __future__ import annotations
+
+import torch
+
+from ffcv_prune.config import Config
+from ffcv_prune.errors import UserError
+from ffcv_prune.pruner import Pruner
+from ffcv_prune.tasks import Task
+from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.score_file import with_static_scores
+
+
+def build_pruner(
+    config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task
+) -> tuple[Pruner | None, float]:
+    """The pruner, and the seconds that its static scores cost; None for a method that never selects."""
+    check_batches(config, loaders.dataset.train.num_samples)
+    if not config.prune.prunes:
+        return None, 0.0
+    method, scores, seconds = with_static_scores(config, loaders.dataset)
+    pruner = Pruner(
+        loaders.train(config.run.seed),
+        loaders.score if method.makes_passes else None,
+        method,
+        epochs=config.train.epochs,
+        seed=config.run.seed,
+        task=task,
+        amp_dtype=amp_dtype,
+        scores=scores,
+    )
+    return pruner, seconds
+
+
+def check_batches(config: Config, num_samples: int) -> None:
+    """Refuse a selection that does not fill one batch: training leaves out a last batch that is not whole."""
+    method, batch_size = config.prune, config.train.batch_size
+    least = method.selector.least(method.phases.kept(num_samples), num_samples)
+    if least < batch_size:
+        cause, remedy = f"method {method.name} possibly", "let it drop fewer"
+        if method.selector.has_fixed_size:
+            cause, remedy = f"prune.keep={method.phases.share}", "raise prune.keep"
+        raise UserError(
+            f"{cause} keeps {least} of {num_samples} samples, less than one batch of {batch_size}; "
+            f"{remedy} or lower train.batch_size"
+        )
