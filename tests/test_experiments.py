@@ -86,9 +86,9 @@ def test_the_settings_of_the_paper() -> None:
     for name, rates in (("fig2", 9), ("fig6", 9)):
         runs = grid.load(grid.find(name), "paper")[1]
         (ucb,) = [run for run in runs if (run.method, run.rate, run.seed) == ("ucb", 0.7, 3)]
-        assert (ucb.config.train.epochs, ucb.config.train.batch_size, ucb.config.prune.values["period"]) == (200, 128, 10)
-        assert (ucb.config.train.lr, ucb.config.train.weight_decay, ucb.config.prune.values["alpha"]) == (0.1, 5e-4, 0.8)
-        assert ucb.config.prune.values["keep"] == 0.3
+        train, prune = ucb.config.train, ucb.config.prune.values
+        assert (train.epochs, train.batch_size, train.lr, train.weight_decay) == (200, 128, 0.1, 5e-4)
+        assert (prune["period"], prune["alpha"], prune["keep"]) == (10, 0.8, 0.3)
         assert len({run.rate for run in runs if run.rate}) == rates
     assert ucb.config.model.name == "resnet34_cifar"
     (stretched,) = [run for run in grid.load(grid.find("fig5"), "paper")[1] if str(run) == "ucb 0.8 seed 0"]
@@ -336,7 +336,8 @@ def test_static_scores_are_made_once_and_charged_to_every_run(
     test = write_beton(tmp_path / "test.beton", n=83, seed=1)
     runs = grid.load(experiment(tmp_path, STATIC, tiny_config(beton.path, test.path)), "small")[1]
     by_name = {str(run): run for run in runs}
-    assert by_name["forget 0.5 seed 0"].config.prune.values["scores"] == by_name["forget 0.5 seed 1"].config.prune.values["scores"]
+    first, second = (by_name[f"forget 0.5 seed {seed}"].config.prune.values["scores"] for seed in range(2))
+    assert first == second
     assert by_name["forget 0.5 seed 1"].config.static.epochs == 4
     csv_file = tmp_path / "small.csv"
     runner.run_all(runs, csv_file, tmp_path / "runs")
