@@ -82,6 +82,11 @@ class Train:
     momentum: float = key(0.9, "momentum of SGD", within="[0, 1)")
     nesterov: bool = key(True, "Nesterov momentum")
     weight_decay: float = key(5e-4, "weight decay", within="[0, inf)")
+    task: str = key(
+        "auto",
+        "what the targets are; auto: classes (an IntField) or a number (a FloatField)",
+        choices=("auto", "classification", "multi_label", "regression"),
+    )
     label_smoothing: float = key(0.0, "label smoothing of the training loss", within="[0, 1)")
     lr_schedule: str = key("step", "shape of the learning rate", choices=("step", "cosine"))
     lr_milestones: tuple[float, ...] = key(

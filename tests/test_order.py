@@ -57,7 +57,7 @@ def test_ranks_share_the_selection(
     for order in orders:
         order.select(validate_ids(ids, n))
         shares.append(order.sample_order(1))
-        assert len(shares[-1]) == order.num_served
+        assert len(shares[-1]) == order.num_served(order.num_selected)
     served = np.concatenate(shares)
     lengths = [len(share) for share in shares]
     k = len(ids)

@@ -55,6 +55,7 @@ def settings(config_file: Path, tmp_path: Path) -> Settings:
     """The small config, with changes written as section__key=value, in a folder of the test's own."""
 
     def make(**changes: Any) -> config.Config:
+        changes = {"prune__method": "full"} | changes
         options = [f"--{name.replace('__', '.')}={value}" for name, value in changes.items()]
         return config.load(["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", *options])
 
@@ -64,7 +65,7 @@ def settings(config_file: Path, tmp_path: Path) -> Settings:
 @pytest.fixture(scope="module")
 def loaders(config_file: Path) -> Iterator[Loaders]:
     """Compiled once for the module."""
-    made = Loaders(config.load(["--config", str(config_file)]))
+    made = Loaders(config.load(["--config", str(config_file), "--prune.method=random"]))
     yield made
     made.close()
 

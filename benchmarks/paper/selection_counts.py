@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.paper.grid import Run
-from ffcv_prune.analysis.counts import policy_selections
+from ffcv_prune.analysis.counts import method_selections
 from ffcv_prune.analysis.runs import read_run
 from ffcv_prune.errors import UserError
 
@@ -24,7 +24,7 @@ def save_counts(key: str, folder: Path, out: Path) -> None:
     run = read_run(folder)
     if run.counts is not None:
         out.mkdir(parents=True, exist_ok=True)
-        last = np.load(policy_selections(folder, run.rows)[-1])
+        last = np.load(method_selections(folder, run.rows)[-1])
         facts = {"counts": run.counts, "checkpoints": run.checkpoints, "last": last, "seconds": run.training_seconds}
         np.savez_compressed(out / f"{key}.npz", **facts)
 

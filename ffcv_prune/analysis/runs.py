@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ffcv_prune.analysis.counts import policy_selections, selection_counts
-from ffcv_prune.config import SCORED_BEFORE
+from ffcv_prune.analysis.counts import method_selections, selection_counts
 from ffcv_prune.errors import UserError
 from ffcv_prune.strict_args import flatten, read_yaml
 
@@ -29,8 +28,8 @@ class Run:
         settings: dotted keys of its configuration, as text.
         rows: of the log, one an epoch.
         dataset: classes, class_counts, train_samples, test_samples.
-        counts: int64[n], in how many of the policy's selections each sample is; None without any (full data).
-        checkpoints: the policy's selections; those of a random warm-up or final phase do not count.
+        counts: int64[n], in how many of the method's selections each sample is; None without any (full data).
+        checkpoints: the method's selections; those of a random warm-up or final phase do not count.
         machine: where and with what versions it was made.
         static_seconds: what the static scores that it pruned by had cost before; NaN if that is not on record.
     """
@@ -46,9 +45,8 @@ class Run:
 
     @property
     def method(self) -> str:
-        """The policy, or "full"."""
-        policy = str(self.settings.get("prune.policy", "none"))
-        return "full" if policy == "none" else policy
+        """Its name, "full" without any."""
+        return str(self.settings.get("prune.method", "full"))
 
     @property
     def tested(self) -> list[dict[str, Any]]:
@@ -122,7 +120,7 @@ def read_run(folder: str | Path) -> Run:
         raise UserError(f"{folder} has no finished epoch; there is nothing to report")
     config = folder / "config.yaml"
     settings = {name: setting.text for name, setting in flatten(read_yaml(config), str(config)).items()}
-    files = policy_selections(folder, rows)
+    files = method_selections(folder, rows)
     counts = selection_counts(files, dataset["train_samples"]) if files else None
     static_seconds = _static_seconds(folder, settings)
     return Run(folder.name, settings, rows, dataset, counts, len(files), machine, static_seconds)
@@ -130,7 +128,7 @@ def read_run(folder: str | Path) -> Run:
 
 def _static_seconds(folder: Path, settings: Mapping[str, Any]) -> float:
     """By the run's result.csv, or as long as it has none by the description of the score file."""
-    if settings.get("prune.policy") not in SCORED_BEFORE:
+    if not settings.get("prune.scores"):
         return 0.0
     try:
         with (folder / "result.csv").open(newline="", encoding="utf-8") as file:

@@ -52,7 +52,8 @@ FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK_BYTES = 64, 4096
 class BetonInfo:
     """What a sound ``.beton`` holds. Arrays are indexed by dataset position; n is the number of samples.
 
-    `fields` maps each field's name to FFCV's type id. The image arrays describe the first image field;
+    `fields` maps each field's name to FFCV's type id, `array_shapes` that of each array field to the shape of a
+    sample. The image arrays describe the first image field;
     `label_field` and `labels` are of the integer field called "label", or else of the only integer field; None where
     there is neither.
     """
@@ -62,6 +63,7 @@ class BetonInfo:
     page_size: int
     bytes: int
     fields: dict[str, int]
+    array_shapes: dict[str, tuple[int, ...]]
     image_field: str
     image_heights: np.ndarray  # uint16[n]
     image_widths: np.ndarray  # uint16[n]
@@ -196,6 +198,7 @@ def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonTables:
         page_size=page_size,
         bytes=file_bytes,
         fields={name: int(row["type_id"]) for name, row in zip(handlers, descriptors, strict=True)},
+        array_shapes={name: tuple(map(int, handlers[name].shape)) for name in _names_of(handlers, NDArrayField)},
         image_field=image_field,
         image_heights=np.ascontiguousarray(images["height"]),
         image_widths=np.ascontiguousarray(images["width"]),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ffcv_prune.errors import UserError, uninterrupted
 from ffcv_prune.loading.augment import KeyedOperation, SharedOperation
 from ffcv_prune.loading.read_ahead import ReadAhead
+from ffcv_prune.protocols import Batch
 
 if TYPE_CHECKING:
     from ffcv_prune.loading.loader import PrunedLoader
@@ -181,7 +182,7 @@ class Epoch:
         self.served = first_batch
         self._loader = loader
         self._ids = torch.from_numpy(order)
-        if loader.with_ids and loader.cuda_device:
+        if loader.cuda_device:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
         loader.ring.begin(loader.seed, epoch, loader.cuda_device)
@@ -219,12 +220,18 @@ class Epoch:
         if stream is not None:
             self._producer.consumer_stream = torch.cuda.current_stream(self._loader.cuda_device)
             self._producer.consumer_stream.wait_stream(stream)
-        first = self.served * self._loader.batch_size
+        ids = self.next_ids
         self.served += 1
-        if self._loader.with_ids:
-            # Of this epoch's own array, in no ring: a copy of them to a device may be as asynchronous as it likes.
-            outputs = (*outputs, self._ids[first : first + self._loader.batch_size])
-        return outputs
+        return (*outputs, ids) if self._loader.with_ids else outputs
+
+    @property
+    def next_ids(self) -> torch.Tensor:
+        """int64[B]: the ids of the batch that comes next.
+
+        Of this epoch's own array, in no ring: a copy of them to a device may be as asynchronous as it likes.
+        """
+        first = self.served * self._loader.batch_size
+        return self._ids[first : first + self._loader.batch_size]
 
     def _next_item(self) -> tuple[int, Any] | BaseException | None:
         while True:
@@ -243,3 +250,28 @@ class Epoch:
     def close(self) -> None:
         """End the thread and wait for it. The ring can then be used by another epoch."""
         self._shut_down()
+
+
+class Batches:
+    """The batches of an epoch, each with the ids of its rows and with inputs and targets told apart by field.
+
+    Args:
+        epoch: of one loader.
+        input_place, target_place: of these among the loader's outputs; None where there are none.
+    """
+
+    def __init__(self, epoch: Epoch, input_place: int | None, target_place: int | None) -> None:
+        self._epoch, self._places = epoch, (input_place, target_place)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        ids = self._epoch.next_ids
+        outputs = next(self._epoch)
+        inputs, targets = (None if place is None else outputs[place] for place in self._places)
+        return Batch(ids, inputs, targets, outputs)
+
+    def close(self) -> None:
+        """End the thread that works ahead."""
+        self._epoch.close()

@@ -18,7 +18,7 @@ from ffcv.pipeline.operation import Operation
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.epoch import Epoch, Ring
+from ffcv_prune.loading.epoch import Batches, Epoch, Ring
 from ffcv_prune.loading.open_file import ffcv_constructor, open_file
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
 
@@ -124,6 +124,15 @@ class PrunedLoader(Loader):
         return self.traversal_order.world_size
 
     @property
+    def rank(self) -> int:
+        """This process among those; 0 unless distributed."""
+        return self.traversal_order.rank
+
+    @property
+    def shuffle(self) -> bool:
+        return self.traversal_order.shuffle
+
+    @property
     def selection(self) -> NDArray[np.int64]:
         """int64[k], sorted, read-only: the selected dataset positions."""
         view = self.traversal_order.selection.view()
@@ -139,19 +148,36 @@ class PrunedLoader(Loader):
 
     def __len__(self) -> int:
         """Batches of the next epoch."""
-        served = self.traversal_order.num_served
-        whole = served // self.batch_size if self.drop_last else -(-served // self.batch_size)
-        return max(0, whole - self.first_batch)
+        return max(0, self.num_batches(self.traversal_order.num_selected) - self.first_batch)
+
+    def num_batches(self, samples: int) -> int:
+        """Batches that this rank's epoch has of so many selected samples."""
+        served = self.traversal_order.num_served(samples)
+        return served // self.batch_size if self.drop_last else -(-served // self.batch_size)
 
     def __iter__(self) -> Epoch:
         self.file.check_unchanged()
+        epoch, first, ids = self.next_epoch, self.first_batch, self.traversal_order.ids
         self.close()
-        epoch, first_batch = self.next_epoch, self.first_batch
-        order, selection = self.traversal_order.sample_order(epoch), self.traversal_order.ids
+        self.set_epoch(epoch + 1)
+        return self._start(epoch, ids, first)
+
+    def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> Batches:
+        """The batches of `epoch` from batch `first` on, of the samples `ids`, int64[k] (None: all), see `SampleLoader`.
+
+        They are served from the loader's one ring: a running epoch is ended.
+        """
+        self.file.check_unchanged()
+        checked = None if ids is None else validate_ids(ids, self.num_samples)
+        self._check_length(self.num_samples if checked is None else len(checked))
+        self.close()
+        return Batches(self._start(epoch, checked, first), *self._places)
+
+    def _start(self, epoch: int, ids: NDArray[np.int64] | None, first: int) -> Epoch:
+        order = self.traversal_order.order_of(epoch, ids)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
-        self.set_epoch(epoch + 1)
-        iterator = Epoch(self, epoch, order, first_batch, selection)
+        iterator = Epoch(self, epoch, order, first, ids)
         self._epoch = weakref.ref(iterator)
         return iterator
 
@@ -237,6 +263,16 @@ class PrunedLoader(Loader):
     def operations_of(self, kind: type[Kind]) -> Iterator[tuple[int, Kind]]:
         """The operations of a kind, with their nodes in FFCV's graph."""
         return ((node, op) for node, op in self._operations() if isinstance(op, kind))
+
+    @property
+    def _places(self) -> tuple[int | None, int | None]:
+        """Which of the outputs are images and labels; for another file the first one, and the next after it."""
+        sources = [spec.source for spec in self.pipeline_specs.values()]
+        info = self.file.info
+        inputs = sources.index(info.image_field) if info.image_field in sources else 0
+        if info.label_field in sources:
+            return inputs, sources.index(info.label_field)
+        return inputs, next((place for place in range(len(sources)) if place != inputs), None)
 
     @property
     def decoded_fields(self) -> list[str]:

@@ -44,7 +44,6 @@ class PrunedOrder(TraversalOrder):
         self.rank = rank
         self.world_size = world_size
         self.ids: NDArray[np.int64] | None = None  # the selection as `select` took it
-        self._selected: NDArray[np.bool_] | None = None
 
     @property
     def selection(self) -> NDArray[np.int64]:
@@ -59,10 +58,9 @@ class PrunedOrder(TraversalOrder):
     def num_selected(self) -> int:
         return self.num_samples if self.ids is None else len(self.ids)
 
-    @property
-    def num_served(self) -> int:
-        """Number of ids that this rank's epoch serves (before whole batches are cut)."""
-        share, rest = divmod(self.num_selected, self.world_size)
+    def num_served(self, selected: int) -> int:
+        """Number of ids that this rank's epoch of so many selected samples serves (before whole batches are cut)."""
+        share, rest = divmod(selected, self.world_size)
         if self.drop_last:
             return share
         if self.shuffle:
@@ -71,26 +69,33 @@ class PrunedOrder(TraversalOrder):
 
     def select(self, ids: NDArray[np.int64] | None) -> None:
         """Exchange the selection: sorted, valid int64 ids as `validate_ids` returns them, or None for all."""
-        if ids is None:
-            self.ids = self._selected = None
-            return
         self.ids = ids
-        self._selected = np.zeros(self.num_samples, dtype=np.bool_)
-        self._selected[ids] = True
 
-    def global_order(self, epoch: int) -> NDArray[np.int64]:
-        """int64[k]: the order of all ranks together, before sharding."""
+    def global_order(self, epoch: int, ids: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """int64[k]: the order of the samples `ids` (None: all) over all ranks together, before sharding."""
         if not self.shuffle:
-            return self.selection
+            return np.arange(self.num_samples, dtype=np.int64) if ids is None else ids
         order = np.random.default_rng([self.loader.seed, epoch]).permutation(self.num_samples)
-        return order if self._selected is None else order[self._selected[order]]
+        if ids is None:
+            return order
+        selected = np.zeros(self.num_samples, dtype=np.bool_)
+        selected[ids] = True
+        return order[selected[order]]
 
     def sample_order(self, epoch: int) -> NDArray[np.int64]:
-        """int64[num_served]: this rank's ids. C-contiguous and writeable, as FFCV's compiled code needs them."""
-        order = self.global_order(epoch)
+        """The order of the selection, see `order_of`; FFCV's name for it."""
+        return self.order_of(epoch, self.ids)
+
+    def order_of(self, epoch: int, ids: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """int64[num_served]: this rank's share of the samples `ids`, sorted (None: all), in the order of the epoch.
+
+        C-contiguous and writeable, as FFCV's compiled code needs them.
+        """
+        order = self.global_order(epoch, ids)
+        served = self.num_served(len(order))
         if self.world_size > 1 and self.shuffle and not self.drop_last:
-            order = np.resize(order, self.num_served * self.world_size)  # repeats it from the start
-        share = order[self.rank :: self.world_size][: self.num_served]
+            order = np.resize(order, served * self.world_size)  # repeats it from the start
+        share = order[self.rank :: self.world_size][:served]
         return np.array(share, dtype=np.int64, order="C")
 
 

@@ -1,8 +1,8 @@
 """FFCV pipelines for training and for scoring.
 
-A batch is (images, labels), whatever other fields the file has and in whatever order. Images leave the pipelines as
-uint8[B, 3, H, W] in channels_last on the device, labels as int64[B]. Normalising is the model's business
-(`models.normalize`): four times fewer bytes cross to the device.
+A batch is (images, targets), whatever other fields the file has and in whatever order. Images leave the pipelines as
+uint8[B, 3, H, W] in channels_last on the device, labels as int64[B], floats as float64[B], arrays as they are.
+Normalising is the model's business (`models.normalize`): four times fewer bytes cross to the device.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ffcv.fields import FloatField, NDArrayField
+from ffcv.fields.decoders import FloatDecoder, NDArrayDecoder
 from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
+from ffcv.types import TYPE_ID_HANDLER
 
 from ffcv_prune.data.beton import BetonInfo, require_labels
 from ffcv_prune.errors import UserError, nearest
@@ -19,8 +22,8 @@ from ffcv_prune.loading.augment import CentreCrop, Label, PadCropFlip, RandomRes
 
 AUGMENTATIONS = ("none", "pad_crop_flip", "random_resized_crop")
 
-# Output of the labels where they are stored before the images. Longer than FFCV lets a field's name be.
-AFTER_IMAGES = "labels_after_images"
+# Output of the targets where they are stored before the images. Longer than FFCV lets a field's name be.
+AFTER_IMAGES = "targets_after_images"
 
 
 def train_pipelines(
@@ -29,6 +32,7 @@ def train_pipelines(
     size: int = 0,
     device: torch.device | str = "cpu",
     fill: tuple[int, int, int] = (0, 0, 0),
+    target: str | None = None,
 ) -> dict[str, list[Any]]:
     """Pipelines of the fields of a `.beton` for training.
 
@@ -38,6 +42,7 @@ def train_pipelines(
         size: side of the images in pixels; 0 for the stored one, where all images have the same square size.
         device: where the batches are delivered.
         fill: colour of the padding, for "pad_crop_flip".
+        target: field of the targets: integers, floats or arrays; None for that of the labels.
     """
     if augment not in AUGMENTATIONS:
         raise UserError(f'data.augment is "{augment}"{nearest(augment, AUGMENTATIONS)}')
@@ -47,14 +52,18 @@ def train_pipelines(
         image = [_centre_decoder(info, size, ratio=1.0)]
         if augment == "pad_crop_flip":
             image.append(PadCropFlip(padding=4, fill=fill))
-    return _complete(info, image, device)
+    return _complete(info, image, device, target)
 
 
 def score_pipelines(
-    info: BetonInfo, size: int = 0, device: torch.device | str = "cpu", ratio: float = 1.0
+    info: BetonInfo,
+    size: int = 0,
+    device: torch.device | str = "cpu",
+    ratio: float = 1.0,
+    target: str | None = None,
 ) -> dict[str, list[Any]]:
     """Deterministic pipelines, for scoring and evaluation: a centre crop of `ratio` times the shorter side."""
-    return _complete(info, [_centre_decoder(info, size, ratio)], device)
+    return _complete(info, [_centre_decoder(info, size, ratio)], device, target)
 
 
 def stored_size(info: BetonInfo) -> int:
@@ -78,17 +87,23 @@ def _all_are(info: BetonInfo, size: int) -> bool:
     return bool((heights == size).all() and (widths == size).all())
 
 
-def _complete(info: BetonInfo, image: list[Any], device: torch.device | str) -> dict[str, list[Any]]:
-    label_field, _ = require_labels(info)
+def _complete(
+    info: BetonInfo, image: list[Any], device: torch.device | str, target: str | None
+) -> dict[str, list[Any]]:
+    target = require_labels(info)[0] if target is None else target
     device = torch.device(device)
     # On the CPU there is nothing to move, and FFCV's ToDevice would copy every batch.
     to_device = [] if device.type == "cpu" else [ToDevice(device, non_blocking=True)]
-    labels = [Label(), ToTensor(), *to_device, Squeeze(1)]
+    kind = TYPE_ID_HANDLER[info.fields[target]]
+    if kind is NDArrayField:
+        targets = [NDArrayDecoder(), ToTensor(), *to_device]
+    else:
+        targets = [FloatDecoder() if kind is FloatField else Label(), ToTensor(), *to_device, Squeeze(1)]
     pipelines: dict[str, Any] = dict.fromkeys(info.fields)
     pipelines[info.image_field] = [*image, ToTensor(), *to_device, ToTorchImage()]
     fields = list(info.fields)
-    if fields.index(info.image_field) < fields.index(label_field):
-        pipelines[label_field] = labels
+    if fields.index(info.image_field) < fields.index(target):
+        pipelines[target] = targets
     else:  # FFCV delivers the fields in the order of the file, and after them what has a name of its own
-        pipelines[AFTER_IMAGES] = PipelineSpec(label_field, transforms=labels)
+        pipelines[AFTER_IMAGES] = PipelineSpec(target, transforms=targets)
     return pipelines

@@ -114,7 +114,12 @@ class Method:
 
     @property
     def parts(self) -> Iterator[Part]:
-        yield from (self.source, self.statistic, self.selector, self.weight, self.phases, *self.guards)
+        yield from (self.source, *self.other_parts)
+
+    @property
+    def other_parts(self) -> tuple[Part, ...]:
+        """All parts but the source."""
+        return (self.statistic, self.selector, self.weight, self.phases, *self.guards)
 
     @property
     def parameters(self) -> dict[str, dataclasses.Field[Any]]:

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ffcv_prune import collectives
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.loading.order import validate_ids
 from ffcv_prune.machine import default_amp_dtype
+from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from ffcv_prune.tasks import Classification, Task
 
@@ -24,11 +24,11 @@ Criterion = Callable[[Any, Tensor], Tensor]  # float32 outputs, targets -> float
 
 def score_dataset(
     model: nn.Module,
-    score_loader: PrunedLoader,
+    score_loader: SampleLoader,
     device: torch.device | str | None = None,
     amp_dtype: AmpDtype = "auto",
     criterion: Criterion | None = None,
-    task: Task = Classification(),  # noqa: B008 - a frozen value
+    task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
@@ -40,20 +40,20 @@ def score_dataset(
 
     Args:
         model: maps the loader's images [B, 3, H, W] to what the task compares with the targets: logits [B, C].
-        score_loader: a loader with `shuffle=False, drop_last=False` whose first outputs are images and
+        score_loader: a loader with `shuffle=False, drop_last=False` that serves inputs and
             targets, from a deterministic pipeline.
         device: where to compute; None for the model's device.
         amp_dtype: torch.float16, torch.bfloat16, None for float32, or "auto" for what the device does natively.
         criterion: from the model's outputs, in float32 where they are one tensor, and the targets to float32[B].
-        task: what the model is trained for; its loss is the score, unless there is a criterion.
+        task: what the model is trained for, None for `Classification()`; its loss is the score, unless there is a
+            criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
 
     Raises:
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
     """
-    order = score_loader.traversal_order
-    if order.shuffle or order.drop_last:
+    if score_loader.shuffle or score_loader.drop_last:
         raise UserError(
             "the scoring loader must serve every sample in order: build it with shuffle=False, drop_last=False"
         )
@@ -62,44 +62,30 @@ def score_dataset(
     plain = _unwrap(model)
     scorer: _Scorer | None = None
     position = 0
-    ids = None if ids is None else validate_ids(ids, score_loader.num_samples)
-    scored = score_loader.selection if ids is None else ids
-    share = len(scored[order.rank :: order.world_size])  # of this rank
+    scored = score_loader.selection if ids is None else np.sort(ids)
+    share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
     losses = torch.empty(share, dtype=torch.float32, device=device)
     with (
         _evaluating(model),
         torch.inference_mode(),
         nullcontext(fold_batch_norm(plain)) as folded,  # before the loader's thread runs, which may hold modules
-        _batches(score_loader, ids) as batches,
+        closing(score_loader.batches(0, scored)) as batches,
         torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
     ):
-        for images, targets, *_ in batches:
+        for batch in batches:
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
-            images = images.to(device, memory_format=torch.channels_last)
-            targets = targets.to(device)
+            images = batch.inputs.to(device, memory_format=torch.channels_last)
+            targets = batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.labels, task, criterion)
+                scorer = _Scorer(chosen, score_loader.labels, task or Classification(), criterion)
             scorer.score(images, targets, losses[position : position + len(images)])
             position += len(images)
     result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)
-    result[scored] = _gather(losses, len(scored), order.world_size)
+    gathered = collectives.interleaved(losses, len(scored)) if score_loader.world_size > 1 else losses
+    result[scored] = gathered.cpu().numpy()
     return result
-
-
-@contextmanager
-def _batches(loader: PrunedLoader, ids: NDArray[np.int64] | None) -> Iterator[Iterator[Any]]:
-    """The batches of the samples `ids`, or of the selection, which is afterwards as it was."""
-    selection = None if loader.traversal_order.selects_all else loader.selection
-    if ids is not None:
-        loader.set_selection(ids)
-    try:
-        with closing(iter(loader)) as batches:
-            yield batches
-    finally:
-        if ids is not None:
-            loader.set_selection(selection)
 
 
 class _Scorer:
@@ -154,20 +140,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 def _unwrap(model: nn.Module) -> nn.Module:
     # DistributedDataParallel's forward may synchronise buffers, and ranks may score different numbers of batches.
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def _gather(share: Tensor, total: int, world_size: int) -> NDArray[np.float32]:
-    """float32[total], in the loader's order, from the shares of all ranks (rank r has every w-th, from the r-th)."""
-    if world_size > 1:
-        if torch.distributed.get_backend() != "nccl":
-            share = share.cpu()
-        longest = -(-total // world_size)
-        padded = share.new_zeros(longest)
-        padded[: len(share)] = share
-        parts = [torch.empty_like(padded) for _ in range(world_size)]
-        torch.distributed.all_gather(parts, padded)
-        share = torch.stack(parts, dim=1).flatten()[:total]  # [longest, w] read row by row
-    return share.cpu().numpy()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader, usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.models import MIN_SIDES
+from ffcv_prune.training.targets import CLASSIFICATION, Target, find_target
 from ffcv_prune.training.world import World, choose_device
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -24,12 +26,13 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run knows of its data. n samples to train on, C classes.
+    """What a run knows of its data. n samples to train on, C classes; C is 0 unless it is a classification.
 
     Attributes:
         train, test: what `check_beton` found in the files.
         score: the same of the file that is read in scoring: that of `train`, or a smaller one of the same samples.
-        labels: int64[n] of the training set.
+        target: field of the targets, and the task that they make.
+        labels: int64[n] of the training set; without classes all 0.
         classes: names of the C classes.
         class_counts: int64[C], training samples of each class.
         mean, std: of each channel, in units of 0..1.
@@ -38,11 +41,17 @@ class Dataset:
     train: BetonInfo
     test: BetonInfo
     score: BetonInfo
+    target: Target
     labels: NDArray[np.int64]
     classes: list[str]
     class_counts: NDArray[np.int64]
     mean: list[float]
     std: list[float]
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a model needs."""
+        return self.target.outputs or len(self.classes)
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -51,45 +60,62 @@ class Dataset:
         return {"train": fingerprint(self.train), "test": fingerprint(self.test), **smaller}
 
 
-def open_dataset(data: Data, model_classes: int) -> Dataset:
-    """Check the files of a run and read what stands in their manifests.
+def open_dataset(data: Data, model_classes: int, task: str = "auto") -> Dataset:
+    """Check the files of a run and read what stands in their manifests. `task` is that of train.task.
 
     A .beton without a manifest (somebody's own) has as many classes as its labels say, or as `model_classes`
     says if that is not 0, and is normalised with ImageNet's mean and standard deviation.
 
     Raises:
-        UserError: a missing or damaged file, no labels, labels outside the classes, classes that disagree
-            between the two files or with `model_classes`, a data.score of other samples.
+        UserError: a missing or damaged file, no labels or other targets, labels outside the classes, classes that
+            disagree between the two files or with `model_classes`, a data.score of other samples.
     """
     train, test = check_beton(data.train), check_beton(data.test)
-    train_labels, test_labels = (require_labels(info)[1] for info in (train, test))
+    target = find_target(train, task)
+    if find_target(test, task) != target:
+        raise UserError(f"{data.train} and {data.test} have different targets; name files of one data set")
     manifests = [Manifest.load(info.path) if manifest_path(info.path).exists() else None for info in (train, test)]
-    if manifests[0] is not None:
-        classes, mean, std = manifests[0].classes, manifests[0].mean, manifests[0].std
-        if model_classes not in (0, len(classes)):
-            raise UserError(
-                f"model.classes={model_classes}, but {data.train} has {len(classes)} classes; "
-                f"set model.classes={len(classes)}, or 0 to take it from the data"
-            )
-        if manifests[1] is not None and manifests[1].classes != classes:
-            raise UserError(f"{data.train} and {data.test} have different classes; name files of one data set")
+    if target.task == CLASSIFICATION:
+        train_labels, test_labels = (require_labels(info)[1] for info in (train, test))
+        classes = _classes(data, manifests, model_classes, int(max(train_labels.max(), test_labels.max())) + 1)
+        for info, labels in ((train, train_labels), (test, test_labels)):
+            if labels.min() < 0 or labels.max() >= len(classes):
+                raise UserError(
+                    f"{info.path} has labels from {labels.min()} to {labels.max()}, "
+                    f"but there are {len(classes)} classes; set model.classes or write the data set again"
+                )
+        counts = np.bincount(train_labels, minlength=len(classes))
     else:
-        number = model_classes or int(max(train_labels.max(), test_labels.max())) + 1
-        classes, mean, std = [str(label) for label in range(number)], IMAGENET_MEAN, IMAGENET_STD
+        if model_classes or data.score:
+            name = "model.classes" if model_classes else "data.score"
+            raise UserError(f"{name} goes with classes, and the targets of {data.train} are none; leave it out")
+        classes, train_labels, counts = [], np.zeros(train.num_samples, np.int64), np.zeros(0, np.int64)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if manifests[0] is not None:
+        mean, std = manifests[0].mean, manifests[0].std
+    else:
+        found = f"{len(classes)} classes by the labels" if classes else f'targets in the field "{target.field}"'
         print(
-            f"notice: {manifest_path(train.path)} does not exist: "
-            f"{number} classes by the labels, ImageNet's mean and standard deviation",
+            f"notice: {manifest_path(train.path)} does not exist: {found}, ImageNet's mean and standard deviation",
             file=sys.stderr,
         )
-    for info, labels in ((train, train_labels), (test, test_labels)):
-        if labels.min() < 0 or labels.max() >= len(classes):
-            raise UserError(
-                f"{info.path} has labels from {labels.min()} to {labels.max()}, "
-                f"but there are {len(classes)} classes; set model.classes or write the data set again"
-            )
-    counts = np.bincount(train_labels, minlength=len(classes))
     score = _open_score(data.score, train, train_labels) if data.score else train
-    return Dataset(train, test, score, train_labels, classes, counts, mean, std)
+    return Dataset(train, test, score, target, train_labels, classes, counts, mean, std)
+
+
+def _classes(data: Data, manifests: Sequence[Manifest | None], model_classes: int, by_labels: int) -> list[str]:
+    """Their names: by the manifests of training and test set, or else 0, 1, 2 and so on."""
+    train, test = manifests
+    if train is None:
+        return [str(label) for label in range(model_classes or by_labels)]
+    if model_classes not in (0, len(train.classes)):
+        raise UserError(
+            f"model.classes={model_classes}, but {data.train} has {len(train.classes)} classes; "
+            f"set model.classes={len(train.classes)}, or 0 to take it from the data"
+        )
+    if test is not None and test.classes != train.classes:
+        raise UserError(f"{data.train} and {data.test} have different classes; name files of one data set")
+    return train.classes
 
 
 def _open_score(path: str, train: BetonInfo, labels: NDArray[np.int64]) -> BetonInfo:
@@ -116,9 +142,9 @@ class Loaders:
 
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.settings = settings_of(config, world or World(choose_device(config.train.device)))
-        self.dataset = open_dataset(config.data, config.model.classes)
+        self.dataset = open_dataset(config.data, config.model.classes, config.train.task)
         check_score_side(config, self.dataset)
-        self._data, self._batch_size, self._score_batch_size, self.world = self.settings
+        self._data, self._batch_size, self._score_batch_size, self.world, _ = self.settings
         self._train: PrunedLoader | None = None
 
     def train(self, seed: int) -> PrunedLoader:
@@ -126,7 +152,12 @@ class Loaders:
         if self._train is None:
             red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
             pipelines = train_pipelines(
-                self.dataset.train, self._data.augment, self._data.size, self.world.device, (red, green, blue)
+                self.dataset.train,
+                self._data.augment,
+                self._data.size,
+                self.world.device,
+                fill=(red, green, blue),
+                target=self.dataset.target.field,
             )
             self._train = _compiled(
                 PrunedLoader(
@@ -154,7 +185,7 @@ class Loaders:
         return self._in_order(self.dataset.test, self._data.size)
 
     def _in_order(self, info: BetonInfo, size: int) -> PrunedLoader:
-        pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio)
+        pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio, self.dataset.target.field)
         return _compiled(
             PrunedLoader(
                 info.path,
@@ -201,7 +232,7 @@ def check_score_side(config: Config, dataset: Dataset) -> None:
         )
 
 
-def settings_of(config: Config, world: World) -> tuple[Data, int, int, World]:
+def settings_of(config: Config, world: World) -> tuple[Data, int, int, World, str]:
     """What the loaders of a run depend on, besides its seed: runs that agree in it can share loaders.
 
     The batch sizes among it are those of one rank: the configuration's are over all ranks.
@@ -213,7 +244,7 @@ def settings_of(config: Config, world: World) -> tuple[Data, int, int, World]:
             f"use {max(1, share) * world.size}, or another number of processes"
         )
     score_batch_size = config.data.score_batch_size or 2 * config.train.batch_size
-    return config.data, share, -(-score_batch_size // world.size), world
+    return config.data, share, -(-score_batch_size // world.size), world, config.train.task
 
 
 def _compiled(loader: PrunedLoader) -> PrunedLoader:

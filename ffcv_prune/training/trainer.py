@@ -163,10 +163,11 @@ class Trainer:
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model.name, len(self.dataset.classes), self.dataset.mean, self.dataset.std)
+        model = build_model(config.model.name, self.dataset.outputs, self.dataset.mean, self.dataset.std)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
-        self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype)
+        task = self.dataset.target.build_task(config.train)
+        self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype, task)
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
         self.method = self.pruner.method if self.pruner else config.prune
         if self.pruner is not None:
