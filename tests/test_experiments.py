@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.paper import grid, runner
-from benchmarks.paper.cells import cells, read_rows, table
-from benchmarks.paper.estimate import duration, estimate
+from benchmarks.paper.cells import RESULTS, cells, read_rows, table
+from benchmarks.paper.estimate import duration, estimate, scoring_passes
 from benchmarks.paper.figures import curve
 from benchmarks.paper.selection_counts import find_cell, read_histogram
 from benchmarks.paper.static_scores import make_scores
@@ -72,13 +72,13 @@ def test_every_experiment_multiplies_out_at_each_of_its_scales(name: str) -> Non
         if about.distribution:
             assert find_cell(about.distribution, runs)
         for run in runs:
-            schedule = run.config.prune
-            if run.is_static:
+            phases, epochs = run.config.prune.phases, run.config.train.epochs
+            if run.is_static or run.swept is not None or not phases.prunes:
                 continue  # one selection for the whole run, or chance
-            checkpoints = (run.config.train.epochs - schedule.warmup - schedule.final) // schedule.period
-            least = 6 if schedule.warmup else 9 if scale == "paper" else 10
-            swept_or_full = run.swept is not None or schedule.policy == "none"
-            assert swept_or_full or checkpoints >= least, run
+            if not run.config.prune.selector.has_fixed_size:
+                continue  # InfoBatch selects in every epoch, until its final phase
+            scored = sum(phases.selects(e, epochs) and phases.phase(e, epochs) == "method" for e in range(epochs))
+            assert scored >= (6 if phases.warmup else 9 if scale == "paper" else 10), run
 
 
 def test_the_settings_of_the_paper() -> None:
@@ -86,9 +86,9 @@ def test_the_settings_of_the_paper() -> None:
     for name, rates in (("fig2", 9), ("fig6", 9)):
         runs = grid.load(grid.find(name), "paper")[1]
         (ucb,) = [run for run in runs if (run.method, run.rate, run.seed) == ("ucb", 0.7, 3)]
-        assert (ucb.config.train.epochs, ucb.config.train.batch_size, ucb.config.prune.period) == (200, 128, 10)
-        assert (ucb.config.train.lr, ucb.config.train.weight_decay, ucb.config.prune.alpha) == (0.1, 5e-4, 0.8)
-        assert ucb.config.prune.keep == 0.3
+        train, prune = ucb.config.train, ucb.config.prune.values
+        assert (train.epochs, train.batch_size, train.lr, train.weight_decay) == (200, 128, 0.1, 5e-4)
+        assert (prune["period"], prune["alpha"], prune["keep"]) == (10, 0.8, 0.3)
         assert len({run.rate for run in runs if run.rate}) == rates
     assert ucb.config.model.name == "resnet34_cifar"
     (stretched,) = [run for run in grid.load(grid.find("fig5"), "paper")[1] if str(run) == "ucb 0.8 seed 0"]
@@ -133,13 +133,13 @@ def test_rates_epochs_and_guards_follow_from_the_method(tmp_path: Path) -> None:
         "ucb_guarded 0.75 seed 0",
     ]
     equal = runs["full_equal 0.75 seed 0"]
-    assert (equal.train.epochs, equal.train.warmup_epochs, equal.prune.policy) == (5, 0.25, "none")
-    assert (runs["random 0.75 seed 0"].prune.keep, runs["random 0.75 seed 0"].train.epochs) == (0.25, 20)
-    guarded = runs["ucb_guarded 0.5 seed 0"].prune
-    assert (guarded.warmup, guarded.final, guarded.random_share) == (4, 4, 0.5)
+    assert (equal.train.epochs, equal.train.warmup_epochs, equal.prune.name) == (5, 0.25, "full")
+    assert (runs["random 0.75 seed 0"].prune.values["keep"], runs["random 0.75 seed 0"].train.epochs) == (0.25, 20)
+    guarded = runs["ucb_guarded 0.5 seed 0"].prune.values
+    assert (guarded["warmup"], guarded["final"], guarded["random_share"]) == (4, 4, 0.5)
     stretched = {str(run): run.config for run in loaded(tmp_path, MINIMAL.replace("grid: {", "grid: {stretch: true, "))}
     assert [c.train.epochs for c in stretched.values()] == [20, 20, 20, 40, 80, 40, 80]
-    assert stretched["ucb_guarded 0.75 seed 0"].prune.warmup == 16
+    assert stretched["ucb_guarded 0.75 seed 0"].prune.phases.warmup == 16
 
 
 def test_scales_and_parts_go_over_the_rest_and_seeds_come_first(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ parts:
     assert {run.config.train.epochs for run in runs} == {4}
     assert {run.config.train.lr for run in runs} == {0.05}
     assert [run.config.data.train for run in runs[:2]] == ["a.beton", "other.beton"]
-    assert runs[3].config.prune.period == 2
+    assert runs[3].config.prune.values["period"] == 2
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,13 @@ def test_the_key_is_of_what_decides_the_result(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (12, 29, 430, 7500)] == ["12 s", "29 s", "7 min", "2 h 05 min"]
+
+
+def test_the_passes_that_are_estimated_are_those_that_took_time() -> None:
+    runs = experiment_runs("findings", "small")[1]
+    for cell in cells(runs, read_rows(RESULTS / "small.csv")):
+        for made in cell.rows:  # keeping the losses of training takes InfoBatch a moment
+            assert (scoring_passes(cell.run.config) > 0) == (float(made["score_seconds"]) > 1), str(cell.run)
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +336,8 @@ def test_static_scores_are_made_once_and_charged_to_every_run(
     test = write_beton(tmp_path / "test.beton", n=83, seed=1)
     runs = grid.load(experiment(tmp_path, STATIC, tiny_config(beton.path, test.path)), "small")[1]
     by_name = {str(run): run for run in runs}
-    assert by_name["forget 0.5 seed 0"].config.prune.scores == by_name["forget 0.5 seed 1"].config.prune.scores
+    first, second = (by_name[f"forget 0.5 seed {seed}"].config.prune.values["scores"] for seed in range(2))
+    assert first == second
     assert by_name["forget 0.5 seed 1"].config.static.epochs == 4
     csv_file = tmp_path / "small.csv"
     runner.run_all(runs, csv_file, tmp_path / "runs")

@@ -6,17 +6,13 @@ import csv
 import math
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import pytest
 
 from benchmarks.loading import cold, startup, swap, throughput
-from benchmarks.paper import findings
-from benchmarks.paper.cells import read_rows
 from benchmarks.speed import agreement, long_run, scoring, speedup, top_k
 from tests.betons import write_beton
 
@@ -61,19 +57,6 @@ def test_the_table_of_long_runs_is_that_of_the_committed_results() -> None:
     with (ROOT / match[1]).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert match[2] == long_run.summary(rows)
-
-
-def test_the_page_of_findings_is_that_of_the_committed_results(tmp_path: Path) -> None:
-    docs, results = ROOT / "docs", ROOT / "benchmarks" / "results"
-    shutil.copytree(results / "small", tmp_path / "small")
-    out = findings.write_findings(read_rows(results / "small.csv"), tmp_path / "small", tmp_path / "findings.md")
-    assert out.read_text(encoding="utf-8") == (docs / "findings.md").read_text(encoding="utf-8")
-    made = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "findings").iterdir()}
-    kept = {path.name: path.read_text(encoding="utf-8") for path in (docs / "findings").iterdir()}
-    assert made.keys() == kept.keys()
-    for name, picture in kept.items():
-        if f"Matplotlib v{matplotlib.__version__}," in picture:  # another version draws the same numbers otherwise
-            assert made[name] == picture, name
 
 
 PAGES = {  # of benchmarks/results: what makes them

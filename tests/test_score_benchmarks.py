@@ -15,8 +15,7 @@ import torch
 from benchmarks.harness.machine import MACHINE
 from benchmarks.harness.rows import Results
 from benchmarks.speed import agreement, scoring
-from ffcv_prune import score_dataset
-from ffcv_prune.methods import policies
+from ffcv_prune import methods, score_dataset
 from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.models import build_model
 from tests.betons import Beton, write_beton
@@ -109,6 +108,6 @@ def test_what_is_safe_follows_from_the_rows() -> None:
 def test_the_random_share_does_not_enter_the_overlap() -> None:
     table = ScoreTable(100)
     table.update(np.arange(100, dtype=np.float32))
-    chosen = agreement.by_score(policies.WithRandom(policies.UCB(), 0.5), table, 20)
+    chosen = agreement.by_score(methods.build("ucb", random_share=0.5), table, 20)
     assert chosen.tolist() == list(range(90, 100))
     assert agreement.overlap(chosen, chosen - 2) == 0.8

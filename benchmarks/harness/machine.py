@@ -24,6 +24,11 @@ def measured_with(rows: Sequence[Row]) -> str:
 
 def measured_on(rows: Sequence[Row]) -> str:
     """Settings, machine, versions, days and commits of the rows."""
+    return f"Settings: `{rows[0]['settings']}`. {made_on(rows)}"
+
+
+def made_on(rows: Sequence[Row]) -> str:
+    """Machine, versions, days and commits of the rows."""
     machines = dict.fromkeys(
         ", ".join(
             [
@@ -39,5 +44,4 @@ def measured_on(rows: Sequence[Row]) -> str:
     )
     days = " and ".join(sorted({row["date"][:10] for row in rows}))
     commits = " and ".join(dict.fromkeys(row["commit"] for row in rows if row["commit"]))
-    made = f"Measured on {'; '.join(machines)}; {days}{f', commit {commits}' if commits else ''}."
-    return f"Settings: `{rows[0]['settings']}`. {made}"
+    return f"Measured on {'; '.join(machines)}; {days}{f', commit {commits}' if commits else ''}."

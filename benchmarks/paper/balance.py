@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from benchmarks.harness.tables import Row, markdown, mean_and_spread
-from benchmarks.paper.cells import Cell, accuracy_words, distinct, rate_words, read_rows
+from benchmarks.harness.tables import Row
+from benchmarks.paper.cells import Cell, read_rows
 from benchmarks.paper.grid import Run
 from ffcv_prune.analysis.runs import read_run
 from ffcv_prune.training.run_log import STARVED
@@ -54,33 +54,8 @@ def balance_of(folder: Path) -> dict[str, object]:
     }
 
 
-def starved_share(own: Sequence[Row]) -> float:
-    """Of these rows: the share of the selections that hold too little of some class."""
-    return sum(int(row["starved_checkpoints"]) for row in own) / sum(int(row["checkpoints"]) for row in own)
-
-
-def least_share(own: Sequence[Row]) -> list[float]:
-    """Of each of these rows: the mean percentage that the class with least has of its proportional part."""
-    return [100 * float(row["least_share"]) for row in own]
-
-
-def balance_table(grouped: Sequence[Cell], rows: Mapping[str, Row]) -> str:
-    """The Markdown table of the cells whose runs have rows; empty if there are none."""
-    body = []
-    for cell in distinct(grouped):
-        own = [rows[row["key"]] for row in cell.rows if row["key"] in rows]
-        if own:
-            starved = sum(int(row["starved_checkpoints"]) for row in own)
-            body.append(
-                [
-                    cell.run.part,
-                    cell.run.label,
-                    rate_words(cell, grouped),
-                    f"{len(own)} of {len(cell.rows)}",
-                    mean_and_spread(least_share(own), 0),
-                    f"{starved} of {sum(int(row['checkpoints']) for row in own)}",
-                    accuracy_words(cell),
-                ]
-            )
-    head = ["data", "method", "pruning rate", "runs looked at", "least class, % of its part"]
-    return markdown([*head, "selections with a starved class", "test accuracy, %"], body) if body else ""
+def starved_words(cell: Cell, rows: Mapping[str, Row]) -> str:
+    """``3 of 30``: selections of the cell's runs that starve a class, of those of the runs that have rows."""
+    own = [rows[row["key"]] for row in cell.rows if row["key"] in rows]
+    starved, all_of_them = (sum(int(row[name]) for row in own) for name in ("starved_checkpoints", "checkpoints"))
+    return f"{starved} of {all_of_them}" if own else ""

@@ -13,13 +13,6 @@ from benchmarks.paper.grid import Run, methods
 from ffcv_prune.errors import UserError
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-CLASSES = 10  # of each data set of findings.yaml, whose page alone marks what has collapsed
-COLLAPSED = 10.0  # points of accuracy above chance, within which a method has learnt next to nothing
-UNSTEADY = 1.2  # the longest run over the shortest of a cell, from which their seconds say more of the machine
-MARKS = (
-    f"† collapsed: within {COLLAPSED:g} points of chance, {100 / CLASSES:g} %. ‡ the slowest of these runs took more "
-    f"than {UNSTEADY:g} times as long as the fastest."
-)
 
 
 @dataclass(frozen=True)
@@ -55,19 +48,6 @@ class Cell:
     def mean(self, column: str) -> float:
         return statistics.mean(self.values(column))
 
-    @property
-    def collapsed(self) -> bool:
-        return 100 * statistics.mean(self.accuracies) < 100 / CLASSES + COLLAPSED
-
-    @property
-    def spread_of_seconds(self) -> float:
-        """The longest run over the shortest."""
-        return max(self.seconds) / min(self.seconds)
-
-    @property
-    def unsteady(self) -> bool:
-        return self.spread_of_seconds > UNSTEADY
-
 
 def read_rows(path: Path) -> dict[str, Row]:
     """The rows by key; none if the file does not exist. UserError if it is no such file."""
@@ -95,15 +75,6 @@ def cells(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[Cell]:
     return made
 
 
-def distinct(grouped: Sequence[Cell]) -> list[Cell]:
-    """The cells that have rows, without those whose runs an earlier part has too."""
-    made: dict[frozenset[str], Cell] = {}
-    for cell in grouped:
-        if cell.rows:
-            made.setdefault(frozenset(row["key"] for row in cell.rows), cell)
-    return list(made.values())
-
-
 def pruned_share(cell: Cell, grouped: Sequence[Cell]) -> float:
     """The cell's pruning rate; where the losses decide it, the share of full data's samples that was not seen."""
     rate = cell.run.rate or 0.0
@@ -123,13 +94,8 @@ def rate_words(cell: Cell, grouped: Sequence[Cell]) -> str:
     return f"{pruned_share(cell, grouped):.2f} ({key.partition('.')[2]} {cell.run.rate:g})"
 
 
-def accuracy_words(cell: Cell) -> str:
-    """Mean and standard deviation in percent, marked if the method has collapsed."""
-    return mean_and_spread([100 * accuracy for accuracy in cell.accuracies]) + " †" * cell.collapsed
-
-
-def table(grid: Sequence[Cell], marked: bool = False) -> str:
-    """The Markdown table of the cells that have rows; `marked` as MARKS says."""
+def table(grid: Sequence[Cell]) -> str:
+    """The Markdown table of the cells that have rows."""
     swept = any(cell.run.swept for cell in grid)
     parts = any(cell.run.part for cell in grid)
     scored = any(cell.score_seconds and max(cell.score_seconds) > 0 for cell in grid)
@@ -155,10 +121,10 @@ def table(grid: Sequence[Cell], marked: bool = False) -> str:
                 run.label,
                 rate_words(cell, grid),
                 *([" = ".join(run.swept) if run.swept else ""] if swept else []),
-                accuracy_words(cell) if marked else mean_and_spread([100 * accuracy for accuracy in cell.accuracies]),
+                mean_and_spread([100 * accuracy for accuracy in cell.accuracies]),
                 f"{len(cell.rows)}",
                 f"{cell.mean('samples_seen'):,.0f}",
-                mean_and_spread(cell.seconds, 0) + " ‡" * (marked and cell.unsteady),
+                mean_and_spread(cell.seconds, 0),
                 *([f"{statistics.mean(cell.score_seconds):.0f}"] if scored else []),
             ]
         )

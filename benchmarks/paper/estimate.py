@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from benchmarks.paper.costs import scoring_passes
 from benchmarks.paper.grid import Run
 from ffcv_prune.config import Config
 from ffcv_prune.data.beton import check_beton
@@ -58,6 +57,14 @@ def _training(config: Config) -> float:
         seen *= 1 - 0.5 * values["ratio"] * values["delta"]
     tests = -(-epochs // config.train.eval_every) * check_beton(config.data.test).num_samples
     return seen * speed.train + (scoring_passes(config) * n + tests) * speed.score
+
+
+def scoring_passes(config: Config) -> int:
+    """Passes over all data that a run's selections take: none for static scores and for losses of training."""
+    phases, epochs = config.prune.phases, config.train.epochs
+    if not config.prune.makes_passes:
+        return 0
+    return sum(phases.selects(e, epochs) and phases.phase(e, epochs) == "method" for e in range(epochs))
 
 
 def _scores(config: Config) -> float:

@@ -41,16 +41,14 @@ def draw(kind: str, cells: Sequence[Cell], title: str, out: Path) -> Path | None
     return save(figure, out.with_name(f"{out.name}_{kind}.svg"))
 
 
-def draw_distribution(
-    title: str, counts: NDArray[np.int64], checkpoints: int, out: Path, fitted: Path | None = None
-) -> tuple[Path, str]:
+def draw_distribution(title: str, counts: NDArray[np.int64], checkpoints: int, out: Path) -> tuple[Path, str]:
     """Write OUT_distribution.svg, and return it and the shares of the groups in words.
 
-    The fit is read from `fitted`, or OUT_fit.csv; where that is not of these counts, it is made and written there.
+    The fit is read from OUT_fit.csv; where that is not of these counts, it is made and written there.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    fit, words = find_fit(counts, checkpoints, fitted or out.with_name(f"{out.name}_fit.csv"))
+    fit, words = find_fit(counts, checkpoints, out.with_name(f"{out.name}_fit.csv"))
     plot_distribution(axes, counts, checkpoints, fit)
     axes.set_title(title)
     return save(figure, out.with_name(f"{out.name}_distribution.svg")), words

@@ -3,9 +3,6 @@
 SCALE/EXPERIMENT_fit.csv has one row for each group, with its share of the samples, and in the same row one of the three
 components, in the order of their means. Its `histogram` is the hash of the counts: a fit of other counts is made anew.
 Remove the file to fit the same counts again.
-
-The committed small/findings_fit.csv was taken from the page of commit 51b2ca4, which PyMC was there to make. The page
-had shares and R-hat but no components; a fit whose chains disagree is not drawn, so they are not missed.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ What is committed is the histogram, SCALE/EXPERIMENT_selections.csv: the sums ov
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,3 +58,19 @@ def read_histogram(path: Path) -> tuple[NDArray[np.int64], int]:
     with path.open(newline="", encoding="utf-8") as file:
         samples = [int(row["samples"]) for row in csv.DictReader(file)]
     return np.repeat(np.arange(len(samples)), samples), len(samples) - 1
+
+
+def groups_in_words(about: str, counts: NDArray[np.int64], checkpoints: int) -> str:
+    """How many samples were selected never, sometimes and always, and how many would be by chance (paper, Fig. 3)."""
+    keep, times = float(counts.mean()) / checkpoints, range(checkpoints + 1)
+    chance = [math.comb(checkpoints, count) * keep**count * (1 - keep) ** (checkpoints - count) for count in times]
+    told = []
+    for selected in (np.bincount(counts, minlength=checkpoints + 1) / counts.size, np.array(chance)):
+        rarely = np.arange(checkpoints + 1) <= 0.1 * checkpoints
+        never, always = float(selected[rarely].sum()), float(selected[rarely[::-1]].sum())
+        shares = (100 * never, 100 * (1 - never - always), 100 * always)
+        told.append("{:.1f} % never, {:.1f} % sometimes, {:.1f} % always".format(*shares))
+    return (
+        f"Of {checkpoints} selections of {about}, samples were in: {told[0]}. Drawn at random: {told[1]}. "
+        "Never is at most a tenth of the times, always at least nine tenths."
+    )

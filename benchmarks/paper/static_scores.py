@@ -16,7 +16,7 @@ from ffcv_prune.training.static_scores import compute
 
 def make_scores(run: Run, loaders: Loaders, selections: Path) -> None:
     """Write the file that the run's prune.scores names, if it is not there yet."""
-    path = Path(run.config.prune.values["scores"])
+    path = Path(run.config.prune.values.get("scores", ""))
     if run.scoring is not None:
         compute(run.scoring, loaders)
     elif run.source is not None and not path.with_suffix(".json").exists():

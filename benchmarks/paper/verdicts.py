@@ -1,9 +1,9 @@
-"""How findings are judged: two cells by the 95 % interval of their difference, Welch's, over the seeds.
+"""How claims are judged: two cells by the 95 % interval of their difference, Welch's, over the seeds.
 
-All relations are symmetric: what would make one fail is as far off as what makes it hold.
+All signs are symmetric: what would make one fail is as far off as what makes it hold.
 
     above, below    0 decides: holds where the whole interval is on the claimed side, fails where it is on the other
-    level with      ±LEVEL decides: holds where the whole interval is within, fails where it is wholly beyond
+    level           ±LEVEL decides: holds where the whole interval is within, fails where it is wholly beyond
 
 Whatever is left is undecided, whichever way it points: an interval that is merely wide shows nothing.
 """
@@ -14,53 +14,61 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.paper.cells import Cell
-from benchmarks.paper.claims import Claim
 from ffcv_prune.analysis.intervals import welch_margin
+from ffcv_prune.strict_args import read_yaml
 
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 LEVEL = 1.0  # points of accuracy within which two methods count as level
-RULE = (
-    "A claim of “above” or “below” holds where the whole 95 % interval of the difference (Welch, over the seeds) lies "
-    "on the claimed side of 0, and does not hold where it lies on the other. “Level with” holds where the whole "
-    f"interval lies within ±{LEVEL:g} point, and does not hold where it lies wholly beyond. All else is undecided."
-)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An entry of claims.yaml, which says what the fields mean."""
+
+    name: str
+    data: Sequence[str]
+    first: str
+    sign: str
+    second: str
+    rates: Sequence[str]
+    measure: str = "accuracy"
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cells: their difference in points of accuracy or in seconds, half its 95 % interval, and the verdict."""
+    """Two cells: their means, their difference in points of accuracy or in seconds, and the verdict."""
 
-    cell: Cell
-    rival: Cell
-    gap: float
-    margin: float
+    first: Cell
+    second: Cell
+    means: tuple[float, float]
+    margin: float  # half the 95 % interval of the difference
     verdict: str
 
     @property
     def difference(self) -> str:
-        return f"{self.gap:+.2f} ± {self.margin:.2f}" if math.isfinite(self.margin) else f"{self.gap:+.2f}, one run"
-
-    @property
-    def collapsed(self) -> bool:
-        return self.cell.collapsed or self.rival.collapsed
-
-    @property
-    def unsteady(self) -> bool:
-        return self.cell.unsteady or self.rival.unsteady
+        gap = self.means[0] - self.means[1]
+        return f"{gap:+.2f} ± {self.margin:.2f}" if math.isfinite(self.margin) else f"{gap:+.2f}, one run"
 
 
-def compare(cell: Cell, rival: Cell, relation: str, measure: str = "accuracy") -> Comparison:
-    a, b = (measured(one, measure) for one in (cell, rival))
-    gap, margin = statistics.mean(a) - statistics.mean(b), welch_margin(a, b)
-    low, high = gap - margin, gap + margin
+def read_claims() -> list[Claim]:
+    return [Claim(name, **entry) for name, entry in read_yaml(CLAIMS).items()]
+
+
+def compare(first: Cell, second: Cell, sign: str, measure: str = "accuracy") -> Comparison:
+    a, b = (measured(cell, measure) for cell in (first, second))
+    means, margin = (statistics.mean(a), statistics.mean(b)), welch_margin(a, b)
+    low, high = means[0] - means[1] - margin, means[0] - means[1] + margin
     holds, fails = {
         "above": (low > 0, high < 0),
         "below": (high < 0, low > 0),
-        "level with": (low >= -LEVEL and high <= LEVEL, low > LEVEL or high < -LEVEL),
-    }[relation]
-    return Comparison(cell, rival, gap, margin, HOLDS if holds else FAILS if fails else UNDECIDED)
+        "level": (low >= -LEVEL and high <= LEVEL, low > LEVEL or high < -LEVEL),
+    }[sign]
+    return Comparison(first, second, means, margin, HOLDS if holds else FAILS if fails else UNDECIDED)
 
 
 def measured(cell: Cell, measure: str) -> list[float]:
@@ -68,30 +76,26 @@ def measured(cell: Cell, measure: str) -> list[float]:
     return [100 * value for value in cell.accuracies] if measure == "accuracy" else cell.all_seconds
 
 
-def cell_of(grouped: Sequence[Cell], part: str, method: str, rate: float | None) -> Cell | None:
-    """The cell of this method, at this rate or without one, if it has rows."""
-    fitting = (c for c in grouped if (c.run.part, c.run.method) == (part, method))
-    return next((c for c in fitting if c.run.rate in (rate, None) and c.rows), None)
-
-
 def comparisons(claim: Claim, grouped: Sequence[Cell]) -> list[Comparison]:
-    """Those of the claim's comparisons that have rows on both sides."""
+    """Those of the claim's comparisons that have rows on both sides; full data has one cell for all rates."""
+
+    def cell_of(part: str, method: str, rate: str) -> Cell | None:
+        own = (c for c in grouped if (c.run.part, c.run.method) == (part, method) and c.rows)
+        return next((c for c in own if c.run.rate in (float(rate), None)), None)
+
     pairs = [
-        (cell_of(grouped, part, method, rate), cell_of(grouped, part, rival, rate))
-        for part in claim.parts
+        (cell_of(part, first, rate), cell_of(part, second, rate))
+        for part in claim.data
         for rate in claim.rates
-        for method in claim.methods.split()
-        for rival in claim.rivals.split()
+        for first in claim.first.split()
+        for second in claim.second.split()
     ]
-    return [compare(cell, rival, claim.relation, claim.measure) for cell, rival in pairs if cell and rival]
+    return [compare(first, second, claim.sign, claim.measure) for first, second in pairs if first and second]
 
 
 def overall(verdicts: Sequence[str]) -> str:
-    """The verdict that all comparisons share, or how many have which: ``holds in 1 of 3, undecided in 2``."""
-    if not verdicts:
-        return "not measured"
-    numbers = [(verdict, verdicts.count(verdict)) for verdict in (HOLDS, FAILS, UNDECIDED) if verdict in verdicts]
-    if len(numbers) == 1:
+    """The verdict that all comparisons share, or how many have which: ``holds 1, undecided 2``."""
+    counted = {verdict: verdicts.count(verdict) for verdict in (HOLDS, FAILS, UNDECIDED) if verdict in verdicts}
+    if len(counted) == 1:
         return verdicts[0]
-    first, *rest = (f"{verdict} in {number}" for verdict, number in numbers)
-    return ", ".join([f"{first} of {len(verdicts)}", *rest])
+    return ", ".join(f"{verdict} {count}" for verdict, count in counted.items()) or "not measured"
