@@ -233,7 +233,7 @@ def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", 
         if settings[name].level <= named.level:
             raise UserError(
                 f"{name} ({settings[name].source}): method {method.name} takes no {name.removeprefix('prune.')}; "
-                "leave it out"
+                f"{'leave it out' if method.prunes else 'set prune.method, such as random, or leave it out'}"
             )
         del settings[name]
     keys: Any = strict_args.resolve(_keys(section), settings, options)

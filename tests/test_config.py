@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffcv_prune.config import POLICIES, Config, Prune, load
+from ffcv_prune import methods
+from ffcv_prune.config import Config, load
 from ffcv_prune.errors import UserError
-from ffcv_prune.methods import policies
 from ffcv_prune.strict_args import parse_command_line, read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "rn_configs"
@@ -51,24 +51,44 @@ def test_defaults_are_the_papers(minimal: Path) -> None:
     assert (config.train.lr, config.train.momentum, config.train.nesterov) == (0.1, 0.9, True)
     assert (config.train.weight_decay, config.train.batch_size) == (5e-4, 128)
     assert config.train.lr_milestones == (0.3, 0.6, 0.8)
-    assert (config.prune.policy, config.prune.keep, config.prune.period, config.prune.alpha) == (
-        "none",
-        1.0,
-        10,
-        0.8,
-    )
+    assert config.prune == methods.PRESETS["full"]
+    ucb = load_with(minimal, "--prune.method=ucb").prune
+    assert [ucb.values[name] for name in ("keep", "period", "alpha", "c")] == [0.3, 10, 0.8, 1.0]
 
 
 def test_command_line_beats_file_beats_base_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "shared" / "root.yaml", MINIMAL + "prune: {alpha: 0.1, c: 0.1, epsilon: 0.1}\n")
+    write(tmp_path / "shared" / "root.yaml", MINIMAL + "prune: {method: ucb, alpha: 0.1, c: 0.1, period: 4}\n")
     write(tmp_path / "base.yaml", "base: shared/root.yaml\nprune: {alpha: 0.2, c: 0.2}\n")
     path = write(tmp_path / "configs" / "top.yaml", "base: ../base.yaml\nprune: {alpha: 0.3}\n")
     monkeypatch.setenv("prune.period", "3")  # fastargs would let the environment win
     monkeypatch.setenv("prune.alpha", "0.9")
     config = load_with(path, "--prune.random_share=0.4")
-    assert config.prune == Prune(alpha=0.3, c=0.2, epsilon=0.1, random_share=0.4)
-    assert load_with(path, "--prune.alpha", "0.4").prune.alpha == 0.4
-    assert load_with(path, "--prune.alpha=0.4", "--prune.alpha=0.5").prune.alpha == 0.5
+    assert config.prune == methods.build("ucb", alpha=0.3, c=0.2, period=4, random_share=0.4)
+    assert load_with(path, "--prune.alpha", "0.4").prune.values["alpha"] == 0.4
+    assert load_with(path, "--prune.alpha=0.4", "--prune.alpha=0.5").prune.values["alpha"] == 0.5
+
+
+def test_keys_that_a_lower_file_left_for_another_method_do_not_count(tmp_path: Path) -> None:
+    write(tmp_path / "ucb.yaml", MINIMAL + "prune: {method: ucb, c: 2, keep: 0.4}\n")
+    path = write(tmp_path / "random.yaml", "base: ucb.yaml\nprune: {method: random}\n")
+    assert load_with(path).prune == methods.build("random", keep=0.4)
+    assert load_with(tmp_path / "ucb.yaml", "--prune.method=ema").prune == methods.build("ema", keep=0.4)
+    write(path, "base: ucb.yaml\nprune: {method: random, c: 3}\n")
+    assert refusal(path) == f"prune.c ({path}): method random takes no c; leave it out"
+
+
+@pytest.mark.parametrize("name", methods.PRESETS)
+def test_every_method_reads_back_from_its_own_file(name: str, minimal: Path) -> None:
+    scores = ["--prune.scores=a.npy"] if "scores" in methods.PRESETS[name].parameters else []
+    config = load_with(minimal, f"--prune.method={name}", *scores)
+    assert load_with(write(minimal.with_name("again.yaml"), config.to_yaml())) == config
+
+
+def test_score_source_exchanges_the_source_and_its_keys(minimal: Path) -> None:
+    options = ["--prune.method=ucb", "--prune.score_source=training", "--prune.warmup=1", "--prune.warmup_mode=full"]
+    config = load_with(minimal, *options)
+    assert config.prune.makes_passes is False and config.prune.records_losses
+    assert "takes no score_budget" in refusal(minimal, *options, "--prune.score_budget=0.5")
 
 
 def test_base_chain_that_comes_back_is_refused(tmp_path: Path) -> None:
@@ -95,7 +115,7 @@ def test_missing_base_names_both_files(tmp_path: Path) -> None:
         ("train.lr_milestones=", "train", ()),
         ("run.name=007", "run", "007"),
         ("data.num_workers=-1", "data", -1),
-        ("prune.keep=1", "prune", 1.0),
+        ("train.momentum=0.5", "train", 0.5),
     ],
 )
 def test_a_value_reads_the_same_in_a_file_and_on_the_command_line(
@@ -119,14 +139,14 @@ def test_lists_may_be_yaml_lists(tmp_path: Path) -> None:
 
 
 def test_a_section_may_be_empty(tmp_path: Path) -> None:
-    assert load_with(write(tmp_path / "a.yaml", MINIMAL + "prune:\n#  keep: 0.3\n")).prune == Prune()
+    assert load_with(write(tmp_path / "a.yaml", MINIMAL + "prune:\n#  keep: 0.3\n")).prune == methods.PRESETS["full"]
 
 
 @pytest.mark.parametrize(
     ("argument", "fragments"),
     [
         ("train.lrr=0.1", ['"train.lrr"', 'did you mean "train.lr"?']),
-        ("prune.poliyc=ucb", ['did you mean "prune.policy"?']),
+        ("prune.methd=ucb", ['did you mean "prune.method"?']),
         ("confg=a.yaml", ['did you mean "config"?']),
         ("base=minimal.yaml", ['unknown key "base"']),
         ("train=3", ['unknown key "train"']),
@@ -143,12 +163,8 @@ def test_a_section_may_be_empty(tmp_path: Path) -> None:
         ("train.device=gpu", ["train.device=gpu", "cuda"]),
         ("train.momentum=0", ["train.nesterov=false"]),
         ("train.warmup_epochs=20", ["train.warmup_epochs", "train.epochs=20"]),
-        ("prune.policy=ucbb", ["prune.policy=ucbb", 'did you mean "ucb"?']),
-        ("prune.keep=0", ["prune.keep=0", "expected a number in (0, 1]"]),
-        ("prune.keep=1.01", ["expected a number in (0, 1]"]),
-        ("prune.keep=0.3", ["prune.policy"]),
-        ("prune.period=0", ["prune.period=0", "expected an integer in [1, inf)"]),
-        ("prune.warmup=21", ["prune.warmup + prune.final = 21", "train.epochs=20"]),
+        ("prune.method=ucbb", ["prune.method=ucbb", 'did you mean "ucb"?']),
+        ("prune.keep=0.3", ["method full takes no keep", "prune.method"]),
         ("data.num_workers=0", ["data.num_workers=0"]),
         ("run.name=../elsewhere", ["run.name=../elsewhere", "run.out"]),
     ],
@@ -161,8 +177,25 @@ def test_bad_values_are_refused_with_key_value_and_expectation(
         assert fragment in message
 
 
+@pytest.mark.parametrize(
+    ("argument", "fragments"),
+    [
+        ("prune.keep=0", ["prune.keep=0", "expected a number in (0, 1]"]),
+        ("prune.keep=1.01", ["expected a number in (0, 1]"]),
+        ("prune.period=0", ["prune.period=0", "expected an integer in [1, inf)"]),
+        ("prune.warmup=21", ["warmup = 21 and final = 0 do not fit into 20 epochs"]),
+        ("prune.epsilon=0.1", ["method ucb takes no epsilon"]),
+        ("prune.score_source=passes", ['did you mean "pass"?']),
+    ],
+)
+def test_bad_parameters_of_a_method_are_refused(minimal: Path, argument: str, fragments: list[str]) -> None:
+    message = refusal(minimal, "--prune.method=ucb", f"--{argument}")
+    for fragment in fragments:
+        assert fragment in message
+
+
 def test_a_bad_value_in_a_base_file_names_that_file(tmp_path: Path) -> None:
-    write(tmp_path / "base.yaml", MINIMAL + "prune: {keep: [0.3]}\n")
+    write(tmp_path / "base.yaml", MINIMAL + "prune: {method: ucb, keep: [0.3]}\n")
     message = refusal(write(tmp_path / "a.yaml", "base: base.yaml\n"))
     assert "prune.keep=0.3" in message
     assert "base.yaml" in message
@@ -273,7 +306,3 @@ def test_shipped_configs_load_and_open_with_their_command(path: Path) -> None:
     assert load_with(path).run.name == path.stem
     first_line = path.read_text(encoding="utf-8").splitlines()[0]
     assert first_line == f"# python train_imagenet.py --config rn_configs/{path.name}"
-
-
-def test_every_policy_of_a_config_exists() -> None:
-    assert {*POLICIES} - {"none"} <= policies.POLICIES.keys()

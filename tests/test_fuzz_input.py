@@ -17,10 +17,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ffcv_prune import PrunedLoader, ScoreTable, policies, strict_args
+from ffcv_prune import PrunedLoader, methods
 from ffcv_prune.config import Config, load
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.order import validate_ids
+from ffcv_prune.methods.table import ScoreTable
 from tests.betons import Beton
 
 MODERATE = settings(max_examples=200, deadline=None)
@@ -102,7 +103,7 @@ TABLE_IDS = st.none() | hnp.arrays(np.int64, st.integers(0, 12), elements=st.int
 @MODERATE
 @pytest.mark.filterwarnings("ignore:.*losses are NaN or infinite:RuntimeWarning")
 @given(st.lists(st.tuples(LOSSES, TABLE_IDS), min_size=1, max_size=4), st.floats())
-def test_any_update_is_taken_in_or_refused_and_any_policy_can_select_then(
+def test_any_update_is_taken_in_or_refused_and_any_statistic_can_select_then(
     updates: list[tuple[object, object]], alpha: float
 ) -> None:
     with refusal_is_one_line():
@@ -116,8 +117,8 @@ def test_any_update_is_taken_in_or_refused_and_any_policy_can_select_then(
                 for name, value in table.state_dict().items():
                     np.testing.assert_array_equal(value, before[name])
         assert np.isfinite(table.last[table.last_scored >= 0]).all()
-        for policy in (policies.Uncertainty(), policies.EMA(), policies.UCB(), policies.EpsilonGreedy()):
-            assert len(set(policy.select(table, 5, np.random.default_rng(0)).tolist())) == 5
+        for name in ("uncertainty", "ema", "ucb"):
+            assert len(set(methods.PRESETS[name].statistic.top(table, 5, None).tolist())) == 5
 
 
 STATE_VALUES = st.integers() | st.floats() | st.text(max_size=3) | st.none() | hnp.arrays(np.float32, st.integers(0, 9))
@@ -143,8 +144,18 @@ def test_any_state_is_taken_up_or_refused(changes: dict[str, object], complete: 
 
 # ---- configurations ----------------------------------------------------------------------------------------
 
-SECTIONS = strict_args.get_type_hints(Config)
-KEYS = [f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
+SECTIONS = [field.name for field in dataclasses.fields(Config)]
+KEYS = [f"prune.{name}" for name in sorted({name for method in methods.PRESETS.values() for name in method.parameters})]
+KEYS += [
+    "prune.method",
+    "prune.score_source",
+    "train.lr",
+    "train.epochs",
+    "train.amp",
+    "data.size",
+    "run.name",
+    "run.seed",
+]
 VALUES = (
     st.text(max_size=8)
     | st.integers().map(str)

@@ -1,4 +1,4 @@
-"""docs/methods: every policy has a card, and the cards name only keys, configs and files that exist."""
+"""docs/methods: every method has a card, and the cards name only keys, configs and files that exist."""
 
 from __future__ import annotations
 
@@ -9,27 +9,32 @@ from typing import get_type_hints
 
 import pytest
 
-from ffcv_prune.config import POLICIES, Config
+from ffcv_prune.config import Config
+from ffcv_prune.methods import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS = ROOT / "docs" / "methods"
 INDEX = (CARDS / "README.md").read_text(encoding="utf-8")
 KEYS = {
-    f"{section}.{field.name}" for section, kind in get_type_hints(Config).items() for field in dataclasses.fields(kind)
+    f"{section}.{field.name}"
+    for section, kind in get_type_hints(Config).items()
+    if section != "prune"
+    for field in dataclasses.fields(kind)
 }
+KEYS |= {f"prune.{name}" for method in PRESETS.values() for name in (*method.parameters, "method", "score_source")}
 PARTS = ("# ", "**Rule", "arameters", "**Cost", "**When it hurts.**", "**Source.**")
 LINKS = re.compile(r"\]\((\w+\.md)\)")
 
 
-def cards_of(policy: str) -> list[str]:
-    """The cards that the index names for a policy."""
-    (row,) = (line for line in INDEX.splitlines() if line.startswith(f"| `{policy}` |"))
+def cards_of(method: str) -> list[str]:
+    """The cards that the index names for a method."""
+    (row,) = (line for line in INDEX.splitlines() if line.startswith(f"| `{method}` |"))
     return LINKS.findall(row)
 
 
-@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "none"])
-def test_every_policy_has_its_cards(policy: str) -> None:
-    cards = cards_of(policy)
+@pytest.mark.parametrize("method", [name for name, method in PRESETS.items() if method.prunes])
+def test_every_method_has_its_cards(method: str) -> None:
+    cards = cards_of(method)
     assert cards and all((CARDS / name).exists() for name in cards)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
-import torch
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.table import NonFiniteLossError, ScoreTable
@@ -103,21 +100,18 @@ def test_a_table_that_makes_no_sense_is_refused(n, alpha):
         ScoreTable(n, alpha)
 
 
-def test_state_survives_torch_save_and_continues_bit_for_bit():
+def test_a_state_continues_bit_for_bit():
     rng = np.random.default_rng(0)
     table, resumed = ScoreTable(50), ScoreTable(50)
     table.update(rng.random(50))
-    file = io.BytesIO()
-    torch.save(table.state_dict(), file)
-    file.seek(0)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(table.state_dict())
     losses = rng.random(50)
     table.update(losses)
     resumed.update(losses)
     assert_unchanged(resumed, snapshot(table))
 
 
-def test_a_state_is_a_copy_and_may_hold_numpy_arrays():
+def test_a_state_is_a_copy():
     table = ScoreTable(2)
     state = snapshot(table)
     assert all(isinstance(value, np.ndarray) for value in state.values())
@@ -132,8 +126,8 @@ def test_a_state_is_a_copy_and_may_hold_numpy_arrays():
     [
         ({"n": 4}, "n = 4, this run has 3"),
         ({"alpha": 0.5}, "alpha = 0.5"),
-        ({"mean": torch.zeros(4)}, "shape"),
-        ({"var": torch.zeros(3, dtype=torch.float64)}, "float64"),
+        ({"mean": np.zeros(4, np.float32)}, "shape"),
+        ({"var": np.zeros(3)}, "float64"),
         ({"surplus": 1}, "not the state of a score table"),
     ],
 )

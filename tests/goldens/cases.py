@@ -1,4 +1,4 @@
-"""The cases of the goldens: what is recorded at the commit before the rebuild, and driven again after it. numpy alone."""
+"""The cases of the goldens: what is recorded at the commit before the rebuild, and driven again after it."""
 
 from __future__ import annotations
 
