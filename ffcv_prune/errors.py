@@ -46,18 +46,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[list[int]]:
     """Put Ctrl-C off until things are tidied up, so that an impatient second one cannot leave half of them.
 
-    For what takes no longer than the batch at hand. Only the main thread receives signals: elsewhere nothing is done.
+    For what takes no longer than the batch at hand, or looks into the list that it gets: each Ctrl-C appends to it.
+    Only the main thread receives signals: elsewhere nothing is done.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
     previous = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
-        yield
+        yield came
     finally:
         signal.signal(signal.SIGINT, previous or signal.SIG_DFL)  # None: a handler that is not Python's
         if came:

@@ -22,6 +22,9 @@ from torch import Tensor
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data import sources
 from ffcv_prune.data.beton import check_beton
+from ffcv_prune.data.encode import _BetonWriter
+from ffcv_prune.data.recipe import load_recipe
+from ffcv_prune.data.writer import write_dataset
 from ffcv_prune.errors import UserError, uninterrupted
 from ffcv_prune.loading.pipelines import score_pipelines
 from tests.betons import Beton
@@ -264,6 +267,26 @@ def test_ctrl_c_twice_in_the_writer_leaves_nothing(pause: float, tmp_path: Path)
     assert "leaked" not in errors
     assert not [path for path in out.rglob("*") if path.is_file()]
     expect_no_leak(before)
+
+
+def test_ctrl_c_before_the_writers_first_process_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shared memory is there by then."""
+    write_images(tmp_path / "train", {"cat": 20})
+    recipe = write_recipe(tmp_path, "source: {folder: small}\n")
+    prepare = _BetonWriter.prepare
+
+    def interrupted(writer: _BetonWriter) -> None:
+        prepare(writer)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(_BetonWriter, "prepare", interrupted)
+    before = shared_memory()
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(load_recipe(str(recipe)), tmp_path, tmp_path / "out", 2)
+    expect_no_leak(before, seconds=5)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 # ---- one core ----------------------------------------------------------------------------------------------

@@ -136,6 +136,12 @@ class _BetonWriter(DatasetWriter):
         self, num_samples: int, queue_content: Iterable[Any], work_fn: Callable[..., None], extra: tuple[Any]
     ) -> None:
         self.num_samples = num_samples
+        with uninterrupted() as interrupts:  # from here on there is shared memory, and soon there are processes
+            self._supervise(interrupts, queue_content, work_fn, extra)
+
+    def _supervise(
+        self, interrupts: list[int], queue_content: Iterable[Any], work_fn: Callable[..., None], extra: tuple[Any]
+    ) -> None:
         self.prepare()
         fork = multiprocessing.get_context("fork")  # hands on the data set instead of pickling it
         todo, results = fork.Queue(), fork.Queue()
@@ -153,26 +159,29 @@ class _BetonWriter(DatasetWriter):
                 worker.start()
             for item in (*queue_content, *[None] * self.num_workers):
                 todo.put(item)
-            self.finalize(self._collect(workers, results, done))
+            self.finalize(self._collect(interrupts, workers, results, done))
             for worker in workers:
                 worker.join()
             self.histogram = np.array(histogram[:], dtype=np.int64).reshape(3, 256)
         finally:
-            with uninterrupted():
-                todo.cancel_join_thread()
-                for worker in workers:
-                    if worker.is_alive():
-                        worker.terminate()
-                        worker.join()
-                self.metadata_sm.close()
-                self.metadata_sm.unlink()
+            todo.cancel_join_thread()
+            for worker in workers:
+                if worker.is_alive():
+                    worker.terminate()
+                    worker.join()
+            self.metadata_sm.close()
+            self.metadata_sm.unlink()
 
-    def _collect(self, workers: list[Any], results: Any, done: Any) -> list[tuple[int, int, int]]:
+    def _collect(
+        self, interrupts: list[int], workers: list[Any], results: Any, done: Any
+    ) -> list[tuple[int, int, int]]:
         """Show progress until every worker has handed in its allocations; raise what a worker raised."""
         allocations: list[tuple[int, int, int]] = []
         missing = len(workers)
         with tqdm(total=self.num_samples, desc=self.title, unit="img", disable=None) as progress:
             while missing:
+                if interrupts:
+                    raise KeyboardInterrupt
                 try:
                     result = results.get(timeout=0.1)
                 except Empty:
