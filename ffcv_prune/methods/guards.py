@@ -156,12 +156,17 @@ class ClassFloor(Guard):
         rest = rule.draw(samples, k - chosen.size, rng, left) if chosen.size < k else Draw(among[:0])
 
         def probability() -> NDArray[np.float64]:
-            # Of what the quotas took, the draw from the rest says nothing: nothing is added to its probability.
-            earlier, later = np.zeros(among.size), np.zeros(among.size)
+            earlier = np.zeros(among.size)
             for members, draw in drawn:
                 earlier[np.searchsorted(among, members)] = draw.probabilities(members)
-            later[np.searchsorted(among, left)] = rest.probabilities(left)
-            return earlier + (1 - earlier) * later
+            if not rest.ids.size:
+                return earlier
+            # Of what the quotas drew at random, the draw from the rest says nothing. It would have had the chance of a
+            # sample that no ranking prefers: exact where the rule is uniform, else the least it can be.
+            later = rest.probabilities(left)
+            chance = np.full(among.size, later.min())
+            chance[np.searchsorted(among, left)] = later
+            return earlier + (1 - earlier) * chance
 
         certain = all(draw.probability is None for draw in (rest, *(draw for _, draw in drawn)))
         return Draw(np.sort(np.concatenate([chosen, rest.ids])), None if certain else probability)

@@ -1,0 +1,27 @@
+"""Rules of methods driven on a table of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ffcv_prune.methods.rule import Draw, Rule, Samples
+from ffcv_prune.methods.statistics import Last, Statistic
+from ffcv_prune.methods.table import ScoreTable
+
+
+def samples_of(
+    losses: ArrayLike, statistic: Statistic | None = None, groups: NDArray[np.int64] | None = None
+) -> Samples:
+    """The samples with these losses; one whose loss is NaN has none yet."""
+    values = np.array(losses, np.float32)
+    table, known = ScoreTable(values.size), np.flatnonzero(~np.isnan(values))
+    if known.size:
+        table.update(values[known], known)
+    return Samples(statistic or Last(), table, groups)
+
+
+def draw(rule: Rule, samples: Samples, k: int, seed: Any = 0, among: NDArray[np.int64] | None = None) -> Draw:
+    return rule.draw(samples, k, np.random.default_rng(seed), among)
