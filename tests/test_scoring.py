@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ffcv.fields import FloatField, NDArrayField
-from ffcv.fields.decoders import FloatDecoder, NDArrayDecoder
+from ffcv.fields.decoders import FloatDecoder, IntDecoder, NDArrayDecoder
 from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from ffcv_prune import PrunedLoader, score_dataset, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from tests.betons import Beton, write_targets
+from tests.betons import Beton, write_label_first, write_targets
 from tests.nets import SmallNet
 
 
@@ -145,6 +145,25 @@ def test_several_labels_are_scored(beton: Beton) -> None:
     np.testing.assert_allclose(losses, expected.numpy(), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"float32 \[64, 10\].*tasks\.MultiLabel"):
         score_dataset(SmallNet(), loader)
+
+
+def test_a_file_whose_label_stands_before_its_image_is_scored(beton: Beton) -> None:
+    other = write_label_first(beton.path.with_name("label_first.beton"), beton)
+    pipelines = {"number": None, "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
+    pipelines["image"] = score_pipelines(check_beton(beton.path))["image"]
+    loader = PrunedLoader(other.path, 64, pipelines, shuffle=False, drop_last=False)
+    np.testing.assert_allclose(
+        score_dataset(SmallNet(), loader, amp_dtype=None), plain_losses(SmallNet(), beton), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_images_alone_can_be_scored_by_a_criterion_only(beton: Beton) -> None:
+    pipelines = score_pipelines(check_beton(beton.path)) | {"label": None}
+    loader = PrunedLoader(beton.path, 64, pipelines, shuffle=False, drop_last=False)
+    with pytest.raises(UserError, match="no targets: give the loader a pipeline"):
+        score_dataset(SmallNet(), loader)
+    confidence = score_dataset(SmallNet(), loader, criterion=lambda outputs, _: outputs.softmax(1).amax(1))
+    assert ((confidence > 0) & (confidence < 1)).all()
 
 
 class TwoHeads(SmallNet):

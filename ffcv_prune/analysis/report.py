@@ -100,7 +100,7 @@ def write_report(
         accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen"),
         phases=_picture(plot_phases(runs), "seconds by phase"),
         selections=_selections(counted, fits) if pruned else "<p>No selections of a policy.</p>",
-        classes=_picture(plot_class_rates(pruned), "share of each class kept") if pruned else "<p>All of all.</p>",
+        classes=_class_rates(pruned),
         made=escape(_made(runs)),
     )
     out = Path(out)
@@ -185,6 +185,15 @@ def _selections(pruned: Sequence[Run], fits: Sequence[Mixture | None]) -> str:
     return f"<ul>{''.join(sentences)}</ul>\n{picture}\n{shown}"
 
 
+def _class_rates(pruned: Sequence[Run]) -> str:
+    if not pruned:
+        return "<p>All of all.</p>"
+    classified = [run for run in pruned if run.dataset["classes"]]
+    if not classified:
+        return "<p>The targets are no classes.</p>"
+    return _picture(plot_class_rates(classified), "share of each class kept")
+
+
 def _examples(run: Run) -> str:
     """Images of the samples selected most and least often, spread over the data set."""
     if run.method == "random":  # chance alone decided
@@ -197,7 +206,7 @@ def _examples(run: Run) -> str:
         for word, extreme in (("most", run.counts.max()), ("least", run.counts.min())):
             ids = np.flatnonzero(run.counts == extreme)
             ids = ids[np.unique(np.linspace(0, len(ids) - 1, EXAMPLES, dtype=np.int64))]
-            names = ["" if labels is None else classes[labels[i]] for i in ids]
+            names = ["" if labels is None or not classes else classes[labels[i]] for i in ids]
             title = f"{run.name}: selected {word} often, {extreme} of {run.checkpoints} times"
             lines.append((title, read_images(path, ids.tolist()), names))
     except UserError as error:  # the data may be gone or written again since: the report has the rest

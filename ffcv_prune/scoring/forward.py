@@ -76,7 +76,7 @@ def score_dataset(
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
             images = batch.inputs.to(device, memory_format=torch.channels_last)
-            targets = batch.targets.to(device)
+            targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
                 scorer = _Scorer(chosen, score_loader.labels, task or Classification(), criterion)
@@ -99,14 +99,15 @@ class _Scorer:
         self.label_range = None if labels is None else (int(labels.min()), int(labels.max()))
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
-    def score(self, images: Tensor, targets: Tensor, out: Tensor) -> None:
-        """Write the scores of images [B, 3, H, W] with targets [B, ...] to out, float32[B]."""
+    def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
+        """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out, float32[B]."""
         while True:
             piece = min(self.piece or len(images), len(images))
             try:
                 for i in range(0, len(images), piece):
                     part = slice(i, i + piece)
-                    out[part] = self._scores(self.model(images[part]), targets[part])
+                    own = None if targets is None else targets[part]
+                    out[part] = self._scores(self.model(images[part]), own, len(images[part]))
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -118,14 +119,14 @@ class _Scorer:
                 self.piece = piece // 2
             torch.cuda.empty_cache()  # here the error, whose traceback holds the activations, is gone
 
-    def _scores(self, outputs: Any, targets: Tensor) -> Tensor:
+    def _scores(self, outputs: Any, targets: Any, samples: int) -> Tensor:
         if self.criterion is None:
             self.task.check(outputs, targets, self.label_range)
             return self.task.losses(outputs, targets)
         scores = self.criterion(outputs.float() if isinstance(outputs, Tensor) else outputs, targets)
-        if scores.shape != (len(targets),):
+        if scores.shape != (samples,):
             raise UserError(
-                f"the criterion returned {list(scores.shape)} for {len(targets)} samples: "
+                f"the criterion returned {list(scores.shape)} for {samples} samples: "
                 'return one score a sample (reduction="none")'
             )
         return scores

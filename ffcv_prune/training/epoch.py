@@ -15,7 +15,7 @@ from ffcv_prune.config import Train
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import default_amp_dtype
-from ffcv_prune.protocols import Step
+from ffcv_prune.protocols import SampleLoader, Step
 from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
 
@@ -138,7 +138,7 @@ def mean_loss(losses: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: PrunedLoader, task: Task, amp_dtype: torch.dtype | None) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: SampleLoader, task: Task, amp_dtype: torch.dtype | None) -> dict[str, float]:
     """The task's metrics over the whole test set, by name, the headline first.
 
     With a distributed loader each rank tests its share, no sample is tested twice, and all ranks return the same.
@@ -146,11 +146,11 @@ def evaluate(model: nn.Module, loader: PrunedLoader, task: Task, amp_dtype: torc
     model.eval()
     device = next(model.parameters()).device
     sums = torch.zeros(len(task.metrics), dtype=torch.float64, device=device)
-    with closing(iter(loader)) as batches, autocast(device, amp_dtype):
-        for inputs, targets in batches:
-            outputs = model(inputs)
-            task.check(outputs, targets)
-            sums += task.counts(outputs, targets)
+    with closing(loader.batches(0)) as batches, autocast(device, amp_dtype):
+        for batch in batches:
+            outputs = model(batch.inputs)
+            task.check(outputs, batch.targets)
+            sums += task.counts(outputs, batch.targets)
     if loader.world_size > 1:
         dist.all_reduce(sums)
     return task.summarise(sums, loader.num_samples)
