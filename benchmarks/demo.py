@@ -2,7 +2,7 @@
 
     ./run demo                                             one seed, at most 5 minutes on 2 cores
     python benchmarks/demo.py --seeds 0,1,2 --csv benchmarks/results/demo.csv
-    python benchmarks/demo.py --table benchmarks/results/demo.csv       the table again, without training
+    python benchmarks/demo.py --redraw benchmarks/results/demo.csv      demo.md and demo.svg again, without training
 
 It shows whether pruning bought accuracy for its time. Read it against three rows: "full", what all data reach;
 "full, equal samples", which sees as many samples as the pruned runs by stopping earlier; and "full, equal time",
@@ -22,7 +22,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import torch
+from matplotlib.figure import Figure
 
 from ffcv_prune import config
 from ffcv_prune.analysis.intervals import welch_margin
@@ -41,7 +43,17 @@ METHODS = {  # config -> what the table calls it
     "fashion_ucb": "UCB, guarded",
     "fashion_ucb_as_written": "UCB as written",
 }
+# config -> where the picture writes the method's name, in points from its mark
+PLACES = {
+    "fashion_full": (-8, -14, "right"),
+    "fashion_full_equal": (8, -14, "left"),
+    "fashion_full_equal_time": (9, -3, "left"),
+    "fashion_random": (-8, 5, "right"),
+    "fashion_ucb": (-9, -3, "right"),
+    "fashion_ucb_as_written": (9, -3, "left"),
+}
 TEST_SAMPLES = 10_000
+GAP = 80  # the picture's scale of accuracy leaves out what lies about it, in %
 COLUMNS = (
     "method",
     "keep",
@@ -62,10 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0", help="comma-separated; default: 0")
     parser.add_argument("--csv", type=Path, help="add one row a run to this file")
-    parser.add_argument("--table", type=Path, help="only print the table of such a file")
+    parser.add_argument("--redraw", type=Path, help="only make the table and the picture beside such a file again")
     args = parser.parse_args()
-    if args.table:
-        print(summary(read_rows([args.table])))
+    if args.redraw:
+        rows = read_rows([args.redraw])
+        args.redraw.with_suffix(".md").write_text(page(rows), encoding="utf-8")
+        draw(rows, args.redraw.with_suffix(".svg"))
         return
     try:
         seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -118,6 +132,11 @@ def read_rows(files: Sequence[Path]) -> list[dict[str, str]]:
     return rows
 
 
+def page(rows: Sequence[Row]) -> str:
+    """The committed page of the rows, in Markdown."""
+    return f"# The demo: Fashion-MNIST on a CPU\n\n{summary(rows)}\n"
+
+
 def summary(rows: Sequence[Row]) -> str:
     """The table, in Markdown, and what follows from it in plain words."""
     seeds = sorted({row["seed"] for row in rows}, key=int)
@@ -161,6 +180,34 @@ def table(rows: Sequence[Row]) -> str:
     texts = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in grid]
     texts.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(texts)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Write an SVG: accuracy against seconds, a small mark a run, a large one the mean of a method.
+
+    The scale has a gap, between the method that collapses and the others.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    for color, (name, (right, up, align)) in zip(matplotlib.color_sequences["tab10"], PLACES.items(), strict=False):
+        runs = _of(rows, name)
+        x, y = [_total(row) for row in runs], [100 * accuracy for accuracy in _accuracies(rows, name)]
+        mean = statistics.mean(x), statistics.mean(y)
+        axes = lower if mean[1] < GAP else upper
+        for part in (upper, lower):  # a run may lie on the other side of the gap
+            part.plot(x, y, ".", color=color, alpha=0.5)
+        axes.plot(*mean, "o", color=color, markersize=9)
+        axes.annotate(METHODS[name], mean, (right, up), textcoords="offset points", color=color, ha=align)
+    upper.set(ylim=(89, 93), ylabel="test accuracy, %")
+    lower.set(ylim=(45, 70), xlim=(0, None), xlabel="seconds of training, scoring and selection; without tests")
+    for axes, edge, place in ((upper, "bottom", 0), (lower, "top", 1)):
+        axes.grid(alpha=0.3)
+        axes.spines[edge].set_visible(False)
+        marks = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 9, "color": "black", "clip_on": False}
+        axes.plot([0, 1], [place, place], linestyle="none", transform=axes.transAxes, **marks)
+    upper.tick_params(bottom=False)
+    with matplotlib.rc_context({"svg.hashsalt": "ffcv_prune", "svg.fonttype": "none"}):  # the same rows, the same file
+        figure.savefig(path, metadata={"Date": None})
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

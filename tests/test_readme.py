@@ -33,11 +33,21 @@ def test_the_script_runs(tmp_path: Path) -> None:
     assert all(map(math.isfinite, losses))
 
 
-def test_the_table_is_that_of_the_committed_results() -> None:
-    match = re.search(r"<!-- python benchmarks/demo.py --table (\S+) -->\n(.*?)\n<!-- end -->", README, re.DOTALL)
-    assert match
-    demo = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))
-    assert match[2] == demo["summary"](demo["read_rows"]([ROOT / match[1]]))
+def test_the_demo_of_the_page_is_that_of_the_committed_results(tmp_path: Path) -> None:
+    demo, results = runpy.run_path(str(ROOT / "benchmarks" / "demo.py")), ROOT / "benchmarks" / "results"
+    rows = demo["read_rows"]([results / "demo.csv"])
+    assert demo["page"](rows) == (results / "demo.md").read_text(encoding="utf-8")
+    (verdict,) = demo["verdicts"](rows)
+    assert verdict in README.replace("\n> ", " ")
+    demo["draw"](rows, tmp_path / "demo.svg")
+    assert_same_picture(tmp_path / "demo.svg", results / "demo.svg")
+
+
+def assert_same_picture(made: Path, kept: Path) -> None:
+    """Compare two SVG files, unless another matplotlib made the kept one: it draws the same numbers otherwise."""
+    picture = kept.read_text(encoding="utf-8")
+    if f"Matplotlib v{matplotlib.__version__}," in picture:
+        assert made.read_text(encoding="utf-8") == picture
 
 
 def test_the_table_of_long_runs_is_that_of_the_committed_results() -> None:
@@ -71,15 +81,30 @@ def test_the_pages_of_speed_are_those_of_the_committed_rows(name: str) -> None:
     assert f"(../benchmarks/results/{name}.md)" in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
 
 
-def test_what_it_names_exists() -> None:
-    for recipe in re.findall(r"write_datasets.py --dataset (\w+)", README):
+PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}
+PROSE = [ROOT / "README.md", *PAGES_OF_FOLDERS.values(), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for recipe in re.findall(r"write_datasets.py --dataset (\w+)", text):
         assert (ROOT / "write_datasets" / f"{recipe}.yaml").exists(), recipe
-    for config in re.findall(r"`((?:rn18|cifar10|fashion)_\w+)`", README):
-        assert (ROOT / "rn_configs" / f"{config}.yaml").exists(), config
-    for link in re.findall(r"\]\(([\w./]+)\)", README):
-        assert (ROOT / link).exists(), link
+    for config in re.findall(r"`((?:rn18|cifar10|fashion)_\w+)`", text):
+        assert any((ROOT / folder / f"{config}.yaml").exists() for folder in PAGES_OF_FOLDERS), config
+    for link in re.findall(r"\]\(([\w./]+)\)", text):
+        assert (page.parent / link).exists(), link
 
 
-def test_every_config_and_recipe_stands_in_it() -> None:
-    for path in [*(ROOT / "rn_configs").glob("*.yaml"), *(ROOT / "write_datasets").glob("*.yaml")]:
-        assert re.search(rf"\b{path.stem}`", README), path
+@pytest.mark.parametrize("folder", PAGES_OF_FOLDERS)
+def test_every_config_and_recipe_stands_on_the_page_of_its_folder(folder: str) -> None:
+    page = PAGES_OF_FOLDERS[folder].read_text(encoding="utf-8")
+    for path in (ROOT / folder).glob("*.yaml"):
+        assert re.search(rf"\b{path.stem}`", page), path
+
+
+def test_the_first_page_is_short_and_the_index_leads_to_all_others() -> None:
+    assert len(README.split()) <= 900
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page

@@ -17,9 +17,9 @@ import train_imagenet
 from ffcv_prune import config, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.targets import Target, find_target
 from ffcv_prune.training import static_scores
 from ffcv_prune.training.loaders import open_dataset
-from ffcv_prune.training.targets import Target, find_target
 from tests.betons import Beton, write_targets
 
 VECTOR = NDArrayField(np.dtype(np.float32), (3,))

@@ -16,8 +16,8 @@ from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader, usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
+from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
 from ffcv_prune.models import MIN_SIDES
-from ffcv_prune.training.targets import CLASSIFICATION, Target, find_target
 from ffcv_prune.training.world import World, choose_device
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]

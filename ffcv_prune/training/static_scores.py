@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.loading.targets import CLASSIFICATION
 from ffcv_prune.models import build_model
 from ffcv_prune.protocols import Step
 from ffcv_prune.scoring.forward import score_dataset
@@ -29,7 +30,6 @@ from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
 from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.run_folder import provenance
 from ffcv_prune.training.score_file import ScoreFile
-from ffcv_prune.training.targets import CLASSIFICATION
 
 # Keys that decide the scores, besides the network: not how runs prune with them, nor what is only reported.
 _RECIPE_SECTIONS = ("data", "train", "static")
