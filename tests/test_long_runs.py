@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_prune import PrunedLoader, Pruner, policies
+from ffcv_prune import PrunedLoader, Pruner
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from tests.betons import write_beton
@@ -49,7 +49,7 @@ def test_checkpoints_leave_nothing_behind(checkpoints: int, tmp_path: Path) -> N
     loader = PrunedLoader(beton.path, 512, train_pipelines(info, "pad_crop_flip"))
     score_loader = PrunedLoader(beton.path, 1024, score_pipelines(info), shuffle=False, drop_last=False)
     epochs = WARM_UP + checkpoints
-    pruner = Pruner(loader, score_loader, policies.UCB(), keep=0.5, period=1, epochs=epochs)
+    pruner = Pruner(loader, score_loader, "ucb", keep=0.5, period=1, epochs=epochs)
     model = SmallNet()
     steps = 0
     for epoch in range(epochs):

@@ -103,9 +103,9 @@ class Case:
     def options(self, period: int, out: Path) -> list[str]:
         """What the run's configuration changes in that of the benchmark."""
         variant = VARIANTS[self.method]
-        keys = {"prune.period": f"{period}", "prune.warmup": "1", "prune.final": "0"} | variant.keys
+        keys = dict(variant.keys)
         if self.method != FULL:
-            keys["prune.keep"] = f"{self.keep}"
+            keys |= {"prune.keep": f"{self.keep}", "prune.period": f"{period}", "prune.warmup": "1", "prune.final": "0"}
         epochs = 1 + self.measured(period) * variant.periods
         return [
             *(f"--{name}={value}" for name, value in keys.items()),
