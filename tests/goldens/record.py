@@ -1,9 +1,6 @@
-"""Record what the policies of commit b30004f selected. It runs there, on the code before methods were values:
+"""Record the selections of commit b30004f, before methods were made of parts:
 
-    git worktree add old b30004f
-    PYTHONPATH=old:. python tests/goldens/record.py tests/goldens/selections.json
-
-Each case is driven as `Pruner.begin_epoch` did: a pass, or the losses of training, enter the table before a selection.
+git worktree add old b30004f; PYTHONPATH=old python tests/goldens/record.py tests/goldens/selections.json
 """
 
 from __future__ import annotations
@@ -14,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import cases as golden
+from cases import EPOCHS, LABELS, PASS, TRAINING, N, cases, line, losses, static_scores
 from ffcv_prune.pruning import policies
 from ffcv_prune.pruning.guards import ClassQuota, LossCap
 from ffcv_prune.pruning.schedule import Schedule, infobatch_final
@@ -24,60 +19,54 @@ from ffcv_prune.pruning.score_budget import ScoreBudget
 from ffcv_prune.pruning.scores import ScoreTable
 
 
-def policy_of(parameters: dict[str, Any]) -> policies.Policy:
-    name, trials = parameters["name"], golden.static_scores()
-    own = {
-        "static": {"scores": trials[0]},
-        "static_epsilon_greedy": {"scores": trials[0]},
-        "static_ucb": {"trials": trials},
-        "static_random": {"n": golden.N, "seed": parameters["seed"]},
-        "infobatch": {word: parameters.get(word) for word in ("ratio", "unbiased")},
-    }.get(name, {})
+def build(name: str, seed: int, keys: dict[str, Any]) -> policies.Policy:
+    """As training/methods.py and training/score_file.py did."""
+    own = {key: keys[key] for key in ("c", "epsilon", "ratio", "unbiased") if key in keys}
+    scores = static_scores(name)
+    if name == "static_random":
+        own |= {"n": N, "seed": seed}
+    elif name == "static_ucb":
+        own |= {"trials": scores, "alpha": keys["alpha"]}
+    elif scores is not None:
+        own |= {"scores": scores}
     policy = policies.build(name, **own)
-    if "random_share" in parameters:
-        policy = policies.WithRandom(policy, parameters["random_share"])
-    if "loss_cap" in parameters:
-        policy = LossCap(policy, parameters["loss_cap"])
-    if "class_floor" in parameters:
-        policy = ClassQuota(policy, golden.LABELS, parameters["class_floor"])
+    if "random_share" in keys:
+        policy = policies.WithRandom(policy, keys["random_share"])
+    if "loss_cap" in keys:
+        policy = LossCap(policy, keys["loss_cap"])
+    if "class_floor" in keys:
+        policy = ClassQuota(policy, LABELS, keys["class_floor"])
     return policy
 
 
-def run(parameters: dict[str, Any]) -> list[str]:
-    """One text a selection: the digest of what was asked for, of the ids and of the weights."""
-    policy, table = policy_of(parameters), ScoreTable(golden.N)
-    if parameters["name"] == "infobatch":
-        final = infobatch_final(golden.EPOCHS, parameters["delta"])
-        schedule = Schedule(golden.EPOCHS, 1, keep=1.0, final=final, final_mode="full")
-        source = "training"
-    else:
-        phases = {word: parameters[word] for word in ("warmup", "warmup_mode", "final") if word in parameters}
-        schedule = Schedule(golden.EPOCHS, parameters["period"], keep=parameters["keep"], **phases)
-        source = parameters.get("score_source", "pass")
-    budget = ScoreBudget(parameters.get("score_budget", 1.0), parameters.get("score_revisit", 10))
-    k, selection, found = schedule.kept(golden.N), None, []
-    for epoch in range(golden.EPOCHS):
+def run(name: str, seed: int, keys: dict[str, Any]) -> list[str]:
+    """As Pruner.begin_epoch and LossSource.update did."""
+    policy = build(name, seed, keys)
+    phases = {key: keys[key] for key in ("warmup", "warmup_mode", "final", "final_mode") if key in keys}
+    source = keys.get("score_source", "pass")
+    if name == "infobatch":
+        phases, source = {"final": infobatch_final(EPOCHS, keys["delta"]), "final_mode": "full"}, "training"
+    schedule = Schedule(EPOCHS, keys.get("period", 1), keep=keys.get("keep", 1.0), **phases)
+    table = ScoreTable(N, keys.get("alpha", 0.8))
+    budget = ScoreBudget(keys.get("score_budget", 1.0), keys.get("score_revisit", 10))
+    k, ids, lines = schedule.kept(N), np.arange(0), []
+    for epoch in range(EPOCHS):
         if not schedule.is_checkpoint(epoch):
             continue
-        phase, losses, trained, asked = schedule.phase(epoch), golden.losses_of(epoch), np.empty(0, np.int64), None
-        if policy.needs_scores:
-            if source != "pass" and selection is not None:
-                trained = selection
-                table.update(losses[trained], trained)
-            if source != "training" and phase == "policy":
-                asked = budget.choose(table, policy, k, np.setdiff1d(np.arange(golden.N), trained))
-                asked = asked if asked.size else None
-                if asked is not None:
-                    table.update(losses[asked], asked)
-        rng = np.random.default_rng([parameters["seed"], epoch, 1])
-        selection = np.arange(golden.N)
-        if phase != "full":
-            selection = (policy if phase == "policy" else policies.Random()).select(table, k, rng)
-        weights = policy.weights(table, selection) if phase == "policy" else None
-        found.append(golden.digest(asked, selection, weights))
-    return found
+        phase, wanted, trained = schedule.phase(epoch), None, np.arange(0)
+        if policy.needs_scores and source != "pass" and ids.size:
+            trained = ids
+            table.update(losses(epoch - 1, TRAINING)[trained], trained)
+        if policy.needs_scores and source != "training" and phase == "policy":
+            wanted = budget.choose(table, policy, k, np.setdiff1d(np.arange(N), trained))
+            table.update(losses(epoch, PASS)[wanted], wanted)
+        rng = np.random.default_rng([seed, epoch, 1])
+        chooser = policy if phase == "policy" else policies.Random()
+        ids = np.arange(N) if phase == "full" else chooser.select(table, k, rng)
+        lines.append(line(epoch, wanted, ids, policy.weights(table, ids) if phase == "policy" else None))
+    return lines
 
 
 if __name__ == "__main__":
-    recorded = {name: run(parameters) for name, parameters in golden.cases()}
+    recorded = {case: run(name, seed, keys) for case, name, seed, keys in cases()}
     Path(sys.argv[1]).write_text(json.dumps(recorded, indent=0) + "\n")

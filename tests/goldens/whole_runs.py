@@ -1,0 +1,114 @@
+"""Compare whole training runs of two checkouts on this machine, bit by bit: selections and final weights.
+
+python tests/goldens/whole_runs.py OLD_CHECKOUT NEW_CHECKOUT
+
+Prints one line a case and exits with 1 if any differs. A checkout with ffcv_prune/pruning takes the old keys.
+Methods that read scores from a file are compared by test_goldens.py alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+KEEP = {"keep": "0.5", "period": "2"}
+CASES: dict[str, dict[str, str]] = {
+    "full": {},
+    "random": KEEP,
+    "uncertainty": KEEP,
+    "ema": KEEP,
+    "epsilon_greedy": KEEP,
+    "ucb": KEEP,
+    "ucb both": KEEP | {"score_source": "both"},
+    "infobatch": {"ratio": "0.5", "delta": "0.5"},
+    "static_random": KEEP,
+}
+BROKEN_OFF = ("ucb", "ucb both", "infobatch")
+WRITE = """
+import sys
+from pathlib import Path
+from tests.betons import write_beton
+for name, n, seed in (("train", 400, 0), ("test", 80, 1)):
+    write_beton(Path(sys.argv[1]) / f"{name}.beton", n=n, size=32, classes=4, seed=seed)
+"""
+
+
+def start(checkout: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Python in the checkout and with its code, on one thread, on which sums depend."""
+    env = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *arguments], cwd=checkout, env=env, stdout=subprocess.DEVNULL)
+
+
+def train(checkout: Path, data: Path, out: Path, case: str, how: str) -> Path:
+    """Train, broken off and resumed or by two processes if `how` says so; return the run's folder."""
+    old = (checkout / "ffcv_prune" / "pruning").exists()
+    name = case.split()[0]
+    keys = CASES[case]
+    if old:
+        name = "none" if name == "full" else name
+        if name == "infobatch":
+            keys = keys | {"period": "1", "score_source": "training"}
+    section = {"policy" if old else "method": name} | keys
+    run = out / f"{case} {how}".replace(" ", "_")
+    config = out / f"{run.name}.yaml"
+    config.write_text(
+        f"run: {{name: {run.name}, out: {out}, save_every: 0}}\n"
+        f"data: {{train: {data}/train.beton, test: {data}/test.beton, augment: pad_crop_flip, num_workers: 1}}\n"
+        "model: {name: basic_cnn, classes: 4}\n"
+        'train: {epochs: 6, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}\n'
+        f"prune: {{{', '.join(f'{key}: {value}' for key, value in section.items())}}}\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if how == "two processes" else []
+    process = start(checkout, *launcher, "train_imagenet.py", "--config", str(config))
+    if how == "resumed":
+        log = run / "log.jsonl"
+        while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 2):
+            time.sleep(0.001)
+        time.sleep(0.02)  # into the epoch
+        process.send_signal(signal.SIGTERM)
+        if process.wait() != 75:
+            sys.exit(f"{checkout}: {case} ended before it could be broken off")
+        process = start(checkout, "train_imagenet.py", "--resume", str(run))
+    if process.wait():
+        sys.exit(f"{checkout}: {case} {how} failed with {process.returncode}")
+    return run
+
+
+def outcome(run: Path) -> dict[str, str]:
+    """Digests of the selection of every epoch that made one, and of the final weights."""
+    found = {file.stem: hashlib.blake2b(np.load(file).tobytes()).hexdigest() for file in (run / "selections").iterdir()}
+    weights = hashlib.blake2b()
+    for name, tensor in sorted(torch.load(run / "weights.pt", weights_only=True).items()):
+        weights.update(name.encode() + tensor.numpy().tobytes())
+    return found | {"weights": weights.hexdigest()}
+
+
+def main(old: Path, new: Path) -> int:
+    different = 0
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        if start(old, "-c", WRITE, folder).wait():
+            sys.exit("the data could not be written")
+        runs = [(case, "whole") for case in CASES] + [(case, "resumed") for case in BROKEN_OFF]
+        for case, how in [*runs, ("ucb", "two processes")]:
+            results = []
+            for side, checkout in (("old", old), ("new", new)):
+                (data / side).mkdir(exist_ok=True)
+                results.append(outcome(train(checkout, data, data / side, case, how)))
+            where = sorted(k for k in results[0].keys() | results[1].keys() if results[0].get(k) != results[1].get(k))
+            different += bool(where)
+            print(f"{case} {how}: {'DIFFERENT in ' + ', '.join(where) if where else 'equal'}", flush=True)
+    return bool(different)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()))
