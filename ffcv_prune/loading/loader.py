@@ -217,12 +217,21 @@ class PrunedLoader(Loader):
 
     @property
     def ring(self) -> Ring:
-        """The buffers, allocated at the first epoch."""
-        if self._ring is None:
+        """The buffers, allocated at the first epoch, and anew where a decoder's `output_size` was set since.
+
+        The compiled code takes the size from the buffers, so that nothing is compiled.
+        """
+        if self._ring is None or self._ring.output_sizes != self.output_sizes:
             # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
             with torch.inference_mode(False):
                 self._ring = Ring(self)
         return self._ring
+
+    @property
+    def output_sizes(self) -> tuple[tuple[int, int] | None, ...]:
+        """What each operation's `output_size` is now; None for one that has none."""
+        sizes = (getattr(operation, "output_size", None) for _, operation in self._operations())
+        return tuple(None if size is None else tuple(size) for size in sizes)
 
     @property
     def cuda_device(self) -> torch.device | None:
