@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ffcv.loader import OrderOption
+from ffcv.pipeline import PipelineSpec
 from ffcv.traversal_order import Sequential
 
 from ffcv_prune import PrunedLoader
@@ -33,6 +34,7 @@ def test_ffcv_arguments_mean_what_they_mean_in_ffcv(beton: Beton) -> None:
         with_ids=True,
     )
     assert served(loader) == indices.tolist()
+    assert (loader.rank, loader.world_size, loader.shuffle, loader.drop_last) == (0, 1, False, False)
     code = loader.code
     loader.set_selection(np.arange(5))
     assert served(loader) == [0, 1, 2, 3, 4]
@@ -52,6 +54,8 @@ def test_ffcv_arguments_mean_what_they_mean_in_ffcv(beton: Beton) -> None:
         ({"order": OrderOption.SEQUENTIAL, "shuffle": True}, "contradicts"),
         ({"indices": [0, 10**6]}, "outside"),
         ({"indices": [0.5]}, "int64"),
+        ({"pipelines": {"lable": None}}, '"lable", no field of .*label'),
+        ({"pipelines": {"second": PipelineSpec("imagee")}}, '"imagee", no field of .*image'),
     ],
 )
 def test_what_cannot_be_honoured_is_one_line(beton: Beton, options: dict[str, Any], message: str) -> None:

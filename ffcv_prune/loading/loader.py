@@ -18,7 +18,7 @@ from ffcv.pipeline.graph import DecoderNode, TransformNode
 from ffcv.pipeline.operation import Operation
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.epoch import Epoch, Ring
 from ffcv_prune.loading.open_file import ffcv_constructor, open_file
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
@@ -103,6 +103,10 @@ class PrunedLoader(Loader):
         self._after_resumed: list[NDArray[np.int64] | None] = []  # at most one selection, see load_state_dict
         self._epoch: weakref.ref[Epoch] | None = None
         self._ring: Ring | None = None
+        for name, pipeline in (pipelines or {}).items():
+            source = pipeline.source if isinstance(pipeline, PipelineSpec) else name
+            if source not in info.fields:
+                raise UserError(f'pipelines names "{source}", no field of {self.path}{nearest(source, info.fields)}')
         # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
         copies = {name: _copied(pipeline) for name, pipeline in (pipelines or {}).items()}
         with ffcv_constructor(self.file):
@@ -138,6 +142,16 @@ class PrunedLoader(Loader):
         self._check_length(self.num_samples if checked is None else len(checked))
         self.traversal_order.select(checked)
         self._after_resumed.clear()
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank among them; 0 unless distributed."""
+        return self.traversal_order.rank
+
+    @property
+    def shuffle(self) -> bool:
+        """True if each epoch has a permutation of its own."""
+        return self.traversal_order.shuffle
 
     @property
     def world_size(self) -> int:
