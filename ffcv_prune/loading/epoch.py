@@ -40,6 +40,7 @@ class Ring:
 
     def __init__(self, loader: PrunedLoader) -> None:
         self.slots = loader.batches_ahead + 2
+        self.output_sizes = loader.output_sizes
         memory = loader.graph.allocate_memory(loader.batch_size, self.slots)
         self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
         self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
@@ -71,10 +72,10 @@ class Ring:
 class _Producer(threading.Thread):
     """Decodes the batches of one epoch into the ring. Its exceptions go to the consumer, never to the void."""
 
-    def __init__(self, loader: PrunedLoader, ids: NDArray[np.int64]) -> None:
+    def __init__(self, loader: PrunedLoader, ring: Ring, ids: NDArray[np.int64]) -> None:
         super().__init__(daemon=True, name="ffcv_prune-loader")
         self.loader = loader
-        self.ring = loader.ring
+        self.ring = ring
         size = loader.batch_size
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
         self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(loader.batches_ahead)
@@ -185,8 +186,9 @@ class Epoch:
         if loader.cuda_device:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
-        loader.ring.begin(loader.seed, epoch, loader.cuda_device)
-        self._producer = _Producer(loader, order[first_batch * loader.batch_size :])
+        self._ring = loader.ring  # held: a decoder's output size may be set while the epoch is running
+        self._ring.begin(loader.seed, epoch, loader.cuda_device)
+        self._producer = _Producer(loader, self._ring, order[first_batch * loader.batch_size :])
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.
@@ -216,7 +218,7 @@ class Epoch:
                 f"{type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
-        stream = self._loader.ring.streams[slot]
+        stream = self._ring.streams[slot]
         if stream is not None:
             self._producer.consumer_stream = torch.cuda.current_stream(self._loader.cuda_device)
             self._producer.consumer_stream.wait_stream(stream)

@@ -11,13 +11,14 @@ from typing import Any, TypeAlias, TypeVar
 import numba
 import numpy as np
 import torch
-from ffcv.loader import Loader
+from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.graph import DecoderNode, TransformNode
 from ffcv.pipeline.operation import Operation
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.epoch import Batches, Epoch, Ring
 from ffcv_prune.loading.open_file import ffcv_constructor, open_file
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
@@ -30,17 +31,22 @@ class PrunedLoader(Loader):
     """An FFCV `Loader` that serves a selection of its samples, exchanged in place between epochs.
 
     Args:
-        path: a `.beton` file; it is checked before native code reads it.
+        fname: path of a `.beton` file; it is checked before native code reads it.
         batch_size: samples a batch, on each rank.
         pipelines: as FFCV takes them; None for FFCV's default of every field.
         num_workers: threads that decode; -1 for all cores this process may use.
         seed: of the order and of the keyed augmentations (`ffcv_prune.loading.augment`).
-        shuffle: a new permutation each epoch, or the order of the file.
+        shuffle: a new permutation each epoch, or the order of the file; the same as `order`, and True by default.
         drop_last: leave out the last batch when it is not whole.
         distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
         with_ids: add the int64[B] dataset positions of each batch as last output, on the CPU.
         batches_ahead: batches decoded in advance.
         read_ahead: fetch from the disk what the coming batches need and is not in memory (`loading.read_ahead`).
+        os_cache: True; FFCV's cache in the process is not built.
+        order: `OrderOption.RANDOM` or `OrderOption.SEQUENTIAL`. The latter is by position, also with `indices`.
+        indices: whole numbers, the positions that are served until `set_selection`, and those that None selects there.
+        recompile: generate and compile the code of the pipelines anew in each epoch.
+        order_kwargs: of a TraversalOrder, hence none.
 
     Attributes:
         num_samples: number of samples in the file.
@@ -56,19 +62,31 @@ class PrunedLoader(Loader):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        fname: str | os.PathLike[str],
         batch_size: int = 512,
         pipelines: Mapping[str, Pipeline] | None = None,
         num_workers: int = -1,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | None = None,
         drop_last: bool = True,
         distributed: bool = False,
         with_ids: bool = False,
         batches_ahead: int = 3,
         read_ahead: bool = True,
+        os_cache: bool = True,
+        order: OrderOption | None = None,
+        indices: ArrayLike | None = None,
+        recompile: bool = False,
+        order_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = Path(path)
+        shuffle = _shuffles(order, shuffle)
+        if not os_cache:
+            raise UserError(
+                "os_cache=False, a cache in the process, is not supported: leave os_cache out, or pass True"
+            )
+        if order_kwargs:
+            raise UserError("order_kwargs belong to a TraversalOrder, which is not supported: use set_selection")
+        self.path = Path(fname)
         self.file = open_file(self.path)
         info = self.file.info
         if batch_size < 1:
@@ -76,6 +94,7 @@ class PrunedLoader(Loader):
         if seed < 0:
             raise UserError(f"seed is {seed}: it must be at least 0")
         self.num_samples = info.num_samples
+        self._all = None if indices is None else validate_ids(_whole(indices), self.num_samples)  # what None selects
         self.labels: NDArray[np.int64] | None = info.labels
         self.with_ids = with_ids
         self.read_ahead = read_ahead
@@ -84,11 +103,15 @@ class PrunedLoader(Loader):
         self._after_resumed: list[NDArray[np.int64] | None] = []  # at most one selection, see load_state_dict
         self._epoch: weakref.ref[Epoch] | None = None
         self._ring: Ring | None = None
+        for name, pipeline in (pipelines or {}).items():
+            source = pipeline.source if isinstance(pipeline, PipelineSpec) else name
+            if source not in info.fields:
+                raise UserError(f'pipelines names "{source}", no field of {self.path}{nearest(source, info.fields)}')
         # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
         copies = {name: _copied(pipeline) for name, pipeline in (pipelines or {}).items()}
         with ffcv_constructor(self.file):
             super().__init__(
-                str(path),
+                str(fname),
                 batch_size,
                 num_workers=_usable_workers(num_workers),
                 seed=seed,
@@ -97,40 +120,43 @@ class PrunedLoader(Loader):
                 drop_last=drop_last,
                 distributed=False,  # FFCV's own sharding pads the selection; PrunedOrder shards
                 batches_ahead=batches_ahead,
+                recompile=recompile,
             )
         rank, world_size = _rank_and_world_size() if distributed else (0, 1)
         self.distributed = distributed
         self.traversal_order = PrunedOrder(self, self.num_samples, shuffle, drop_last, rank, world_size)
+        self.traversal_order.select(self._all)
         self._check_length(self.traversal_order.num_selected)
 
     def set_selection(self, ids: ArrayLike | None) -> None:
         """Serve only these samples from the next epoch on. A running epoch goes on unchanged.
 
         Args:
-            ids: int64[k] dataset positions in any order, or None for all samples. They are copied.
+            ids: int64[k] dataset positions in any order, or None for all samples (or `indices`). They are copied.
 
         Raises:
             UserError: wrong dtype or shape, out of range, negative or duplicate ids, or so few that
                 `drop_last` would leave no batch. The selection stays as it was.
         """
-        checked = None if ids is None else validate_ids(ids, self.num_samples)
+        checked = self._all if ids is None else validate_ids(ids, self.num_samples)
         self._check_length(self.num_samples if checked is None else len(checked))
         self.traversal_order.select(checked)
         self._after_resumed.clear()
 
     @property
-    def world_size(self) -> int:
-        """Number of ranks that share the selection; 1 unless distributed."""
-        return self.traversal_order.world_size
-
-    @property
     def rank(self) -> int:
-        """This process among those; 0 unless distributed."""
+        """Number of this rank among them; 0 unless distributed."""
         return self.traversal_order.rank
 
     @property
     def shuffle(self) -> bool:
+        """True if each epoch has a permutation of its own."""
         return self.traversal_order.shuffle
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks that share the selection; 1 unless distributed."""
+        return self.traversal_order.world_size
 
     @property
     def selection(self) -> NDArray[np.int64]:
@@ -174,6 +200,10 @@ class PrunedLoader(Loader):
         return Batches(self._start(epoch, checked, first), *self._places)
 
     def _start(self, epoch: int, ids: NDArray[np.int64] | None, first: int) -> Epoch:
+        if self.recompile:
+            with ffcv_constructor(self.file):
+                Compiler.set_num_threads(self.num_workers)
+                self.generate_code()
         order = self.traversal_order.order_of(epoch, ids)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
@@ -243,12 +273,21 @@ class PrunedLoader(Loader):
 
     @property
     def ring(self) -> Ring:
-        """The buffers, allocated at the first epoch."""
-        if self._ring is None:
+        """The buffers, allocated at the first epoch, and anew where a decoder's `output_size` was set since.
+
+        The compiled code takes the size from the buffers, so that nothing is compiled.
+        """
+        if self._ring is None or self._ring.output_sizes != self.output_sizes:
             # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
             with torch.inference_mode(False):
                 self._ring = Ring(self)
         return self._ring
+
+    @property
+    def output_sizes(self) -> tuple[tuple[int, int] | None, ...]:
+        """What each operation's `output_size` is now; None for one that has none."""
+        sizes = (getattr(operation, "output_size", None) for _, operation in self._operations())
+        return tuple(None if size is None else tuple(size) for size in sizes)
 
     @property
     def cuda_device(self) -> torch.device | None:
@@ -297,6 +336,25 @@ class PrunedLoader(Loader):
                 f"{samples} samples{f' over {ranks} ranks' if ranks > 1 else ''} do not fill one batch of "
                 f"{self.batch_size}: use a smaller batch_size, a larger keep, or drop_last=False"
             )
+
+
+def _shuffles(order: Any, shuffle: bool | None) -> bool:
+    if order is None:
+        return True if shuffle is None else shuffle
+    if order is not OrderOption.RANDOM and order is not OrderOption.SEQUENTIAL:
+        name = order if isinstance(order, OrderOption) else getattr(order, "__name__", repr(order))
+        raise UserError(
+            f"order {name} is not supported: use OrderOption.RANDOM, OrderOption.SEQUENTIAL or set_selection"
+        )
+    if shuffle not in (None, order is OrderOption.RANDOM):
+        raise UserError(f"shuffle={shuffle} contradicts order={order}: pass one of them")
+    return order is OrderOption.RANDOM
+
+
+def _whole(indices: ArrayLike) -> ArrayLike:
+    """As int64 where FFCV takes any integers."""
+    array = np.asarray(indices)
+    return array.astype(np.int64) if array.dtype.kind in "iu" else array
 
 
 def _copied(pipeline: Pipeline) -> Pipeline:
