@@ -74,6 +74,7 @@ setup(
         "pillow",  # FFCV writes images without declaring it
         "tqdm",
         "matplotlib",
+        "scipy",
     ],
     extras_require={
         "analysis": ["pymc"],  # fits the always, sometimes and never samples

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from benchmarks.claims import Claim
 from benchmarks.results import Cell
-from ffcv_prune.analysis.intervals import welch_margin
+from ffcv_prune.analysis.intervals import welch
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 LEVEL = 1.0  # points of accuracy within which two methods count as level
@@ -53,7 +53,7 @@ class Comparison:
 
 def compare(cell: Cell, rival: Cell, relation: str, measure: str = "accuracy") -> Comparison:
     a, b = (measured(one, measure) for one in (cell, rival))
-    gap, margin = statistics.mean(a) - statistics.mean(b), welch_margin(a, b)
+    gap, margin = statistics.mean(a) - statistics.mean(b), welch(a, b).half_width
     low, high = gap - margin, gap + margin
     holds, fails = {
         "above": (low > 0, high < 0),
