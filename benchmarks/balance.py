@@ -41,7 +41,7 @@ def write_balance(runs: Iterable[Run], done: Mapping[str, Row], folder: Path, pa
 def balance_of(folder: Path) -> dict[str, object]:
     """Of the run in `folder`: over the selections of its policy, the mean share of the class that has least of its
     proportional part (1: as in the data), and in how many of them that is below the share the trainer warns of."""
-    selections = [row for row in read_run(folder).rows if row["checkpoint"] and row["phase"] == "policy"]
+    selections = [row for row in read_run(folder).rows if row["selected"] and row["phase"] == "policy"]
     least = [
         min(fraction for fraction in row["class_fraction"].values() if fraction is not None) / row["keep"]
         for row in selections

@@ -130,7 +130,7 @@ def plant_run(folder: Path, run: grid.Run, fractions: list[dict[str, float | Non
     phases = ["random", *["policy"] * len(fractions)]
     shares: list[dict[str, float | None]] = [{"cat": 0.0, "dog": 1.0}, *fractions]
     rows = [
-        {"epoch": epoch, "checkpoint": True, "phase": phase, "keep": 0.5, "class_fraction": share}
+        {"epoch": epoch, "selected": True, "phase": phase, "keep": 0.5, "class_fraction": share}
         for epoch, (phase, share) in enumerate(zip(phases, shares, strict=True))
     ]
     (made / "log.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in rows))

@@ -46,10 +46,10 @@ def test_the_highest_speedup_counts_each_cost_once() -> None:
     assert set(speedup_limits(0.25, 8.0, 0.0, 0.0, 0.0).values()) == {4.0}
 
 
-def log_row(seen: int, checkpoint: bool, **seconds: float) -> dict[str, Any]:
+def log_row(seen: int, selected: bool, **seconds: float) -> dict[str, Any]:
     every = dict.fromkeys(PHASES, 0.0) | seconds
     every["total"] = sum(every.values()) + 0.5
-    return {"phase": "policy", "keep": 0.25, "checkpoint": checkpoint, "samples_seen": seen, "seconds": every}
+    return {"phase": "policy", "keep": 0.25, "selected": selected, "samples_seen": seen, "seconds": every}
 
 
 def test_a_profile_follows_from_the_log(config_file: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_run_with_two_checkpoints_for_every_policy(
     steps = k // BATCH
     rows = read_log(result.folder)
     assert [row["epoch"] for row in rows] == list(range(EPOCHS))
-    assert [row["checkpoint"] for row in rows] == [True, False, True, False]
+    assert [row["selected"] for row in rows] == [True, False, True, False]
     assert [row["steps"] for row in rows] == [steps] * EPOCHS
     assert [row["samples_seen"] for row in rows] == [steps * BATCH * e for e in range(1, EPOCHS + 1)]
     assert result.samples_seen == steps * BATCH * EPOCHS
@@ -101,7 +101,7 @@ def test_a_run_with_two_checkpoints_for_every_policy(
         assert set(parts) == {"load", "score", "select", "swap", "train", "eval", "save"}
         assert all(seconds >= 0 for seconds in parts.values())
         assert sum(parts.values()) <= row["seconds"]["total"]
-        assert (row["seconds"]["score"] > 0.001) == (row["checkpoint"] and "random" not in policy)
+        assert (row["seconds"]["score"] > 0.001) == (row["selected"] and "random" not in policy)
     made = selections(result.folder)
     assert list(made) == ["epoch_0000.npy", "epoch_0002.npy"]
     for ids, row in zip(made.values(), rows[::2], strict=True):
@@ -160,7 +160,7 @@ def test_a_folder_is_never_overwritten(settings: Settings, loaders: Loaders) -> 
 def test_full_data_needs_neither_checkpoints_nor_a_scoring_loader(settings: Settings) -> None:
     result = train(settings(train__epochs=2, train__eval_every=2))
     rows = read_log(result.folder)
-    assert [(row["phase"], row["keep"], row["checkpoint"]) for row in rows] == [("full", 1.0, False)] * 2
+    assert [(row["phase"], row["keep"], row["selected"]) for row in rows] == [("full", 1.0, False)] * 2
     assert [row["test_accuracy"] is None for row in rows] == [True, False]
     assert set(rows[0]["class_fraction"].values()) == {1.0}
     assert not selections(result.folder)

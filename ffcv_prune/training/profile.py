@@ -72,14 +72,14 @@ def profile(
         made["bottleneck"] = "loader" if alone["loader_alone"] < alone["model_alone"] else "model"
     pruned = [row for row in rows if row["phase"] == "policy"]
     if pruned:
-        checkpoints = [row["seconds"] for row in pruned if row["checkpoint"]]
+        selections = [row["seconds"] for row in pruned if row["selected"]]
         prune = config.prune
         keep = statistics.mean(row["keep"] for row in pruned)
         first_batch = alone.get("first_batch_seconds", 0.0)
         full = samples * (training - first_batch * len(rows)) / rows[-1]["samples_seen"]
         period = min(prune.period, config.train.epochs - prune.warmup - prune.final)
-        score = statistics.median(own["score"] for own in checkpoints) / period
-        swap = statistics.median(own["select"] + own["swap"] for own in checkpoints) / period
+        score = statistics.median(own["score"] for own in selections) / period
+        swap = statistics.median(own["select"] + own["swap"] for own in selections) / period
         limits = speedup_limits(keep, full, score, swap, seconds["other"] + first_batch)
         made |= {"keep": keep, "speedup": limits}
     return made

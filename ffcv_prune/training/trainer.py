@@ -217,12 +217,12 @@ class Trainer:
     ) -> dict[str, Any]:
         """The log's line about an epoch that has ended; `rows` are those before."""
         seen = rows[-1]["samples_seen"] if rows else 0
-        at_checkpoint = self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch)
+        at_selection = self.pruner is not None and self.pruner.schedule.is_checkpoint(epoch)
         return {
             "epoch": epoch,
             "phase": self.pruner.schedule.phase(epoch) if self.pruner else "full",
-            "checkpoint": at_checkpoint,
-            "nonfinite_losses": self.pruner.nonfinite if self.pruner and at_checkpoint else 0,
+            "selected": at_selection,
+            "nonfinite_losses": self.pruner.nonfinite if self.pruner and at_selection else 0,
             **selection_facts(self.loader.selection, self.dataset),
             "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
             "samples_seen": seen + steps * self.config.train.batch_size,
