@@ -63,6 +63,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
+    package_data={"ffcv_prune.analysis": ["*.j2"]},
     install_requires=[
         "torch>=2.6",
         "torchvision",
@@ -75,6 +76,8 @@ setup(
         "pillow",  # FFCV writes images without declaring it
         "tqdm",
         "matplotlib",
+        "scipy",
+        "jinja2",
     ],
     extras_require={
         "analysis": ["pymc"],  # fits the always, sometimes and never samples

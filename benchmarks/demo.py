@@ -27,7 +27,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ffcv_prune import config
-from ffcv_prune.analysis.intervals import welch_margin
+from ffcv_prune.analysis.intervals import welch
 from ffcv_prune.analysis.report import write_report
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.loaders import Loaders
@@ -226,7 +226,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 def _margin(a: Sequence[float], b: Sequence[float]) -> float:
     """Half the 95 % interval of the difference of two mean accuracies: over the seeds, or of one test each."""
     if min(len(a), len(b)) > 1:
-        return welch_margin(a, b)
+        return welch(a, b).half_width
     return 1.96 * math.sqrt(sum(p * (1 - p) / TEST_SAMPLES for p in (a[0], b[0])))
 
 

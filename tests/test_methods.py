@@ -46,7 +46,9 @@ def test_top_k_is_the_rule_in_plain_python(losses: list[float], statistic: Any, 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 30), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.data())
-def test_epsilon_greedy_exploits_and_explores_in_the_stated_numbers(n: int, epsilon: float, data: st.DataObject) -> None:
+def test_epsilon_greedy_exploits_and_explores_in_the_stated_numbers(
+    n: int, epsilon: float, data: st.DataObject
+) -> None:
     k, losses = data.draw(st.integers(1, n)), np.random.default_rng(n).permutation(n).astype(np.float32)
     ids = draw(EpsilonGreedy(epsilon=epsilon), samples_of(losses), k, seed=n).ids
     top = naive_top(losses.tolist(), k - round(epsilon * k), list(range(n)))
@@ -140,7 +142,9 @@ def test_a_weighted_method_under_a_guard_keeps_its_weights() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 0.2]), st.sampled_from([0.0, 0.6, 1]))
+@given(
+    st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([0.0, 0.2]), st.sampled_from([0.0, 0.6, 1])
+)
 def test_guarded_selections_hold_k_samples_and_every_floor(seed: int, share: float, cap: float, floor: float) -> None:
     rng = np.random.default_rng(seed)
     n, labels = 60, rng.integers(0, 4, 60)
@@ -149,7 +153,7 @@ def test_guarded_selections_hold_k_samples_and_every_floor(seed: int, share: flo
     for guard in (RandomShare(random_share=share), LossCap(loss_cap=cap), ClassFloor(class_floor=floor)):
         rule = Guarded(guard, rule) if guard.label else rule
     ids = draw(rule, samples_of(rng.random(n) + labels, groups=labels), k, seed).ids
-    assert ids.size == k and (ids[1:] > ids[:-1]).all() and 0 <= ids[0] and ids[-1] < n
+    assert ids.size == k and (ids[1:] > ids[:-1]).all() and ids[0] >= 0 and ids[-1] < n
     counts, quotas = np.bincount(labels, minlength=4), np.zeros(4)
     if floor:
         quotas = proportional_quotas(round(floor * k), counts)
@@ -332,5 +336,7 @@ def test_no_module_but_the_presets_compares_the_name_of_a_method() -> None:
     for path in [*(ROOT / "ffcv_prune").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):
-                found = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and part.value in names}
+                found = {
+                    part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and part.value in names
+                }
                 assert not found, f"{path.name}:{node.lineno} compares {found}"

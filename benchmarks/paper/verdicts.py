@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.paper.cells import Cell
-from ffcv_prune.analysis.intervals import welch_margin
+from ffcv_prune.analysis.intervals import welch
 from ffcv_prune.strict_args import read_yaml
 
 CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
@@ -61,7 +61,7 @@ def read_claims() -> list[Claim]:
 
 def compare(first: Cell, second: Cell, sign: str, measure: str = "accuracy") -> Comparison:
     a, b = (measured(cell, measure) for cell in (first, second))
-    means, margin = (statistics.mean(a), statistics.mean(b)), welch_margin(a, b)
+    means, margin = (statistics.mean(a), statistics.mean(b)), welch(a, b).half_width
     low, high = means[0] - means[1] - margin, means[0] - means[1] + margin
     holds, fails = {
         "above": (low > 0, high < 0),

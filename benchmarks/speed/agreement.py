@@ -41,7 +41,7 @@ from benchmarks.harness.rows import Results, benchmark_parser, groups, positive,
 from benchmarks.harness.tables import Row, markdown, mean_and_spread
 from benchmarks.paper import grid
 from ffcv_prune import PrunedLoader, Pruner, config, score_dataset
-from ffcv_prune.analysis.intervals import welch_margin
+from ffcv_prune.analysis.intervals import welch
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton, require_labels
 from ffcv_prune.data.encode import encode_split
@@ -228,7 +228,7 @@ def summary(rows: Sequence[Row]) -> str:
         own, of_pass = ([100 * accuracy for accuracy in values("accuracy", of)] for of in (own_rows, pass_rows))
         against = ""
         if of_pass and option not in (PASS, PASS_FULL_WARMUP):
-            gap, margin = statistics.mean(own) - statistics.mean(of_pass), welch_margin(own, of_pass)
+            gap, margin = statistics.mean(own) - statistics.mean(of_pass), welch(own, of_pass).half_width
             against = f"{gap:+.2f} ± {margin:.2f}" if margin < 1000 else f"{gap:+.2f}, one run"
             if gap - margin >= -LARGEST_LOSS:
                 safe.append(f"{option} ({grid.find_method(method, 'the table').label})")

@@ -7,13 +7,13 @@ number of checkpoints)", "we use the Metropolis-Hastings algorithm with 1000 sam
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from ffcv_prune.errors import UserError
 
@@ -26,7 +26,6 @@ DRAWS, CHAINS = 1000, 3  # the paper's
 THIN = 5  # steps from one kept sample to the next: neighbours of a random walk say nearly the same
 
 Floats = NDArray[np.float64]
-_erfc = np.vectorize(math.erfc, otypes=[np.float64])  # NumPy has none, and torch is not there where PyMC is
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def bin_masses(means: Floats, deviations: Floats, checkpoints: int) -> Floats:
     """
     edges = np.arange(checkpoints + 2) - 0.5
     z = (edges[None, :] - means[:, None]) / deviations[:, None]  # [3, C + 2]
-    below = 0.5 * _erfc(-z / math.sqrt(2))
+    below = ndtr(z)
     return np.diff(below) / (below[:, -1:] - below[:, :1])
 
 
@@ -131,6 +130,7 @@ def fit_mixture(counts: NDArray[np.int64], checkpoints: int, seed: int = 0) -> M
         raise UserError(f"selection counts must be between 0 and the {checkpoints} selections, for at least one sample")
     histogram = np.bincount(counts, minlength=checkpoints + 1)
     try:
+        import arviz  # comes with PyMC
         import pymc
         import pytensor.tensor as pt
     except ImportError:
@@ -161,7 +161,7 @@ def fit_mixture(counts: NDArray[np.int64], checkpoints: int, seed: int = 0) -> M
     drawn = {name: trace.posterior[name].to_numpy()[:, ::THIN] for name in start}  # [chain, draw, 3]
     order = np.argsort(drawn["means"], axis=2)  # a component's number means nothing: name them by their means
     drawn = {name: np.take_along_axis(values, order, axis=2) for name, values in drawn.items()}
-    rhat = max(split_rhat(values[:, :, i]) for values in drawn.values() for i in range(3))
+    rhat = max(float(arviz.rhat(values[:, :, i], method="split")) for values in drawn.values() for i in range(3))
     flat = {name: values.reshape(-1, 3) for name, values in drawn.items()}
     return Mixture(
         checkpoints,
@@ -188,12 +188,3 @@ def _normals_by_em(histogram: NDArray[np.int64]) -> tuple[Floats, Floats, Floats
         deviations = np.sqrt((members * (x[:, None] - means) ** 2).sum(axis=0) / sizes).clip(0.3 / bins)
         weights = sizes / sizes.sum()
     return weights, means, deviations
-
-
-def split_rhat(chains: Floats) -> float:
-    """Gelman and Rubin's R-hat of float64[chains, draws], each chain split in two halves; 1 is agreement."""
-    half = chains.shape[1] // 2
-    halves = np.concatenate([chains[:, :half], chains[:, half : 2 * half]])
-    within = halves.var(axis=1, ddof=1).mean()
-    between = half * halves.mean(axis=1).var(ddof=1)
-    return float(np.sqrt(((half - 1) / half * within + between / half) / within))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
 from ffcv_prune.analysis.distribution import plot_distribution
@@ -17,22 +19,40 @@ COLORS = matplotlib.color_sequences["tab10"]
 EXAMPLES = 12  # images of always samples, and as many of never samples
 
 
+def method_colors(runs: Sequence[Run]) -> dict[str, ColorType]:
+    """A colour for each method, the same in all plots of these runs."""
+    return {method: COLORS[i % 10] for i, method in enumerate(sorted({run.method for run in runs}))}
+
+
+def _show_accuracies(axes: Axes, accuracies: Sequence[float]) -> None:
+    """At least ten points of accuracy, so that no axis zooms into a single value."""
+    middle = (min(accuracies) + max(accuracies)) / 2
+    half = max(0.05, 0.55 * (max(accuracies) - min(accuracies)))
+    axes.set_ylim(middle - half, middle + half)
+
+
 def plot_against_rate(runs: Sequence[Run]) -> Figure:
     """Final accuracy against the pruning rate, a point a run, a line a method; full data as a line across."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     most = max(run.samples_seen for run in runs)
-    for i, method in enumerate(dict.fromkeys(run.method for run in runs)):
+    for method, color in method_colors(runs).items():
         own = sorted((run for run in runs if run.method == method and run.tested), key=lambda run: run.kept)
-        color = COLORS[i % 10]
-        for run in own if method == "full" else []:
-            label = "full" if run.samples_seen == most else f"full, {run.samples_seen / most:.2f} of the samples"
+        for run in own:
+            if run.pruned:
+                continue
+            share = 100 * run.samples_seen / most
+            label = "full" if run.samples_seen == most else f"full, {share:.2f} % of the samples"
             axes.axhline(run.accuracy, color=color, linestyle="-" if run.samples_seen == most else ":", label=label)
-        if method != "full":
-            axes.plot([1 - run.kept for run in own], [run.accuracy for run in own], "o-", color=color, label=method)
+        pruned = [run for run in own if run.pruned]
+        if pruned:
+            rates, accuracies = [1 - run.kept for run in pruned], [run.accuracy for run in pruned]
+            axes.plot(rates, accuracies, "o-", color=color, label=method)
     axes.set(xlabel="pruning rate (share of the samples left out, over the whole run)", ylabel="test accuracy")
     axes.grid(alpha=0.3)
+    axes.set_xlim(0, 1)
     if axes.lines:
+        _show_accuracies(axes, [run.accuracy for run in runs if run.tested])
         axes.legend(loc="best", fontsize="small")
     return figure
 
@@ -41,7 +61,8 @@ def plot_accuracy(runs: Sequence[Run]) -> Figure:
     """Tests while training, against wall-clock time (tests included) and against samples seen."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     by_time, by_samples = figure.subplots(1, 2, sharey=True)
-    for i, run in enumerate(runs):
+    colors = method_colors(runs)
+    for run in runs:
         ends = np.cumsum([row["seconds"]["total"] for row in run.rows])
         points = [
             (end, row["samples_seen"], row["test_accuracy"])
@@ -50,13 +71,14 @@ def plot_accuracy(runs: Sequence[Run]) -> Figure:
         ]
         if points:
             seconds, samples, accuracies = zip(*points, strict=True)
-            by_time.plot(seconds, accuracies, "o-", color=COLORS[i % 10], label=run.name, markersize=4)
-            by_samples.plot(samples, accuracies, "o-", color=COLORS[i % 10], markersize=4)
+            by_time.plot(seconds, accuracies, "o-", color=colors[run.method], label=run.name, markersize=4)
+            by_samples.plot(samples, accuracies, "o-", color=colors[run.method], markersize=4)
     by_time.set(xlabel="wall-clock seconds", ylabel="test accuracy", xlim=(0, None))
     by_samples.set(xlabel="samples seen", xlim=(0, None))
     for axes in (by_time, by_samples):
         axes.grid(alpha=0.3)
     if by_time.lines:
+        _show_accuracies(by_time, [row["test_accuracy"] for run in runs for row in run.tested])
         by_time.legend(loc="lower right", fontsize="small")
     return figure
 

@@ -7,11 +7,11 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ffcv_prune.analysis.distribution import describe_groups
@@ -25,47 +25,13 @@ from ffcv_prune.analysis.plots import (
     plot_phases,
     plot_selections,
 )
-from ffcv_prune.analysis.runs import Run, phases, read_run, repetitions, together
+from ffcv_prune.analysis.runs import Run, read_run, repetitions, together
 from ffcv_prune.analysis.verdicts import verdicts
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>$title</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; color: #222 }
-table { border-collapse: collapse; font-size: .9rem } th, td { padding: .3rem .7rem; text-align: right }
-th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left } img { max-width: 100% } .wide { overflow-x: auto }
-.made { color: #666; font-size: .85rem }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$remarks
-<div class="wide">$table</div>
-<h2>What pruning cost or saved</h2>
-$verdicts
-$rates
-<h2>Accuracy against time and samples seen</h2>
-<p>Seconds since the first epoch began, testing included, static scores not; a dot is a test of the whole test set.</p>
-$accuracy
-<h2>Time by phase</h2>
-<p>load: training waited for batches. score, select, swap: the checkpoints. train: steps. eval: tests.
-save: the run's state, to resume from.</p>
-$phases
-<h2>How often each sample was selected</h2>
-$selections
-<h2>How much of each class was kept</h2>
-$classes
-<p class="made">$made</p>
-</body>
-</html>
-""")
+PAGES = Environment(loader=PackageLoader("ffcv_prune", "analysis"), autoescape=True)
 
 
 def write_report(
@@ -86,22 +52,27 @@ def write_report(
     """
     if not folders:
         raise UserError("no run folder given; name one or more, such as runs/fashion_ucb")
-    runs = [read_run(folder) for folder in folders]
+    runs = sorted((read_run(folder) for folder in folders), key=lambda run: run.pruned)  # full data first
     pruned = [run for run in runs if run.counts is not None]
+    classified = [run for run in pruned if run.dataset["classes"]]
     counted = [together(group) for group in repetitions(pruned)]
     fits = [_fitted(run) if fit else None for run in counted]
     compared = len({run.samples_seen for run in runs}) > 1
-    page = PAGE.substitute(
-        title=escape(title or ", ".join(run.name for run in runs)),
-        remarks="\n".join(f"<p>{escape(remark)}</p>" for remark in remarks),
-        table=_table(runs),
-        verdicts=_verdicts(runs),
+    head, table = _table(runs)
+    page = PAGES.get_template("report.html.j2").render(
+        title=title or ", ".join(run.name for run in runs),
+        remarks=remarks,
+        head=head,
+        table=table,
+        verdicts=verdicts(runs),
         rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared else "",
         accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen"),
         phases=_picture(plot_phases(runs), "seconds by phase"),
-        selections=_selections(counted, fits) if pruned else "<p>No selections of a policy.</p>",
-        classes=_class_rates(pruned),
-        made=escape(_made(runs)),
+        selections=[_selected(run, fit) for run, fit in zip(counted, fits, strict=True)],
+        histograms=_picture(plot_selections(counted, fits), "samples by selections they are in") if pruned else "",
+        examples=[_examples(run) for run in counted],
+        classes=_picture(plot_class_rates(classified), "share of each class kept") if classified else "",
+        made=_made(runs),
     )
     out = Path(out)
     try:
@@ -114,38 +85,28 @@ def write_report(
     return out
 
 
-def _table(runs: Sequence[Run]) -> str:
-    named = phases(runs)
-    head = ["run", "epochs", "keep", "pruning rate", "samples seen", "test accuracy", *named, "total"]
+def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows. The picture of the phases has the parts of the total."""
+    head = ["run", "epochs", "pruning rate", "samples seen", "test accuracy", "seconds"]
     scored = any(run.static_seconds != 0 for run in runs)
     head += ["static scores", "total with scores"] if scored else []
-    lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
-    for run in runs:
-        last = run.rows[-1]
-        cells = (
-            escape(run.name),
+    rows = [
+        [
+            run.name,
             f"{len(run.rows)}",
-            f"{last['keep']:.2f}",
-            f"{last['pruning_rate']:.2f}",
+            f"{100 * (1 - run.kept):.2f} %",
             f"{run.samples_seen:,}",
-            f"{run.accuracy:.4f}" if run.tested else "not tested",
-            *(f"{run.seconds(phase):.1f}" for phase in named),
+            f"{100 * run.accuracy:.2f} %" if run.tested else "not tested",
             f"{run.seconds('total'):.1f}",
             *(_seconds(s) for s in (run.static_seconds, run.seconds("total") + run.static_seconds) if scored),
-        )
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return "<table>\n" + "\n".join(lines) + "\n</table>"
+        ]
+        for run in runs
+    ]
+    return head, rows
 
 
 def _seconds(seconds: float) -> str:
     return "unknown" if math.isnan(seconds) else f"{seconds:.1f}"
-
-
-def _verdicts(runs: Sequence[Run]) -> str:
-    sentences = verdicts(runs)
-    if not sentences:
-        return "<p>Nothing was pruned.</p>"
-    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def _fitted(run: Run) -> Mixture:
@@ -169,36 +130,21 @@ def write_groups(runs: Sequence[Run], fits: Sequence[Mixture], path: Path) -> No
                 writer.writerow([run.name, sample, count, *probabilities[count], groups[count], f"{fit.rhat:.3f}"])
 
 
-def _selections(pruned: Sequence[Run], fits: Sequence[Mixture | None]) -> str:
-    """Shares in words, the histograms, and what always and never samples look like."""
-    sentences = []
-    for run, fit in zip(pruned, fits, strict=True):
-        assert run.counts is not None
-        never, always = np.mean(run.counts == 0), np.mean(run.counts == run.checkpoints)
-        sentence = (
-            f"{run.name}: {run.checkpoints} selections; {never:.1%} of the samples in none, {always:.1%} in all of them"
-        )
-        sentence += f". Fitted groups: {describe_groups(fit)}" if fit else ""
-        sentences.append(f"<li>{escape(sentence)}.</li>")
-    picture = _picture(plot_selections(pruned, fits), "samples by the number of selections they are in")
-    shown = "\n".join(_examples(run) for run in pruned)
-    return f"<ul>{''.join(sentences)}</ul>\n{picture}\n{shown}"
-
-
-def _class_rates(pruned: Sequence[Run]) -> str:
-    if not pruned:
-        return "<p>All of all.</p>"
-    classified = [run for run in pruned if run.dataset["classes"]]
-    if not classified:
-        return "<p>The targets are no classes.</p>"
-    return _picture(plot_class_rates(classified), "share of each class kept")
+def _selected(run: Run, fit: Mixture | None) -> str:
+    """Shares in words."""
+    assert run.counts is not None
+    never, always = 100 * np.mean(run.counts == 0), 100 * np.mean(run.counts == run.checkpoints)
+    shares = f"{never:.2f} % of the samples in none, {always:.2f} % in all of them"
+    groups = f". Fitted groups: {describe_groups(fit)}" if fit else ""
+    return f"{run.name}: {run.checkpoints} selections; {shares}{groups}."
 
 
 def _examples(run: Run) -> str:
     """Images of the samples selected most and least often, spread over the data set."""
-    if run.method == "random":  # chance alone decided
-        return ""
     assert run.counts is not None
+    share = float(np.mean(run.counts)) / run.checkpoints
+    if run.checkpoints > 1 and np.var(run.counts) <= 1.1 * run.checkpoints * share * (1 - share):
+        return ""  # the counts vary no more than chance makes them
     path, classes = Path(run.settings["data.train"]), run.dataset["classes"]
     lines = []
     try:
@@ -210,7 +156,7 @@ def _examples(run: Run) -> str:
             title = f"{run.name}: selected {word} often, {extreme} of {run.checkpoints} times"
             lines.append((title, read_images(path, ids.tolist()), names))
     except UserError as error:  # the data may be gone or written again since: the report has the rest
-        return f"<p>{escape(f'{run.name}: no example images: {error}')}.</p>"
+        return Markup("<p>{}: no example images: {}.</p>").format(run.name, error)
     return _picture(plot_examples(lines), "images of always and of never samples")
 
 
@@ -219,7 +165,7 @@ def _picture(figure: Figure, description: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{description}" src="data:image/png;base64,{data}">'
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(description, data)
 
 
 def _made(runs: Sequence[Run]) -> str:

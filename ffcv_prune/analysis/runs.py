@@ -49,6 +49,15 @@ class Run:
         return str(self.settings.get("prune.method", "full"))
 
     @property
+    def pruned(self) -> bool:
+        """Whether any epoch was on less than all data by plan: by a method, or at random before or after it."""
+        return any(row["phase"] != "full" for row in self.rows)
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings.get("run.seed", 0))
+
+    @property
     def tested(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["test_accuracy"] is not None]
 

@@ -5,39 +5,62 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ffcv_prune.analysis.intervals import welch_margin
+from scipy.stats import norm
+
+from ffcv_prune.analysis.intervals import LEVEL, Difference, difference, false_discovery
 from ffcv_prune.analysis.runs import Run, repetitions
 
 SAME_SAMPLES = 0.1  # two runs that differ by less than this share see as many samples
-NORMAL_QUANTILE = 1.96  # two-sided, 95 %
+NO_RIVAL = "; there is no run of full data at the same samples seen to judge it by."
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
-    """One sentence for each pruned setting; repetitions with other seeds are taken together."""
+    """One sentence for each pruned setting; repetitions with other seeds are taken together.
+
+    Whether a difference is beyond noise is decided by p values that are corrected for the number of verdicts.
+    """
     settings = repetitions([run for run in runs if run.tested])
-    full = [group for group in settings if group[0].method == "full"]
-    return [_sentence(group, full) for group in settings if group[0].method != "full"]
+    full = [group for group in settings if not group[0].pruned]
+    pruned = [group for group in settings if group[0].pruned]
+    rivals = [_rival(group, full) for group in pruned]
+    gaps = [_gap(group, rival) if rival else None for group, rival in zip(pruned, rivals, strict=True)]
+    corrected = false_discovery([gap.p if gap else math.nan for gap in gaps])
+    return [
+        _said(group) + (_judged(group, rival, gap, p <= LEVEL) if rival and gap else NO_RIVAL)
+        for group, rival, gap, p in zip(pruned, rivals, gaps, corrected, strict=True)
+    ]
 
 
-def _sentence(group: list[Run], full: list[list[Run]]) -> str:
-    name, samples, accuracy = group[0].name, _mean(group, "samples_seen"), _mean(group, "accuracy")
+def _rival(group: list[Run], full: list[list[Run]]) -> list[Run] | None:
+    """The runs of full data, of the same file, that are nearest in samples seen; None if none is near."""
+    samples = _mean(group, "samples_seen")
+    data = group[0].settings.get("data.train")
+    same = [other for other in full if other[0].settings.get("data.train") == data]
+    rival = min(same, key=lambda other: abs(_mean(other, "samples_seen") - samples), default=None)
+    near = rival is not None and abs(_mean(rival, "samples_seen") - samples) <= SAME_SAMPLES * samples
+    return rival if near else None
+
+
+def _said(group: list[Run]) -> str:
     own, static = _mean(group, "training_seconds"), _mean(group, "static_seconds")
     with_scores = f", {own + static:.1f} s with its static scores" if static > 0 else ""
-    said = f"{name} reached {100 * accuracy:.2f} % in {own:.1f} s{with_scores} ({_runs(group)})"
-    data = group[0].settings.get("data.train")
-    rivals = [
-        rival
-        for rival in full
-        if rival[0].settings.get("data.train") == data
-        and abs(_mean(rival, "samples_seen") - samples) <= SAME_SAMPLES * samples
-    ]
-    if not rivals:
-        return f"{said}; there is no run of full data at the same samples seen to judge it by."
-    rival = min(rivals, key=lambda other: abs(_mean(other, "samples_seen") - samples))
-    gap = accuracy - _mean(rival, "accuracy")
-    margin, nothing, noise = _noise(group, rival)
-    outcome = nothing if abs(gap) <= margin else f"{'won' if gap > 0 else 'lost'} {abs(100 * gap):.2f} points"
-    seconds = own - _mean(rival, "training_seconds")
+    return (
+        f"{group[0].name} reached {100 * _mean(group, 'accuracy'):.2f} % in {own:.1f} s{with_scores} ({_runs(group)})"
+    )
+
+
+def _judged(group: list[Run], rival: list[Run], gap: Difference, is_beyond_noise: bool) -> str:
+    over_seeds = _have_seeds(group, rival)
+    if is_beyond_noise:
+        outcome = f"{'won' if gap.mean > 0 else 'lost'} {abs(100 * gap.mean):.2f} points"
+    else:
+        outcome = f"bought no accuracy {'beyond noise' if over_seeds else 'that the test set could show'}"
+    if over_seeds:
+        noise = ", the 95 % interval over the seeds"
+    else:
+        noise = " by the size of the test set alone; one run: seeds may differ by more"
+    static = _mean(group, "static_seconds")
+    seconds = _mean(group, "training_seconds") - _mean(rival, "training_seconds")
     cost = _more_or_less(seconds, " time")
     if static > 0:
         cost += f", {_more_or_less(seconds + static)} with its static scores"
@@ -45,22 +68,28 @@ def _sentence(group: list[Run], full: list[list[Run]]) -> str:
         cost += "; what its static scores cost is not on record"
     against = f"{100 * _mean(rival, 'accuracy'):.2f} % in {_mean(rival, 'training_seconds'):.1f} s ({_runs(rival)})"
     return (
-        f"{said}. Full data at the same samples seen, {rival[0].name}, reached {against}. "
-        f"Pruning {outcome} and took {cost} (difference {100 * gap:+.2f} ± {100 * margin:.2f} points{noise})."
+        f". Full data at the same samples seen, {rival[0].name}, reached {against}. Pruning {outcome} and took {cost} "
+        f"(difference {100 * gap.mean:+.2f} ± {100 * gap.half_width:.2f} points{noise})."
     )
 
 
-def _noise(group: list[Run], rival: list[Run]) -> tuple[float, str, str]:
-    """Half the width of the 95 % interval of the difference, what to say of less than that, and what it covers."""
-    margin = welch_margin([run.accuracy for run in group], [run.accuracy for run in rival])
-    if math.isfinite(margin):
-        return margin, "bought no accuracy beyond noise", ", the 95 % interval over the seeds"
+def _have_seeds(group: list[Run], rival: list[Run]) -> bool:
+    return min(len(group), len(rival)) > 1
+
+
+def _gap(group: list[Run], rival: list[Run]) -> Difference:
+    """Over the seeds; of single runs, by the size of the test set alone."""
+    if _have_seeds(group, rival):
+        return difference(*({run.seed: run.accuracy for run in runs} for runs in (group, rival)))
     variance = 0.0  # that of tests on so many samples
     for runs in (group, rival):
         accuracy = _mean(runs, "accuracy")
         variance += accuracy * (1 - accuracy) / int(runs[0].dataset["test_samples"])
-    doubt = " by the size of the test set alone; one run: seeds may differ by more"
-    return NORMAL_QUANTILE * math.sqrt(variance), "bought no accuracy that the test set could show", doubt
+    mean = _mean(group, "accuracy") - _mean(rival, "accuracy")
+    if variance == 0:
+        return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0)
+    deviation = math.sqrt(variance)
+    return Difference(mean, float(norm.ppf(1 - LEVEL / 2)) * deviation, float(2 * norm.sf(abs(mean) / deviation)))
 
 
 def _more_or_less(seconds: float, noun: str = "") -> str:
