@@ -54,7 +54,7 @@ def make_run(
     scores: Path = Path("gone.npy"),
 ) -> Path:
     folder = RunFolder.create(out, name)
-    prune = f"{{method: {method}, scores: {scores}}}"
+    prune = f"{{method: {method}{f', scores: {scores}' if method == 'static' else ''}}}"
     folder.write_config(f"run: {{seed: {seed}}}\ndata: {{train: {data}}}\nprune: {prune}\n")
     folder.write_json("machine.json", {"cpu": "A & B", "gpus": [], "date": "2026-01-01T00:00:00+00:00"})
     folder.write_json("dataset.json", {"train_samples": 6, "test_samples": 10_000, "classes": ["cat", "dog"]})
@@ -91,7 +91,7 @@ def test_the_report_holds_the_numbers_of_the_log_and_its_own_pictures(tmp_path: 
     rows = [log_row(epoch, accuracy, 1.0) for epoch, accuracy in enumerate([0.25, None, None, 0.8125])]
     rows[3]["phase"] = "random"
     pruned = make_run(tmp_path, "ucb", rows, {0: [0, 1], 2: [0, 2], 1: [0, 5], 3: [3, 4]})
-    full = make_run(tmp_path, "full", [log_row(0, None, 4.0, "full")], {}, "none")
+    full = make_run(tmp_path, "full", [log_row(0, None, 4.0, "full")], {}, "full")
     text = write_report([pruned, full], tmp_path / "r.html", title="<two>", remarks=["A < B."]).read_text()
     page = Page(text)
     assert page.cells[::5][0] == "full" and page.cells[3:6] == ["1,234", "not tested", "4.0"]  # the honest row first
@@ -108,7 +108,7 @@ def test_the_report_holds_the_numbers_of_the_log_and_its_own_pictures(tmp_path: 
 
 
 def test_runs_without_selections_and_runs_cut_short_are_read(tmp_path: Path) -> None:
-    run = make_run(tmp_path, "full", [log_row(0, 0.5, 1.0, "full")], {}, "none")
+    run = make_run(tmp_path, "full", [log_row(0, 0.5, 1.0, "full")], {}, "full")
     assert read_run(run).counts is None
     assert "No selections" in write_report([run], tmp_path / "r.html").read_text()
 
@@ -186,7 +186,7 @@ def full_and_pruned(out: Path, full: list[float], pruned: list[float], steps: in
     folders = []
     for seed, accuracy in enumerate(full):
         row = log_row(0, accuracy, 2.0, "full") | {"samples_seen": 1234 * steps}
-        folders.append(make_run(out, f"full_{seed}", [row], {}, "none", seed=seed))
+        folders.append(make_run(out, f"full_{seed}", [row], {}, "full", seed=seed))
     for seed, accuracy in enumerate(pruned):
         rows = [log_row(e, accuracy, 1.0) | {"samples_seen": 1234 * 10 * (e + 1) // 3} for e in range(3)]
         folders.append(make_run(out, f"ucb_{seed}", rows, {0: [0]}, seed=seed))
@@ -222,7 +222,7 @@ def test_the_verdict_on_a_run_follows_from_its_numbers(
 def test_static_scores_are_charged_beside_the_training(tmp_path: Path, source: str) -> None:
     """Training took 2.0 s and the scores 100 s: by the finished run, or of one cut short by its score file."""
     scores = tmp_path / "scores.npy"
-    full = make_run(tmp_path, "full", [log_row(0, 0.8, 2.0, "full")], {}, "none")
+    full = make_run(tmp_path, "full", [log_row(0, 0.8, 2.0, "full")], {}, "full")
     static = make_run(tmp_path, "static", [log_row(0, 0.7, 1.0)], {0: [0]}, "static", scores=scores)
     full_log = json.loads((full / "log.jsonl").read_text())
     full_log["seconds"] |= {"total": 4.0, "eval": 1.0}
