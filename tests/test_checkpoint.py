@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from ffcv_prune import config
+from ffcv_prune import config, methods
 from ffcv_prune.config import Config
 from ffcv_prune.data.beton import check_beton, fingerprint
 from ffcv_prune.errors import UserError
@@ -100,7 +100,7 @@ def test_foreign_checkpoints_are_refused_with_the_reason(
         assert "\n" not in str(error.value)
 
     refused(r"train\.lr=0\.1, .*config\.yaml has 0\.2", changed(settings, "train", lr=0.2))
-    refused(r"prune\.method=full", changed(settings, "prune", method="ucb"))
+    refused(r"prune\.method=full", replace(settings, prune=methods.PRESETS["ucb"]))
     refused(r"another data\.train than .*--data\.train=PATH", data=DATA | {"train": "0"})
     refused(r"another data\.test", data=DATA | {"test": "0"})
     for section, keys in {

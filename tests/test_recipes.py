@@ -91,7 +91,7 @@ def test_any_override_is_taken_or_refused_in_one_line(overrides: dict[str, str])
         recipe = load_recipe("imagenet", overrides)
     except UserError:
         return
-    content = yaml.safe_load(strict_args.to_yaml(recipe))
+    content = yaml.safe_load(strict_args.to_yaml(dataclasses.asdict(recipe)))
     assert set(content) == {"dataset", "source", "splits", "image", "subset"}
 
 

@@ -87,7 +87,13 @@ def test_a_run_goes_on_with_the_file_it_scored(beton: Beton, small: Beton, tmp_p
 def test_static_scores_are_of_the_data_itself(beton: Beton, small: Beton, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"leave out data\.score"):
         static_scores.compute(
-            settings(beton, data__score=small.path, static__epochs=1, prune__scores=tmp_path / "el2n.npy")
+            settings(
+                beton,
+                data__score=small.path,
+                static__epochs=1,
+                prune__method="static",
+                prune__scores=tmp_path / "el2n.npy",
+            )
         )
 
 

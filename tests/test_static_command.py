@@ -25,6 +25,7 @@ def config_file(tmp_path: Path, beton: Beton) -> Path:
 data: {{train: {beton.path}, test: {beton.path}}}
 model: {{name: basic_cnn}}
 train: {{epochs: 3, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
+prune: {{method: static}}
 static: {{method: el2n, models: 2, epochs: 1}}
 """
     )
@@ -55,7 +56,7 @@ def test_the_command_writes_and_reports(
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ([], "prune.scores is empty"),
+        ([], "needs prune.scores=FILE.npy"),
         (["--prune.scores=scores.txt"], "prune.scores"),
         (["--prune.scores=s.npy", "--static.method=el2m"], "el2n"),
         (["--prune.scores=s.npy", "--static.epochs=4"], "train.epochs=3"),
@@ -82,6 +83,6 @@ def test_the_command_refuses_in_one_line(
 
 
 @pytest.mark.parametrize("method", ["static", "static_epsilon_greedy", "static_ucb"])
-def test_static_policies_need_their_scores(config_file: Path, method: str) -> None:
+def test_static_methods_need_their_scores(config_file: Path, method: str) -> None:
     with pytest.raises(UserError, match=r"needs prune\.scores=FILE\.npy"):
         config.load(["--config", str(config_file), f"--prune.method={method}"])

@@ -37,7 +37,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
 data: {{train: {beton.path}, test: {beton.path}}}
 model: {{name: basic_cnn}}
 train: {{epochs: 3, batch_size: {BATCH}, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{keep: {KEEP}, period: 1, method: static, scores: none.npy}}
+prune: {{keep: {KEEP}, period: 1, method: static, scores: {path.with_suffix(".npy")}}}
 static: {{method: el2n, models: 2, epochs: 1}}
 """
     )
@@ -49,7 +49,8 @@ def settings(config_file: Path, tmp_path: Path) -> Settings:
     """The small config, with changes written as section__key=value, in a folder of the test's own."""
 
     def make(**changes: Any) -> config.Config:
-        scores = {} if "prune__method" in changes else {"prune__scores": tmp_path / "scores" / "small.npy"}
+        own = changes.get("prune__method", "static") != "static_random"
+        scores = {"prune__scores": tmp_path / "scores" / "small.npy"} if own else {}
         changes = {"run__out": tmp_path / "runs"} | scores | changes
         options = [f"--{name.replace('__', '.')}={value}" for name, value in changes.items()]
         return config.load(["--config", str(config_file), *options])

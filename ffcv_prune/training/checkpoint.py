@@ -87,7 +87,8 @@ def _restart(folder: Path) -> str:
 
 def _check_config(path: Path, saved: Mapping[str, Any], config: Config) -> None:
     now = fixed_keys(config)
-    for name in sorted(saved.keys() | now.keys()):
+    # The method first: which other keys there are, it says.
+    for name in sorted(saved.keys() | now.keys(), key=lambda name: (name != "prune.method", name)):
         if saved.get(name) != now.get(name):
             raise UserError(
                 f"{path} was made with {name}={saved.get(name)}, {path.parent / 'config.yaml'} has {now.get(name)}; "

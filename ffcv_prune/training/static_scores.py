@@ -172,7 +172,9 @@ def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.flo
 def _check(config: Config) -> None:
     static = config.static
     if not config.prune.values.get("scores"):
-        raise UserError("prune.scores is empty: set it to the file to write, such as runs/static_scores/el2n.npy")
+        raise UserError(
+            "no file to write: set prune.method=static and prune.scores=runs/static_scores/NAME.npy"
+        )
     if static.epochs > config.train.epochs:
         raise UserError(
             f"static.epochs={static.epochs} is more than the schedule's train.epochs={config.train.epochs}; lower it"
