@@ -214,7 +214,7 @@ def demo_rows(ucb: list[float]) -> list[dict[str, str]]:
         ([0.902], "level with random (+0.20 ± 0.83 points)"),
         ([0.88], "worse than random (-2.00 ± 0.87 points)"),
         ([0.91, 0.912, 0.911], "better than random (+1.10 ± 0.25 points)"),
-        ([0.88, 0.94], "level with random (+1.00 ± 38.13 points)"),
+        ([0.88, 0.94], "level with random (+1.00 ± 38.12 points)"),
     ],
 )
 def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str) -> None:
