@@ -172,9 +172,7 @@ def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.flo
 def _check(config: Config) -> None:
     static = config.static
     if not config.prune.values.get("scores"):
-        raise UserError(
-            "no file to write: set prune.method=static and prune.scores=runs/static_scores/NAME.npy"
-        )
+        raise UserError("no file to write: set prune.method=static and prune.scores=runs/static_scores/NAME.npy")
     if static.epochs > config.train.epochs:
         raise UserError(
             f"static.epochs={static.epochs} is more than the schedule's train.epochs={config.train.epochs}; lower it"
