@@ -161,9 +161,10 @@ class ClassFloor(Guard):
                 earlier[np.searchsorted(among, members)] = draw.probabilities(members)
             if not rest.ids.size:
                 return earlier
-            # Of what the quotas drew at random, the draw from the rest says nothing. It would have had the chance of a
-            # sample that no ranking prefers: exact where the rule is uniform, else the least it can be.
+            # Of what the quotas drew at random, the draw from the rest says nothing, unless it is the same for all.
             later = rest.probabilities(left)
+            if later.min() != later.max() and ((earlier > 0) & (earlier < 1)).any():
+                return np.full(among.size, np.nan)  # not known
             chance = np.full(among.size, later.min())
             chance[np.searchsorted(among, left)] = later
             return earlier + (1 - earlier) * chance

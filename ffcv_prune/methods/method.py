@@ -55,6 +55,13 @@ class Method:
                 f"{label} weighs by the probability of a draw, but its selector draws nothing: set random_share "
                 "or take another weight"
             )
+        ranks_and_draws = self.selector.ranks and is_random
+        floor = next((guard.class_floor for guard in active if isinstance(guard, ClassFloor)), 1.0)
+        if self.weight.needs_probability and ranks_and_draws and floor < 1:
+            raise UserError(
+                f"{label} weighs by the probability of a draw, which is not known under a class_floor of {floor:g} "
+                "around a ranking: set class_floor=1 or 0"
+            )
         self._check_source()
 
     def _check_source(self) -> None:

@@ -49,7 +49,8 @@ class Draw:
     Attributes:
         ids: int64[k], ascending and unique.
         probability: makes float64[m], the probability with which the draw takes each candidate. It is called where
-            somebody asks. None: the rule takes what it takes for certain, and nothing else.
+            somebody asks. None: the rule takes what it takes for certain, and nothing else. NaN: not known, for a class
+            floor below 1 around a rule that both ranks and draws.
     """
 
     ids: Ids

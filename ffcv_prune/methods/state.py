@@ -39,8 +39,12 @@ class Selection:
 
     @property
     def probability(self) -> NDArray[np.float32] | None:
-        """float32[k], with which each of these samples was drawn; None: nothing was drawn at random."""
-        return None if self._probability is None else self._probability().astype(np.float32)
+        """float32[k], with which each of these samples was drawn; None: not at random, or it is not known.
+
+        It is not known of a class floor below 1 around a rule that both ranks and draws.
+        """
+        found = None if self._probability is None else self._probability().astype(np.float32)
+        return None if found is None or np.isnan(found).any() else found
 
 
 class State:
