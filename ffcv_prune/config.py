@@ -218,7 +218,7 @@ def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", 
     the method do not count.
     """
     named = settings.get("prune.method", Setting("full", "default", 1 << 30))
-    if named.text not in methods.PRESETS:
+    if str(named.text) not in methods.PRESETS:  # a YAML list is no name
         raise UserError(
             f"prune.method={named.text} ({named.source}): unknown{nearest(str(named.text), methods.PRESETS)}"
         )

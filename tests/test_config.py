@@ -84,6 +84,10 @@ def test_every_method_reads_back_from_its_own_file(name: str, minimal: Path) -> 
     assert load_with(write(minimal.with_name("again.yaml"), config.to_yaml())) == config
 
 
+def test_a_list_is_no_method(tmp_path: Path) -> None:
+    assert "prune.method" in refusal(write(tmp_path / "a.yaml", MINIMAL + "prune: {method: [ucb]}\n"))
+
+
 def test_score_source_exchanges_the_source_and_its_keys(minimal: Path) -> None:
     options = ["--prune.method=ucb", "--prune.score_source=training", "--prune.warmup=1", "--prune.warmup_mode=full"]
     config = load_with(minimal, *options)
