@@ -30,14 +30,14 @@ class Phases(Part, ABC):
     warmup_mode: str = key("random", "what the warm-up trains on", choices=MODES)
 
     @property
-    @abstractmethod
     def share(self) -> float:
         """The fraction kept in every epoch that is not "full", in (0, 1]."""
+        return 1.0
 
     @property
-    @abstractmethod
     def interval(self) -> int:
         """T_p, epochs from one selection to the next within a phase, ≥ 1."""
+        return 1
 
     @abstractmethod
     def final_phase(self, epochs: int) -> tuple[int, Phase]:
@@ -115,14 +115,6 @@ class UntilFull(Phases):
 
     delta: float = key(0.875, "infobatch: fraction of the epochs that are pruned; then all data", within="(0, 1]")
 
-    @property
-    def share(self) -> float:
-        return 1.0
-
-    @property
-    def interval(self) -> int:
-        return 1
-
     def final_phase(self, epochs: int) -> tuple[int, Phase]:
         return epochs - math.floor(self.delta * epochs + 1e-9), "full"  # 0.29 · 100 is 28.999999999999996
 
@@ -135,14 +127,6 @@ class AllData(Phases):
 
     warmup: int = 0
     warmup_mode: str = "full"
-
-    @property
-    def share(self) -> float:
-        return 1.0
-
-    @property
-    def interval(self) -> int:
-        return 1
 
     def final_phase(self, epochs: int) -> tuple[int, Phase]:
         return epochs, "full"
