@@ -224,7 +224,7 @@ def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", 
         )
     method = methods.PRESETS[str(named.text)]
     source = settings.get("prune.score_source")
-    own = SOURCES.get(str(source.text)) if source is not None and method.source.passes else None
+    own = SOURCES.get(str(source.text)) if source is not None and method.takes_source else None
     section = _prune_section(method, source=own() if own else None)
     known, others = (
         {f"prune.{field.name}" for field in fields(of)} for of in (section, _prune_section(*methods.PRESETS.values()))
@@ -250,7 +250,7 @@ def _prune_section(*shown: Method, source: Source | None = None) -> type:
     declared: dict[str, Any] = {}
     for method in shown:
         preset = methods.PRESETS[method.name]
-        if preset.source.passes:
+        if preset.takes_source:
             choices = tuple(SOURCES)
             current = next(name for name, kind in SOURCES.items() if kind is type(source or method.source))
             declared.setdefault("score_source", (str, key(current, _SCORE_SOURCE, choices=choices)))

@@ -199,8 +199,8 @@ class Pruner:
 
         Exact for a method of fixed size; for one that sizes its selections itself (InfoBatch) the most there can be.
         """
-        phases, epochs = self.method.phases, self.state.epochs
-        return sum(self.loader.num_batches(phases.samples_in(epoch, epochs, self.state.n)) for epoch in range(epochs))
+        epochs, n = self.state.epochs, self.state.n
+        return sum(self.loader.num_batches(self.method.samples_in(epoch, epochs, n)) for epoch in range(epochs))
 
     def _set_weights(self) -> None:
         """Put the weights of the last selection where `batch_loss` finds them."""

@@ -41,10 +41,12 @@ def check_values(section: Any) -> None:
     """Raise `UserError` unless each field of a dataclass made of `key` holds a value that its declaration allows."""
     for field in dataclasses.fields(section):
         value, within, choices = getattr(section, field.name), *map(field.metadata.get, ("within", "choices"))
-        if within is not None:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or not inside(value, within) or (field.type in ("int", int) and value != int(value)):
-                number = "an integer" if field.type in ("int", int) else "a number"
-                raise UserError(f"{field.name}={value}: expected {number} in {within}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if within is None:
+                break
+            is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+            if not is_number or not inside(number, within) or (field.type in ("int", int) and number != int(number)):
+                noun = "an integer" if field.type in ("int", int) else "a number"
+                raise UserError(f"{field.name}={value}: expected {noun} in {within}")
         if choices is not None and value not in choices:
             raise UserError(f"{field.name}={value}: unknown{nearest(str(value), choices)}")

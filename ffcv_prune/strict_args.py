@@ -64,6 +64,7 @@ PARSERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     float: (_number, "a number"),
     bool: (_boolean, "true or false"),
     str: (str, "a text"),
+    int | float: (lambda text: int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else _number(text), "a number"),
     tuple[float, ...]: (_numbers, "a list of numbers such as 0.3,0.6"),
 }
 

@@ -194,16 +194,22 @@ def start(name: str, n: int = 60, **parameters: Any) -> methods.State:
     return method.start(n, epochs=12, groups=np.arange(n) % 3, seed=4, scores=scores)
 
 
+def values_of(state: methods.State, losses: Any, ids: Any) -> dict[str, Any]:
+    """The losses of these samples, and what else the method needs with them."""
+    certainty = {"correct": losses[ids] < 1, "confidence": np.exp(-losses[ids])}
+    return {"losses": losses[ids]} | (certainty if state.method.needs_certainty else {})
+
+
 def drive(state: methods.State, epochs: range) -> list[list[int]]:
     """Select epoch by epoch on losses that follow from the epoch; returns the selections."""
     found = []
     for epoch in epochs:
         losses = np.random.default_rng(epoch).gamma(1, 1, state.n).astype(np.float32)
         if state.method.records_losses and state.selection is not None and state.is_due(epoch):
-            state.record(state.selection.ids, losses[state.selection.ids], epoch=epoch)
+            state.record(state.selection.ids, **values_of(state, losses, state.selection.ids), epoch=epoch)
         wanted = state.wanted(epoch)
         if wanted is not None:
-            state.record(wanted, losses[wanted], epoch=epoch)
+            state.record(wanted, **values_of(state, losses, wanted), epoch=epoch)
         selection = state.select(epoch)
         if selection is not None:
             found.append(selection.ids.tolist())
@@ -251,10 +257,10 @@ def test_random_with_a_loss_cap_makes_passes() -> None:
         ("ema", {"alpha": 0}, "alpha=0"),
         ("ema", {"warmup_mode": "ful"}, 'did you mean "full"'),
         ("ucb", {"score_source": "pas"}, 'did you mean "pass"'),
-        ("infobatch", {"score_source": "pass"}, "takes the losses of training"),
+        ("infobatch", {"score_source": "pass"}, "values of its own kind"),
         ("infobatch", {"random_share": 0.5}, "no parameter"),
         ("infobatch", {"ratio": 1.0}, "ratio=1.0"),
-        ("ucb", {"score_source": "training"}, "needs a loss of every sample before its first selection"),
+        ("ucb", {"score_source": "training"}, "needs losses before its first selection"),
         ("random", {"score_budget": 0.5}, "needs no scoring pass that could be budgeted"),
         ("ucb", {"score_budget": 0.5, "loss_cap": 0.1}, "does not select by a threshold"),
         ("ucb", {"score_budget": 0.05, "score_revisit": 4}, "score_revisit"),
@@ -338,7 +344,8 @@ def test_every_phase_starts_with_a_selection_and_none_is_further_than_a_period_a
         due = phases.selects(epoch, epochs)
         assert due or (epoch > 0 and names[epoch] == names[epoch - 1] and since + 1 < period)
         since = 0 if due else since + 1
-    assert phases.samples_seen(epochs, 10) == sum(10 if name == "full" else 3 for name in names)
+    method = Method(name="mine", statistic=Last(), selector=TopK(), phases=phases)
+    assert method.samples_seen(epochs, 10) == sum(10 if name == "full" else 3 for name in names)
 
 
 def test_no_module_but_the_presets_compares_the_name_of_a_method() -> None:

@@ -51,7 +51,7 @@ def _training(config: Config) -> float:
     """Steps, scoring passes and tests, without compilation."""
     n, speed = _samples_and_speed(config)
     epochs = config.train.epochs
-    seen = float(config.prune.phases.samples_seen(epochs, n))
+    seen = float(config.prune.samples_seen(epochs, n))
     values = config.prune.values
     if not config.prune.selector.has_fixed_size:  # InfoBatch: about half of the samples are below the mean
         seen *= 1 - 0.5 * values["ratio"] * values["delta"]

@@ -108,7 +108,7 @@ class Shadow:
         self.scored.append(np.count_nonzero(own.last_scored == own.updates - 1) / own.n if self.passes else 0.0)
         start = time.perf_counter()
         self.table.update(score_dataset(model, self.full_loader, amp_dtype=self.amp_dtype))
-        k = self.pruner.state.kept
+        k = self.pruner.method.kept(self.pruner.state.n, 0, self.pruner.state.epochs)
         self.overlaps.append(overlap(*(by_score(self.pruner.method, table, k) for table in (own, self.table))))
         self.shadow_seconds += time.perf_counter() - start
         return made

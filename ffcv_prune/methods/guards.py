@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +14,10 @@ from ffcv_prune.methods import kernels
 from ffcv_prune.methods.part import Part
 from ffcv_prune.methods.rule import Draw, Ids, Rule, Samples, Scores
 from ffcv_prune.methods.selectors import draw_with_random, thresholds_with_random
+from ffcv_prune.methods.table import LAST_TRAINED
 from ffcv_prune.settings import key
+
+_NULL_STREAM = 3  # keeps the shuffled scores apart from the draws of a run (state.py, statistics.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +26,13 @@ class Guard(Part, ABC):
 
     Attributes:
         needs_values: whether it looks at the latest losses, even around a rule that needs none.
-        needs_groups: whether it needs the class of each sample.
         is_random: whether it draws at random itself.
+        fits_any_size: whether it also goes around a rule that decides itself how many samples it takes.
     """
 
     needs_values: ClassVar[bool] = False
-    needs_groups: ClassVar[bool] = False
     is_random: ClassVar[bool] = False
+    fits_any_size: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -62,6 +65,70 @@ class Guarded:
 
     def thresholds(self, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
         return self.guard.thresholds(self.rule, samples, k, among)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null(Guard):
+    """The rule on scores that are shuffled among the samples which have one, anew at each selection.
+
+    The twin of a method: it has the same sizes, phases and weights, but its scores say nothing. What the method gains
+    over it is worth the scores. A fixed ranking is shuffled alike at each selection: it stays fixed.
+    """
+
+    fits_any_size: ClassVar[bool] = True
+    null: bool = key(False, "guard: shuffle the scores among the samples: shows what the scores are worth")
+
+    @property
+    def label(self) -> str:
+        return "null" if self.null else ""
+
+    def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        return rule.draw(self._shuffled(samples), k, rng, among)
+
+    def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        return rule.thresholds(self._shuffled(samples), k, among)
+
+    def _shuffled(self, samples: Samples) -> Samples:
+        moment = samples.moment
+        epoch = 0 if samples.statistic.is_fixed else moment.epoch
+        rng = np.random.default_rng([moment.seed, epoch, _NULL_STREAM])
+        shown, known = samples.candidates(None), np.flatnonzero(~np.isnan(samples.scores(None)))
+        shown[known] = rng.permutation(known)
+        return replace(samples, shuffled=shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxAge(Guard):
+    """What was not trained on for `max_age` epochs comes first, the longest unseen first; the rule fills the rest.
+
+    Among those unseen for as long the lower ids come first. Why: a loss that is never renewed says less and less.
+    """
+
+    columns = (LAST_TRAINED,)
+    max_age: int = key(0, "guard: epochs that a sample may stay unseen; then it is selected; 0: off", within="[0, inf)")
+
+    @property
+    def label(self) -> str:
+        return f"max_age({self.max_age})" if self.max_age else ""
+
+    def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        among = samples.candidates(among)
+        unseen = samples.moment.epoch - 1 - samples.table.columns[LAST_TRAINED.name][among]
+        due = min(int(np.count_nonzero(unseen >= self.max_age)), k)
+        if not due:
+            return rule.draw(samples, k, rng, among)
+        forced = among[kernels.top_k(unseen.astype(np.float32), due)]
+        if due == k:
+            return Draw(forced)
+        rest = kernels.difference(among, forced)
+        drawn = rule.draw(samples, k - due, rng, rest)
+
+        def probability() -> NDArray[np.float64]:
+            probabilities = np.ones(among.size)
+            probabilities[np.searchsorted(among, rest)] = drawn.probabilities(rest)
+            return probabilities
+
+        return Draw(np.sort(np.concatenate([forced, drawn.ids])), drawn.probability and probability)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +199,13 @@ class ClassFloor(Guard):
     that is left. 1 keeps the class proportions exactly; 0 is the rule alone.
     """
 
-    needs_groups: ClassVar[bool] = True
     class_floor: float = key(
         0.0, "guard: share of its proportional places that each class is sure of; 0: off", within="[0, 1]"
     )
+
+    @property
+    def needs_groups(self) -> bool:
+        return self.class_floor > 0
 
     @property
     def label(self) -> str:

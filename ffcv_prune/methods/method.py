@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.methods.guards import ClassFloor, Guard, Guarded, LossCap, RandomShare
+from ffcv_prune.methods.guards import ClassFloor, Guard, Guarded, LossCap, MaxAge, Null, RandomShare
 from ffcv_prune.methods.part import Part
 from ffcv_prune.methods.phases import Periodic, Phases
 from ffcv_prune.methods.rule import Rule, Samples
@@ -23,8 +23,8 @@ from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.methods.weights import NoWeight, Weight
 
 # From the innermost to the outermost: cap and random share work within each class. Otherwise a cap would take whole
-# classes, for the losses of a young model differ mostly by class.
-GUARDS = (RandomShare(), LossCap(), ClassFloor())
+# classes, for the losses of a young model differ mostly by class. Only the method's own scores are shuffled.
+GUARDS = (Null(), RandomShare(), MaxAge(), LossCap(), ClassFloor())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,10 @@ class Method:
     def __post_init__(self) -> None:
         label = f"method {self.name}"
         active = [guard for guard in self.guards if guard.label]
-        if active and not self.selector.has_fixed_size:
+        sized = [guard for guard in active if not guard.fits_any_size]
+        if sized and not self.selector.has_fixed_size:
             raise UserError(
-                f"{label} decides itself how many samples it takes: it cannot be combined with {active[0].label}"
+                f"{label} decides itself how many samples it takes: it cannot be combined with {sized[0].label}"
             )
         is_random = self.selector.is_random or any(guard.is_random for guard in active)
         if self.weight.needs_probability and not is_random:
@@ -57,6 +58,8 @@ class Method:
             )
         ranks_and_draws = self.selector.ranks and is_random
         floor = next((guard.class_floor for guard in active if isinstance(guard, ClassFloor)), 1.0)
+        if self.weight.needs_probability and not self.selector.knows_probability:
+            raise UserError(f"{label} weighs by the probability of a draw, which its selector does not know")
         if self.weight.needs_probability and ranks_and_draws and floor < 1:
             raise UserError(
                 f"{label} weighs by the probability of a draw, which is not known under a class_floor of {floor:g} "
@@ -72,12 +75,11 @@ class Method:
             table = ScoreTable(2)
             table.update(np.zeros(2, np.float32))
             self.rule.thresholds(Samples(self.statistic, table, np.zeros(2, np.int64)), 1, None)  # refuses, without any
-        full_first = self.phases.warmup > 0 and self.phases.warmup_mode == "full"
         trained_only = self.source.records and not self.source.passes
-        if self.needs_values and self.selector.has_fixed_size and trained_only and not full_first:
+        if self.needs_values and trained_only and not (self.selector.starts_without_values or self.phases.warmup):
             raise UserError(
-                f"{label} with score_source=training needs a loss of every sample before its first "
-                "selection: set warmup=1 or more and warmup_mode=full, or score_source=both"
+                f"{label} with score_source=training needs losses before its first selection: "
+                "set warmup=1 or more, or score_source=both"
             )
 
     @property
@@ -117,11 +119,43 @@ class Method:
 
     @property
     def needs_groups(self) -> bool:
-        return any(guard.needs_groups for guard in self.guards if guard.label)
+        return any(part.needs_groups for part in self.active_parts)
+
+    @property
+    def needs_certainty(self) -> bool:
+        """Whether each loss must come with whether the model was right, and how confident it was."""
+        return self.needs_values and any(part.needs_certainty for part in self.active_parts)
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether the source of this preset is for the user to choose, and not part of the rule."""
+        return self.source.passes and type(self.source) in SOURCES.values()
+
+    def kept(self, n: int, epoch: int, epochs: int) -> int:
+        """The size of a selection out of n samples for `epoch`; `UserError` if none is left.
+
+        Where the selector decides the size itself it is the most there can be, or what a random phase takes.
+        """
+        own = self.selector.size(n)
+        return self.phases.kept(n, epoch, epochs) if own is None else own
+
+    def samples_in(self, epoch: int, epochs: int, n: int) -> int:
+        """How many of n samples the epoch trains on; at most, where the selector sizes its selections itself."""
+        return n if self.phases.phase(epoch, epochs) == "full" else self.kept(n, epoch, epochs)
+
+    def samples_seen(self, epochs: int, n: int) -> int:
+        """The samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T)."""
+        return sum(self.samples_in(epoch, epochs, n) for epoch in range(epochs))
 
     @property
     def parts(self) -> Iterator[Part]:
         yield from (self.source, *self.other_parts)
+
+    @property
+    def active_parts(self) -> tuple[Part, ...]:
+        """All parts but the guards that are off."""
+        guards = (guard for guard in self.guards if guard.label)
+        return (self.source, self.statistic, self.selector, self.weight, self.phases, *guards)
 
     @property
     def other_parts(self) -> tuple[Part, ...]:

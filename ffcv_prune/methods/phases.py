@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,7 +26,9 @@ class Phases(Part, ABC):
 
     prunes: ClassVar[bool] = True
 
-    warmup: int = key(0, "epochs before the first scored selection", within="[0, inf)")
+    warmup: int | float = key(
+        0, "epochs before the first scored selection; below 1: share of the run", within="[0, inf)"
+    )
     warmup_mode: str = key("random", "what the warm-up trains on", choices=MODES)
 
     @property
@@ -39,50 +41,57 @@ class Phases(Part, ABC):
         """T_p, epochs from one selection to the next within a phase, ≥ 1."""
         return 1
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("warmup", "final"):
+            length = getattr(self, name, 0)
+            if length >= 1 and length != int(length):
+                raise UserError(f"{name}={length}: expected whole epochs, or a share of the run below 1")
+
     def final_phase(self, epochs: int) -> tuple[int, Phase]:
         """(length of the final phase in epochs, what it trains on)."""
+        return 0, "random"
+
+    def warmup_epochs(self, epochs: int) -> int:
+        return _length(self.warmup, epochs)
 
     def check(self, epochs: int) -> None:
         """Raise `UserError` unless the phases fit into a run of `epochs`."""
         if epochs < 1:
             raise UserError(f"epochs = {epochs} must be at least 1")
         final, _ = self.final_phase(epochs)
-        if self.warmup + final > epochs:
+        warmup = self.warmup_epochs(epochs)
+        if warmup + final > epochs:
             raise UserError(
-                f"warmup = {self.warmup} and final = {final} do not fit into {epochs} epochs: "
-                "shorten them or train longer"
+                f"warmup = {warmup} and final = {final} do not fit into {epochs} epochs: shorten them or train longer"
             )
 
     def phase(self, epoch: int, epochs: int) -> Phase:
         """Return what the epoch trains on: "full" data, a "random" selection or the "method"'s."""
-        if epoch < self.warmup:
+        if epoch < self.warmup_epochs(epochs):
             return "full" if self.warmup_mode == "full" else "random"
         final, mode = self.final_phase(epochs)
         return mode if epoch >= epochs - final else "method"
 
     def selects(self, epoch: int, epochs: int) -> bool:
         """Return whether a selection is due before the epoch: at each phase's start, then every `interval`."""
-        start = 0
-        if epoch >= self.warmup:
-            last = epochs - self.final_phase(epochs)[0]
-            start = last if epoch >= last else self.warmup
-        return (epoch - start) % self.interval == 0
+        return (epoch - self._start(epoch, epochs)) % self.interval == 0
 
-    def kept(self, n: int) -> int:
-        """Return k = round(keep·n), the size of a selection out of n samples; `UserError` if none is left."""
+    def turn(self, epoch: int, epochs: int) -> int:
+        """Return how many selections the epoch's phase has had before the one that the epoch trains on."""
+        return (epoch - self._start(epoch, epochs)) // self.interval
+
+    def _start(self, epoch: int, epochs: int) -> int:
+        """The first epoch of the phase that the epoch is in."""
+        warmup, last = self.warmup_epochs(epochs), epochs - self.final_phase(epochs)[0]
+        return 0 if epoch < warmup else last if epoch >= last else warmup
+
+    def kept(self, n: int, epoch: int, epochs: int) -> int:
+        """Return k = round(keep·n), the size of the epoch's selection out of n samples; `UserError` if none is left."""
         k = round(self.share * n)
         if k < 1:
             raise UserError(f"keep = {self.share} of {n} samples leaves none: raise keep")
         return k
-
-    def samples_in(self, epoch: int, epochs: int, n: int) -> int:
-        """Return how many of n samples the epoch trains on; at most, where the selector sizes its selections itself."""
-        return n if self.phase(epoch, epochs) == "full" else self.kept(n)
-
-    def samples_seen(self, epochs: int, n: int) -> int:
-        """Return the samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T)."""
-        return sum(self.samples_in(epoch, epochs, n) for epoch in range(epochs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +100,7 @@ class Periodic(Phases):
 
     keep: float = key(0.3, "fraction of the data kept (pruning rate = 1 - keep)", within="(0, 1]")
     period: int = key(10, "epochs between selections (the paper's T_p)", within="[1, inf)")
-    final: int = key(0, "epochs after the last scored selection", within="[0, inf)")
+    final: int | float = key(0, "epochs after the last scored selection; below 1: share of the run", within="[0, inf)")
     final_mode: str = key("random", "what the final phase trains on", choices=MODES)
 
     @property
@@ -103,7 +112,12 @@ class Periodic(Phases):
         return self.period
 
     def final_phase(self, epochs: int) -> tuple[int, Phase]:
-        return self.final, "full" if self.final_mode == "full" else "random"
+        return _length(self.final, epochs), "full" if self.final_mode == "full" else "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryEpoch(Phases):
+    """A selection before every epoch; how many samples it holds, the selector says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +127,33 @@ class UntilFull(Phases):
     The authors' code counts alike: 78 of 90 epochs are pruned, where δ·90 = 78.75.
     """
 
-    delta: float = key(0.875, "infobatch: fraction of the epochs that are pruned; then all data", within="(0, 1]")
+    delta: float = key(
+        0.875, "infobatch, bls, seta: fraction of the epochs that are pruned by the rule", within="(0, 1]"
+    )
 
     def final_phase(self, epochs: int) -> tuple[int, Phase]:
-        return epochs - math.floor(self.delta * epochs + 1e-9), "full"  # 0.29 · 100 is 28.999999999999996
+        return epochs - floor(self.delta * epochs), "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilRandom(UntilFull):
+    """A selection before every epoch e < ⌊δ·epochs⌋, then a random one before each."""
+
+    def final_phase(self, epochs: int) -> tuple[int, Phase]:
+        return super().final_phase(epochs)[0], "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometric(Phases):
+    """gamma^e of the samples in epoch e, rounded down; all data in the last one."""
+
+    gamma: float = key(0.95, "srd: factor of the share kept from one epoch to the next", within="(0, 1]")
+
+    def final_phase(self, epochs: int) -> tuple[int, Phase]:
+        return 1, "full"
+
+    def kept(self, n: int, epoch: int, epochs: int) -> int:
+        return max(1, floor(self.gamma**epoch * n))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +162,7 @@ class AllData(Phases):
 
     prunes: ClassVar[bool] = False
 
-    warmup: int = 0
+    warmup: int | float = 0
     warmup_mode: str = "full"
 
     def final_phase(self, epochs: int) -> tuple[int, Phase]:
@@ -133,3 +170,13 @@ class AllData(Phases):
 
     def selects(self, epoch: int, epochs: int) -> bool:
         return False
+
+
+def floor(product: float) -> int:
+    """The whole part of a share of a number: 0.29 · 100 is 28.999999999999996, and counts as 29."""
+    return math.floor(product + 1e-9)
+
+
+def _length(length: float, epochs: int) -> int:
+    """The length of a phase in epochs; below 1 it is a share of the run."""
+    return round(length * epochs) if length < 1 else int(length)

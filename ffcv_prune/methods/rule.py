@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ffcv_prune.methods import kernels
 from ffcv_prune.methods.statistics import Statistic
 from ffcv_prune.methods.table import ScoreTable
 
@@ -18,25 +19,61 @@ Probabilities = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When a selection is made.
+
+    Attributes:
+        epoch, epochs: the first epoch that it is for, from 0, and how many the run has.
+        turn: how many selections this phase has had before.
+        seed: of the run. For draws that several selections share; those of one come from its `rng`.
+    """
+
+    epoch: int = 0
+    epochs: int = 1
+    turn: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Samples:
     """The n samples of a run as a rule sees them.
 
     Attributes:
         statistic, table: what is known of each sample, and the score made of it.
         groups: int64[n], the class of each sample, ≥ 0; None where there are none.
+        moment: when the selection is made.
+        previous: int64[k], the selection before, ascending; None: there was none.
+        shuffled: int64[n], the sample whose score and columns each sample shows; None: its own.
     """
 
     statistic: Statistic
     table: ScoreTable
     groups: Ids | None = None
+    moment: Moment = Moment()
+    previous: Ids | None = None
+    shuffled: Ids | None = None
 
     def scores(self, among: Ids | None) -> Scores:
         """float32[m]: the score of each sample in `among` (None: all). NaN: no value yet."""
-        return self.statistic.score(self.table, among)
+        return self.statistic.score(self.table, self._shown(among))
+
+    def column(self, name: str, among: Ids | None) -> NDArray[Any]:
+        """[m]: this column of the table for each sample in `among` (None: all)."""
+        shown = self._shown(among)
+        column = self.table.columns[name]
+        return column if shown is None else column[shown]
 
     def top(self, k: int, among: Ids | None) -> Ids:
         """The k samples of highest score in `among`, int64[k], ascending; ties go to the lower id."""
-        return self.statistic.top(self.table, k, among)
+        if self.shuffled is None:
+            return self.statistic.top(self.table, k, among)
+        chosen = kernels.top_k(self.scores(among), k)
+        return chosen if among is None else among[chosen]
+
+    def _shown(self, among: Ids | None) -> Ids | None:
+        if self.shuffled is None:
+            return among
+        return self.shuffled if among is None else self.shuffled[among]
 
     def candidates(self, among: Ids | None) -> Ids:
         return np.arange(self.table.n) if among is None else among

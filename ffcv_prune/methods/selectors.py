@@ -23,16 +23,24 @@ class Selector(Part, ABC):
 
     Attributes:
         ranks: whether it looks at scores at all.
-        is_random: whether it reports probabilities other than 0 and 1.
+        is_random: whether it draws at random, with probabilities other than 0 and 1.
+        knows_probability: whether it reports them.
         has_fixed_size: whether it draws exactly k samples; False: as many as its rule says.
+        starts_without_values: whether its first selection makes sense before any sample has a value.
     """
 
     is_random: ClassVar[bool] = False
+    knows_probability: ClassVar[bool] = True
     has_fixed_size: ClassVar[bool] = True
+    starts_without_values: ClassVar[bool] = False
 
     @property
     def ranks(self) -> bool:
         return True
+
+    def size(self, n: int) -> int | None:
+        """k for n samples, where the selector says it and not the phases; else None."""
+        return None
 
     def least(self, k: int, n: int) -> int:
         """The smallest selection out of n samples to reckon with."""
@@ -102,28 +110,76 @@ class DropBelowMean(Selector):
     with the authors' code, whose scores begin as equal constants. That code keeps exactly int((1−r)·m) of m below the
     mean; here each draw is independent, as in the paper, and no sample is out of reach however small m is. The size
     of a selection varies: `k` is not looked at.
+
+    With `quantiles` the thresholds are these quantiles of the losses in place of the mean, and a sample below j of
+    them is kept with probability (1−r)^j: the authors' ImageNet code has (0.2, 0.85), hence 1/4, 1/2 and 1.
     """
 
     is_random: ClassVar[bool] = True
     has_fixed_size: ClassVar[bool] = False
-    ratio: float = key(0.5, "infobatch: probability that a sample below the mean loss is dropped", within="[0, 1)")
+    starts_without_values: ClassVar[bool] = True
+    ratio: float = key(0.5, "infobatch, bls: probability that a sample below a threshold is dropped", within="[0, 1)")
+    quantiles: tuple[float, ...] = key(
+        (),
+        "infobatch, bls: thresholds as quantiles of the losses, such as 0.2,0.85; empty: their mean",
+        within="(0, 1)",
+    )
 
     def least(self, k: int, n: int) -> int:
-        spread = math.sqrt(n * self.ratio * (1 - self.ratio))  # standard deviation, if all were below the mean
-        return max(0, math.floor(n * (1 - self.ratio) - 5 * spread))
+        if not self.quantiles:
+            return least_of_draws(n, 1 - self.ratio)
+        shares = np.diff([0.0, *sorted(self.quantiles)])  # of the samples below 1, 2, … thresholds, the last ones first
+        kept = (1 - self.ratio) ** np.arange(len(shares), 0, -1)
+        return least_of_draws(n, float(shares @ kept) + 1 - max(self.quantiles))
 
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         candidates = samples.candidates(among)
-        below = _below_mean(samples.scores(None))[candidates]
+        below = self._thresholds_above(samples.scores(None))[candidates]
+        some = below > 0
         dropped = np.zeros(candidates.size, np.bool_)
-        dropped[below] = rng.random(np.count_nonzero(below)) < self.ratio
-        return Draw(candidates[~dropped], lambda: np.where(below, 1 - self.ratio, 1.0))
+        chance = np.where(below[some] == 1, self.ratio, 1 - (1 - self.ratio) ** below[some])
+        dropped[some] = rng.random(chance.size) < chance
+        return Draw(candidates[~dropped], lambda: (1 - self.ratio) ** below.astype(np.float64))
+
+    def _thresholds_above(self, losses: Scores) -> NDArray[np.int64]:
+        """int64[n]: how many thresholds each loss is below; 0 for NaN. In float64: equal losses are not below."""
+        known = losses[~np.isnan(losses)].astype(np.float64)
+        if not known.size:
+            return np.zeros(losses.size, np.int64)
+        thresholds = np.quantile(known, self.quantiles) if self.quantiles else np.array([known.mean()])
+        return sum((losses < threshold).astype(np.int64) for threshold in thresholds)
 
 
-def _below_mean(losses: Scores) -> NDArray[np.bool_]:
-    """bool[m]: which losses are below the mean of those that are not NaN. In float64: equal losses are not."""
-    known = losses[~np.isnan(losses)]
-    return losses < known.mean(dtype=np.float64) if known.size else np.zeros(losses.size, np.bool_)
+@dataclass(frozen=True, kw_only=True)
+class Proportional(Selector):
+    """k samples, one after the other, each with a chance in proportion to its score among those that are left.
+
+    Drawn at once: the k smallest of the keys −log(U)/score, U uniform (Efraimidis and Spirakis, 2006). A score must not
+    be negative; samples without a value come first. The probability of a set has no closed form: it is not reported.
+    """
+
+    is_random: ClassVar[bool] = True
+    knows_probability: ClassVar[bool] = False
+    starts_without_values: ClassVar[bool] = True
+
+    def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        candidates = samples.candidates(among)
+        scores = self.odds(samples, among)
+        with np.errstate(divide="ignore"):
+            keys = np.log(-np.log1p(-rng.random(candidates.size))) - np.log(scores, dtype=np.float64)
+        # NaN, no value yet, ranks above all; −inf, odds of 0, below all, with ties to the lower id.
+        chosen = kernels.top_k(np.where(np.isnan(scores), np.nan, -keys).astype(np.float32), k)
+        return Draw(candidates[chosen], lambda: np.full(candidates.size, np.nan))
+
+    def odds(self, samples: Samples, among: Ids | None) -> Scores:
+        """float32[m]: what the chance of each sample in `among` is proportional to, ≥ 0; NaN: no value yet."""
+        return samples.scores(among)
+
+
+def least_of_draws(n: int, share: float) -> int:
+    """The smallest number to reckon with where each of n samples is kept with probability `share`."""
+    # The mean less five standard deviations.
+    return max(0, math.floor(n * share - 5 * math.sqrt(n * share * (1 - share))))
 
 
 def draw_with_random(

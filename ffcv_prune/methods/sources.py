@@ -34,10 +34,12 @@ class Source(Part, ABC):
         return ScoreBudget(1.0, 1)
 
     @abstractmethod
-    def due(self, fresh: NDArray[np.bool_]) -> Ids | None:
+    def due(self, fresh: NDArray[np.bool_], selection: Ids | None) -> Ids | None:
         """The samples that a pass should score, int64[m], ascending; None: no pass.
 
-        `fresh` is bool[n]: which samples were recorded since the last selection.
+        Args:
+            fresh: bool[n], which samples were recorded since the last selection.
+            selection: int64[k], the last selection, ascending; None before the first.
         """
 
 
@@ -61,7 +63,7 @@ class _Budgeted(Source):
 class Pass(_Budgeted):
     """A pass over all samples with the model as it is (the paper)."""
 
-    def due(self, fresh: NDArray[np.bool_]) -> Ids:
+    def due(self, fresh: NDArray[np.bool_], selection: Ids | None) -> Ids:
         return np.arange(fresh.size)
 
 
@@ -75,7 +77,7 @@ class Training(Source):
     records: ClassVar[bool] = True
     passes: ClassVar[bool] = False
 
-    def due(self, fresh: NDArray[np.bool_]) -> None:
+    def due(self, fresh: NDArray[np.bool_], selection: Ids | None) -> None:
         return None
 
 
@@ -85,8 +87,23 @@ class Both(_Budgeted):
 
     records: ClassVar[bool] = True
 
-    def due(self, fresh: NDArray[np.bool_]) -> Ids:
+    def due(self, fresh: NDArray[np.bool_], selection: Ids | None) -> Ids:
         return np.flatnonzero(~fresh)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hidden(Source):
+    """The losses of training, and a pass over the samples that the last selection left out."""
+
+    records: ClassVar[bool] = True
+
+    def due(self, fresh: NDArray[np.bool_], selection: Ids | None) -> Ids | None:
+        if selection is None:
+            return None
+        hidden = ~fresh
+        hidden[selection] = False  # trained on, though a last batch that is not whole may have left some out
+        return np.flatnonzero(hidden)
+
+
+# Those that a user chooses from, where the method is not made for one.
 SOURCES: dict[str, type[Source]] = {"pass": Pass, "training": Training, "both": Both}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.phases import Phase
-from ffcv_prune.methods.rule import Ids, Probabilities, Samples
+from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Samples
 from ffcv_prune.methods.selectors import Uniform
+from ffcv_prune.methods.table import CERTAINTY, LAST_TRAINED, TRAINED_EPOCHS
 
 if TYPE_CHECKING:
     from ffcv_prune.methods.method import Method
@@ -29,12 +30,14 @@ class Selection:
         phase: "full", "random" or "method".
         ids: int64[k], sorted.
         weights: float32[k], the factor of the loss of each sample; None: all 1.
+        lr_factor: the factor of the learning rate in these epochs.
     """
 
     epoch: int
     phase: Phase
     ids: Ids
     weights: NDArray[np.float32] | None = None
+    lr_factor: float = 1.0
     _probability: Callable[[], Probabilities] | None = field(default=None, repr=False)
 
     @property
@@ -75,7 +78,12 @@ class State:
         method.phases.check(epochs)
         self.method, self.epochs, self.seed = method, epochs, seed
         self.table = method.statistic.table(n, seed, scores)
-        self.kept = method.phases.kept(n)
+        for part in method.active_parts:
+            self.table.add(*part.columns)
+        if method.needs_certainty:
+            self.table.add(*CERTAINTY)
+        for epoch in range(epochs):
+            method.samples_in(epoch, epochs, n)  # refuses a share that leaves none
         self.samples = Samples(method.statistic, self.table, _checked_groups(groups, n, method.needs_groups))
         self.selection: Selection | None = None
         self.nonfinite = 0
@@ -102,25 +110,41 @@ class State:
         """The samples whose value a pass should bring before `select(epoch)`: int64[m], ascending; None: no pass."""
         if not (self.method.makes_passes and self.is_due(epoch) and self.phase(epoch) == "method"):
             return None
-        ids = self.method.source.due(self._fresh)
+        ids = self.method.source.due(self._fresh, None if self.selection is None else self.selection.ids)
         if ids is not None and ids.size:
-            ids = self.method.source.budget.choose(self.samples, self._rule, self.kept, ids)
+            k = self.method.kept(self.n, epoch, self.epochs)
+            ids = self.method.source.budget.choose(self._samples_at(epoch), self._rule, k, ids)
         return ids if ids is not None and ids.size else None
 
-    def record(self, ids: ArrayLike | None, losses: ArrayLike, *, epoch: int) -> int:
+    def record(
+        self,
+        ids: ArrayLike | None,
+        losses: ArrayLike,
+        *,
+        epoch: int,
+        correct: ArrayLike | None = None,
+        confidence: ArrayLike | None = None,
+        batch_means: ArrayLike | None = None,
+    ) -> int:
         """Take in the newest loss of each of some samples; returns how many of them were not finite.
 
         Args:
             ids: int64[m], unique, in any order; None for all n samples.
             losses: float32[m] or float64[m].
             epoch: in which, or before which, they were computed.
+            correct: bool[m], whether the model was right; where the method needs it.
+            confidence: float32[m], the model's highest probability; where the method needs it.
+            batch_means: float32[m], the mean loss of the batch that each sample was in; None: these are one batch.
 
         Raises:
             UserError: see `ScoreTable.update`; nothing has changed then.
         """
         if not 0 <= epoch < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run of {self.epochs} epochs")
+        beside = self._checked_facts(np.size(losses), correct=correct, confidence=confidence, batch_means=batch_means)
         nonfinite = self.table.update(losses, ids)
+        if self.table.columns:
+            self._take(np.arange(self.n) if ids is None else np.asarray(ids), np.asarray(losses, np.float32), beside)
         if not self._fresh.any():
             self.nonfinite = 0
         self._fresh[slice(None) if ids is None else np.asarray(ids)] = True
@@ -134,20 +158,63 @@ class State:
         """
         if not self.is_due(epoch):
             return None
-        phase, k = self.phase(epoch), self.kept
+        phase, k = self.phase(epoch), self.method.kept(self.n, epoch, self.epochs)
+        self._count_trained(epoch)
+        samples = self._samples_at(epoch)
         rng = np.random.default_rng([self.seed, epoch, _SELECTION_STREAM])
-        weights = drawn = None
+        weights, drawn, lr_factor = None, None, 1.0
         if phase == "full":
             ids = np.arange(self.n)
         else:
-            draw = (self._rule if phase == "method" else Uniform()).draw(self.samples, k, rng, None)
+            draw = (self._rule if phase == "method" else Uniform()).draw(samples, k, rng, None)
             ids = draw.ids
             drawn = draw.probability and (lambda: draw.probabilities(np.arange(self.n))[ids])
-            if phase == "method" and self.method.weight.needs_probability:
-                weights = self.method.weight.of(draw.probabilities(np.arange(self.n))[ids], self.n)
-        self.selection = Selection(epoch, phase, ids, weights, drawn)
+            if phase == "method":
+                weight = self.method.weight
+                known = draw.probabilities(np.arange(self.n))[ids] if weight.needs_probability else None
+                weights, lr_factor = weight.of(samples, ids, known), weight.lr_factor(samples, ids, k)
+        self.selection = Selection(epoch, phase, ids, weights, lr_factor, drawn)
         self._fresh[:] = False
         return self.selection
+
+    def _samples_at(self, epoch: int) -> Samples:
+        moment = Moment(epoch, self.epochs, self.method.phases.turn(epoch, self.epochs), self.seed)
+        return replace(self.samples, moment=moment, previous=None if self.selection is None else self.selection.ids)
+
+    def _count_trained(self, epoch: int) -> None:
+        """Add the epochs that the last selection was trained on to the columns that tell of them, if there are any."""
+        if self.selection is None:
+            return
+        ids, columns = self.selection.ids, self.table.columns
+        if TRAINED_EPOCHS.name in columns:
+            columns[TRAINED_EPOCHS.name][ids] += epoch - self.selection.epoch
+        if LAST_TRAINED.name in columns:
+            columns[LAST_TRAINED.name][ids] = epoch - 1
+
+    def _checked_facts(self, size: int, **given: ArrayLike | None) -> dict[str, NDArray[Any]]:
+        """The facts beside the losses as arrays [m]; `UserError` for one that is missing or does not fit."""
+        facts = {name: np.asarray(values) for name, values in given.items() if values is not None}
+        for name, values in facts.items():
+            if values.shape != (size,):
+                raise UserError(f"{name} has the shape {list(values.shape)} for {size} losses: give one value a loss")
+        missing = [column.name for column in CERTAINTY if column.name not in facts]
+        if self.method.needs_certainty and missing:
+            raise UserError(
+                f"method {self.method.name} needs {' and '.join(missing)} with the losses: "
+                "record(ids, losses, correct=…, confidence=…), or batch_loss(losses, ids, outputs, targets)"
+            )
+        return facts
+
+    def _take(self, ids: Ids, losses: NDArray[np.float32], facts: dict[str, NDArray[Any]]) -> None:
+        """Renew the columns of the parts by the losses that are finite."""
+        finite = np.isfinite(losses)
+        means = facts.get("batch_means")
+        if means is None:
+            means = np.full(losses.size, losses[finite].mean(dtype=np.float64) if finite.any() else np.nan)
+        ids, losses, means = ids[finite], losses[finite], means[finite].astype(np.float32)
+        self.method.statistic.take(self.table, ids, losses, means)
+        for column in CERTAINTY if self.method.needs_certainty else ():
+            self.table.columns[column.name][ids] = facts[column.name][finite]
 
     def state_dict(self) -> dict[str, Any]:
         """Arrays and plain numbers: all that a run which goes on from here needs."""
@@ -165,6 +232,7 @@ class State:
                 "phase": selection.phase,
                 "ids": selection.ids.copy(),
                 "weights": None if selection.weights is None else selection.weights.copy(),
+                "lr_factor": selection.lr_factor,
                 "probability": selection.probability,
             },
         }
@@ -189,6 +257,7 @@ class State:
                 stored["phase"],
                 stored["ids"],
                 stored["weights"],
+                stored["lr_factor"],
                 None if kept is None else lambda: kept,
             )
 

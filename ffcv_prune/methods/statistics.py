@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods import kernels
 from ffcv_prune.methods.part import Part
-from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.methods.table import Column, ScoreTable
 from ffcv_prune.settings import key
 
 Ids = NDArray[np.int64]
@@ -29,16 +29,26 @@ class Statistic(Part, ABC):
     Attributes:
         is_fixed: made before training, so that no value need be recorded.
         is_per_model: made of the scores by each of several models, not of their mean.
+        needs_batches: whether `take` is given the mean loss of each sample's batch.
     """
 
     is_fixed: ClassVar[bool] = False
     is_per_model: ClassVar[bool] = False
+    needs_batches: ClassVar[bool] = False
 
     def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
         """A table for n samples. `given` is what a fixed statistic is made of; `UserError` for any other."""
         if given is not None:
             raise UserError("scores were given to a method that makes its own: leave them out")
         return ScoreTable(n)
+
+    def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
+        """Renew the part's own columns; the table's statistics have these losses already.
+
+        Args:
+            ids, losses: int64[m], unique, and float32[m], finite.
+            batch_means: float32[m], the mean loss of the batch that each sample was in.
+        """
 
     @abstractmethod
     def score(self, table: ScoreTable, among: Ids | None) -> Scores:
@@ -48,6 +58,33 @@ class Statistic(Part, ABC):
         """The k of highest score, int64[k], ascending; ties go to the lower id, samples without a value come first."""
         chosen = kernels.top_k(self.score(table, among), k)
         return chosen if among is None else among[chosen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastOfTraining(Statistic):
+    """The loss of a sample as it was trained on last, ℓ: no memory, no parameter."""
+
+    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
+        return table.last if among is None else table.last[among]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMean(Statistic):
+    """A moving mean of the mean losses of the batches that a sample was in (Batch Loss Score, CVPR 2026).
+
+    s ← decay·s + (1−decay)·(mean loss of the batch); it starts at 0.
+    """
+
+    needs_batches: ClassVar[bool] = True
+    columns = (Column("batch_mean", np.float32, np.nan),)
+    decay: float = key(0.8, "bls: weight of the old score against the mean loss of the batch", within="[0, 1)")
+
+    def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
+        column = table.columns["batch_mean"]
+        column[ids] = self.decay * np.nan_to_num(column[ids]) + (1 - self.decay) * batch_means
+
+    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
+        return table.columns["batch_mean"] if among is None else table.columns["batch_mean"][among]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,29 @@ from ffcv_prune.methods import kernels
 
 MAX_NONFINITE_SHARE = 0.01
 STATE_ARRAYS = ("mean", "var", "last", "last_scored")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value for each of n samples that a part of a method remembers.
+
+    Attributes:
+        name: one name, one meaning, in all methods.
+        dtype: of the array [n], or of [n, width] for a width above 1.
+        start: the value before anything is known.
+    """
+
+    name: str
+    dtype: type
+    start: float
+    width: int = 1
+
+
+# Of the columns that are not of one part alone: epochs that a sample was trained in, and the last of these epochs, −1
+# for none, both without those of the current selection; whether the model was right, and its highest probability.
+TRAINED_EPOCHS = Column("trained_epochs", np.int32, 0)
+LAST_TRAINED = Column("last_trained", np.int32, -1)
+CERTAINTY = (Column("correct", np.bool_, False), Column("confidence", np.float32, np.nan))
 
 
 class NonFiniteLossError(UserError):
@@ -33,6 +57,7 @@ class ScoreTable:
         last_scored: int32[n], the index of the update that scored the sample last; −1: never.
         updates: how many updates were made.
         alpha: weight of the new loss, 0 < α ≤ 1.
+        columns: by name, what the parts of the method remember beside all that.
         fixed: float32[n], scores made before training; None without. Not part of the state.
     """
 
@@ -48,7 +73,14 @@ class ScoreTable:
         self.last: NDArray[np.float32] = np.full(n, np.nan, np.float32)
         self.last_scored: NDArray[np.int32] = np.full(n, -1, np.int32)
         self.updates = 0
+        self.columns: dict[str, NDArray[Any]] = {}
         self.fixed: NDArray[np.float32] | None = None
+
+    def add(self, *columns: Column) -> None:
+        """Remember these columns from now on; one that is there already stays as it is."""
+        for column in columns:
+            shape = self.n if column.width == 1 else (self.n, column.width)
+            self.columns.setdefault(column.name, np.full(shape, column.start, column.dtype))
 
     def update(self, losses: ArrayLike, ids: ArrayLike | None = None) -> int:
         """Take in the losses of one scoring pass and return how many of them were not finite.
@@ -98,12 +130,16 @@ class ScoreTable:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the table: arrays and plain numbers."""
-        arrays = {name: getattr(self, name).copy() for name in STATE_ARRAYS}
+        arrays = {name: array.copy() for name, array in self._arrays().items()}
         return {"n": self.n, "alpha": self.alpha, "updates": self.updates, **arrays}
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in STATE_ARRAYS} | self.columns
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the `state_dict` of a table with the same n and alpha; any other raises `UserError`."""
-        if set(state) != {"n", "alpha", "updates", *STATE_ARRAYS}:
+        own = self._arrays()
+        if set(state) != {"n", "alpha", "updates", *own}:
             raise UserError(f"not the state of a score table: it holds {sorted(map(str, state))}")
         for name in ("n", "alpha"):
             if _scalar(state, name) != getattr(self, name):
@@ -114,19 +150,17 @@ class ScoreTable:
         updates = _scalar(state, "updates")
         if not (0 <= updates < 2**31 and updates == int(updates)):
             raise UserError(f'"updates" of the stored score table is {updates}: the state is damaged')
-        for name in STATE_ARRAYS:
-            if not isinstance(state[name], np.ndarray):
+        for name, array in own.items():
+            stored = state[name]
+            if not isinstance(stored, np.ndarray):
                 raise UserError(f'"{name}" of the stored score table is no array: the state is damaged')
-        arrays = {name: state[name] for name in STATE_ARRAYS}
-        for name, array in arrays.items():
-            own = getattr(self, name)
-            if array.shape != own.shape or array.dtype != own.dtype:
+            if stored.shape != array.shape or stored.dtype != array.dtype:
                 raise UserError(
-                    f'"{name}" of the stored score table is {array.dtype} of shape {array.shape}, '
-                    f"expected {own.dtype} of shape {own.shape}: the state is damaged"
+                    f'"{name}" of the stored score table is {stored.dtype} of shape {stored.shape}, '
+                    f"expected {array.dtype} of shape {array.shape}: the state is damaged"
                 )
-        for name, array in arrays.items():
-            getattr(self, name)[:] = array
+        for name, array in own.items():
+            array[:] = state[name]
         self.updates = int(updates)
 
 

@@ -10,25 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffcv_prune.methods.part import Part
+from ffcv_prune.methods.rule import Ids, Samples
 from ffcv_prune.settings import key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weight(Part, ABC):
-    """A function of the probability with which each selected sample was drawn."""
+    """How much each selected sample counts.
+
+    `needs_probability`: whether `of` is given the probability with which each of them was drawn.
+    """
 
     needs_probability: ClassVar[bool] = False
 
     @abstractmethod
-    def of(self, probability: NDArray[np.float64], n: int) -> NDArray[np.float32] | None:
-        """float32[k], the weight of each of k samples selected out of n with `probability`, float64[k]; None: all 1."""
+    def of(self, samples: Samples, ids: Ids, probability: NDArray[np.float64] | None) -> NDArray[np.float32] | None:
+        """float32[k], the factor of the loss of each of the samples `ids`, int64[k]; None: all 1.
+
+        `probability` is float64[k], see `needs_probability`.
+        """
+
+    def lr_factor(self, samples: Samples, ids: Ids, allowed: int) -> float:
+        """The factor of the learning rate while `ids` are trained on, where `allowed` is the least to train on."""
+        return 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoWeight(Weight):
     """Every loss counts as it is."""
 
-    def of(self, probability: NDArray[np.float64], n: int) -> None:
+    def of(self, samples: Samples, ids: Ids, probability: NDArray[np.float64] | None) -> None:
         return None
 
 
@@ -44,5 +55,6 @@ class InverseProbability(Weight):
     needs_probability: ClassVar[bool] = True
     unbiased: bool = key(False, "infobatch: scale the weights so that a step's expected gradient is the full one")
 
-    def of(self, probability: NDArray[np.float64], n: int) -> NDArray[np.float32]:
-        return (1 / probability * (probability.size / n if self.unbiased else 1)).astype(np.float32)
+    def of(self, samples: Samples, ids: Ids, probability: NDArray[np.float64] | None) -> NDArray[np.float32]:
+        assert probability is not None
+        return (1 / probability * (ids.size / samples.table.n if self.unbiased else 1)).astype(np.float32)

@@ -77,7 +77,7 @@ def profile(
         keep = statistics.mean(row["keep"] for row in pruned)
         first_batch = alone.get("first_batch_seconds", 0.0)
         full = samples * (training - first_batch * len(rows)) / rows[-1]["samples_seen"]
-        period = min(phases.interval, epochs - phases.warmup - phases.final_phase(epochs)[0])
+        period = min(phases.interval, epochs - phases.warmup_epochs(epochs) - phases.final_phase(epochs)[0])
         score = statistics.median(own["score"] for own in selections) / period
         swap = statistics.median(own["select"] + own["swap"] for own in selections) / period
         limits = speedup_limits(keep, full, score, swap, seconds["other"] + first_batch)

@@ -35,11 +35,12 @@ def build_pruner(
 
 def check_batches(config: Config, num_samples: int) -> None:
     """Refuse a selection that does not fill one batch: training leaves out a last batch that is not whole."""
-    method, batch_size = config.prune, config.train.batch_size
-    least = method.selector.least(method.phases.kept(num_samples), num_samples)
+    method, batch_size, epochs = config.prune, config.train.batch_size, config.train.epochs
+    smallest = min(method.samples_in(epoch, epochs, num_samples) for epoch in range(epochs))
+    least = method.selector.least(smallest, num_samples)
     if least < batch_size:
         cause, remedy = f"method {method.name} possibly", "let it drop fewer"
-        if method.selector.has_fixed_size:
+        if method.selector.has_fixed_size and "keep" in method.values:
             cause, remedy = f"prune.keep={method.phases.share}", "raise prune.keep"
         raise UserError(
             f"{cause} keeps {least} of {num_samples} samples, less than one batch of {batch_size}; "

@@ -27,6 +27,6 @@ def build(name: str, /, **parameters: Any) -> Method:
         raise UserError(f'unknown method "{name}"{nearest(name, PRESETS)}')
     method = PRESETS[name]
     source = parameters.pop("score_source", None)
-    if source is not None and not method.source.passes:
-        raise UserError(f'method "{name}" takes the losses of training: leave out score_source')
+    if source is not None and not method.takes_source:
+        raise UserError(f'method "{name}" takes values of its own kind: leave out score_source')
     return method.replace(source, **parameters)

@@ -5,6 +5,7 @@ are made anew in every epoch, until the last ones, on all data. It decides itsel
 no guard can ask it for a number of them. It saves at most r of the samples, less where losses are spread evenly.
 """
 
+from ffcv_prune.methods.guards import Null
 from ffcv_prune.methods.method import Method
 from ffcv_prune.methods.phases import UntilFull
 from ffcv_prune.methods.selectors import DropBelowMean
@@ -20,6 +21,6 @@ METHODS = (
         selector=DropBelowMean(),
         weight=InverseProbability(),
         phases=UntilFull(),
-        guards=(),
+        guards=(Null(),),
     ),
 )

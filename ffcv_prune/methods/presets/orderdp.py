@@ -1,0 +1,84 @@
+"""OrderDP: Jin et al., ICLR 2026; Ordered SGD (Kawaguchi and Lu, 2020) with an epoch in place of a batch.
+
+Before each epoch a random pool is drawn, and its highest losses are selected. Losses are those of training: only what
+is selected is renewed. Of n samples ranked by loss, those below rank n − pool + top are out of reach while losses stay
+as they are; `max_age` brings them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from ffcv_prune.methods import kernels
+from ffcv_prune.methods.method import Method
+from ffcv_prune.methods.phases import EveryEpoch, floor
+from ffcv_prune.methods.rule import Draw, Ids, Probabilities, Samples
+from ffcv_prune.methods.selectors import Selector
+from ffcv_prune.methods.sources import Training
+from ffcv_prune.methods.statistics import LastOfTraining
+from ffcv_prune.settings import key
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopOfPool(Selector):
+    """The k highest scores of a random pool of ⌊pool·m⌋ of m candidates, or of k where that is more.
+
+    Out of all n samples k = ⌊top·⌊pool·n⌋⌋.
+    """
+
+    is_random: ClassVar[bool] = True
+    starts_without_values: ClassVar[bool] = True
+    pool: float = key(0.5, "orderdp: share of the samples in the random pool", within="(0, 1]")
+    top: float = key(0.6, "orderdp: share of the pool that is selected, the highest losses", within="(0, 1]")
+
+    def size(self, n: int) -> int:
+        return max(1, floor(self.top * floor(self.pool * n)))
+
+    def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        candidates = samples.candidates(among)
+        size = max(k, floor(self.pool * candidates.size))
+        pool = kernels.random_subset(candidates, size, rng)
+
+        def probability() -> Probabilities:
+            order = np.lexsort((candidates, -samples.scores(candidates)))  # NaN sorts last, but ranks first
+            unseen = np.isnan(samples.scores(candidates)[order])
+            chances = np.empty(candidates.size)
+            chances[np.concatenate([order[unseen], order[~unseen]])] = chance_by_rank(candidates.size, size, k)
+            return chances
+
+        return Draw(samples.top(k, pool), probability)
+
+
+def chance_by_rank(n: int, pool: int, top: int) -> Probabilities:
+    """float64[n]: the probability that the sample of rank 1, 2, … n is among the best `top` of a random `pool` of n.
+
+    Equal to the sum over l of C(j−1, l−1)·C(n−j, pool−l)/C(n, pool) for rank j, in O(n): let R be the rank of the last
+    selected one. It has a negative hypergeometric distribution, and given R = r each of the r−1 ranks above is in the
+    pool with probability (top−1)/(r−1).
+    """
+    ranks = np.arange(top, n - pool + top + 1, dtype=np.float64)  # of R
+    ratio = ranks[:-1] / (ranks[:-1] - top + 1) * (n - ranks[:-1] - pool + top) / (n - ranks[:-1])
+    logs = np.concatenate([[0.0], np.cumsum(np.log(ratio))])
+    last = np.exp(logs - logs.max())
+    last /= last.sum()
+    of_higher = np.zeros(ranks.size)
+    of_higher[ranks > 1] = (last * (top - 1))[ranks > 1] / (ranks[ranks > 1] - 1)
+    tail = np.cumsum(of_higher[::-1])[::-1]  # over R ≥ r
+    chances = np.zeros(n)
+    chances[: top - 1] = tail[0]
+    chances[top - 1 : top - 1 + ranks.size] = last + tail - of_higher
+    return chances
+
+
+METHODS = (
+    Method(
+        name="orderdp",
+        source=Training(),
+        statistic=LastOfTraining(),
+        selector=TopOfPool(),
+        phases=EveryEpoch(),
+    ),
+)
