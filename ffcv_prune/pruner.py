@@ -125,21 +125,25 @@ class Pruner:
             What was done, or None between selections.
 
         Raises:
-            UserError: see `score_dataset` and `State.record`; the loader's selection is then as before.
+            UserError: see `score_dataset`, `State.record` and the loader's `set_selection`, or ranks that selected
+                other samples. All is then as before, and the next call tries again.
         """
         if self.loader.next_epoch != epoch:
             self.loader.set_epoch(epoch)
         if not self.state.is_due(epoch):
             return None
-        start = _now(model)
-        nonfinite = self._take_training_losses(epoch) + self._pass(epoch, model)
-        scored = _now(model)
-        selection = self.state.select(epoch)
-        assert selection is not None
-        if self.loader.world_size > 1:
-            _check_ranks_agree(epoch, selection.ids)
-        selected = time.perf_counter()
-        self.loader.set_selection(None if selection.ids.size == self.state.n else selection.ids)
+        with self.state.whole_or_not_at_all():
+            start = _now(model)
+            nonfinite = self._record_training_losses(epoch) + self._pass(epoch, model)
+            scored = _now(model)
+            selection = self.state.select(epoch)
+            assert selection is not None
+            if self.loader.world_size > 1:
+                _check_ranks_agree(epoch, selection.ids)
+            selected = time.perf_counter()
+            self.loader.set_selection(None if selection.ids.size == self.state.n else selection.ids)
+        if self._recorded is not None:
+            self._recorded.clear()
         self._set_weights()
         swapped = time.perf_counter()
         return Swap(
@@ -152,10 +156,10 @@ class Pruner:
             swap_seconds=swapped - selected,
         )
 
-    def _take_training_losses(self, epoch: int) -> int:
+    def _record_training_losses(self, epoch: int) -> int:
         if self._recorded is None or self.state.selection is None:
             return 0
-        ids, losses = self._recorded.take()
+        ids, losses = self._recorded.latest()
         if not ids.size:
             raise UserError("no training losses came back since the last selection: use batch_loss in your loop")
         return self.state.record(ids, losses, epoch=epoch)
@@ -165,9 +169,6 @@ class Pruner:
         if ids is None:
             return 0
         assert self.score_loader is not None
-        if ids.size == self.state.n:
-            losses = score_dataset(model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task)
-            return self.state.record(None, losses, epoch=epoch)
         losses = score_dataset(model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids)
         return self.state.record(ids, losses[ids], epoch=epoch)
 

@@ -15,11 +15,13 @@ from ffcv_prune.methods.table import ScoreTable
 def samples_of(
     losses: ArrayLike, statistic: Statistic | None = None, groups: NDArray[np.int64] | None = None
 ) -> Samples:
-    """The samples with these losses; one whose loss is NaN has none yet."""
-    values = np.array(losses, np.float32)
-    table, known = ScoreTable(values.size), np.flatnonzero(~np.isnan(values))
-    if known.size:
-        table.update(values[known], known)
+    """The samples with these losses, [n] of one pass or [passes, n]; one whose loss is NaN is left out of the pass."""
+    passes = np.atleast_2d(np.array(losses, np.float32))
+    table = ScoreTable(passes.shape[1])
+    for values in passes:
+        known = np.flatnonzero(~np.isnan(values))
+        if known.size:
+            table.update(values[known], known)
     return Samples(statistic or Last(), table, groups)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -144,18 +145,12 @@ def test_any_state_is_taken_up_or_refused(changes: dict[str, object], complete: 
 
 # ---- configurations ----------------------------------------------------------------------------------------
 
-SECTIONS = [field.name for field in dataclasses.fields(Config)]
-KEYS = [f"prune.{name}" for name in sorted({name for method in methods.PRESETS.values() for name in method.parameters})]
+SECTIONS = get_type_hints(Config)
+KEYS = [f"{name}.{f.name}" for name, kind in SECTIONS.items() if name != "prune" for f in dataclasses.fields(kind)]
 KEYS += [
-    "prune.method",
-    "prune.score_source",
-    "train.lr",
-    "train.epochs",
-    "train.amp",
-    "data.size",
-    "run.name",
-    "run.seed",
+    f"prune.{name}" for name in sorted({name for method in methods.PRESETS.values() for name in method.parameters})
 ]
+KEYS += ["prune.method", "prune.score_source"]
 VALUES = (
     st.text(max_size=8)
     | st.integers().map(str)

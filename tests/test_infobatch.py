@@ -1,24 +1,113 @@
-"""InfoBatch in the loop of a user: weights, training losses, resuming. Its rule is in test_methods.py."""
+"""InfoBatch: the rule against plain Python, its expected gradient, and the loop of a user."""
 
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ffcv_prune import PrunedLoader, Pruner
+from ffcv_prune import PrunedLoader, Pruner, methods
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.methods.selectors import DropBelowMean
+from ffcv_prune.methods.weights import InverseProbability
 from tests.betons import Beton
 from tests.nets import SmallNet
+from tests.rules import draw, samples_of
 
 N = 203
 NAN = float("nan")
+LOSSES = st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0, NAN]), min_size=1, max_size=40)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LOSSES, st.sampled_from([0.0, 0.3, 0.5, 0.9]), st.booleans(), st.integers(0, 100))
+def test_infobatch_is_the_rule_in_plain_python(losses: list[float], ratio: float, unbiased: bool, seed: int) -> None:
+    state = methods.build("infobatch", ratio=ratio, unbiased=unbiased, delta=1.0).start(
+        len(losses), epochs=2, seed=seed
+    )
+    known = [i for i, loss in enumerate(losses) if not np.isnan(loss)]
+    if known:
+        state.record(np.array(known), np.float32([losses[i] for i in known]), epoch=0)
+    selection = state.select(0)
+    assert selection is not None and selection.weights is not None and selection.weights.dtype == np.float32
+    mean = np.mean([losses[i] for i in known]) if known else -1.0
+    draws, expected = iter(np.random.default_rng([seed, 0, 1]).random(len(losses))), {}
+    for i, loss in enumerate(losses):
+        below = loss < mean
+        if not (below and next(draws) < ratio):
+            expected[i] = 1 / (1 - ratio) if below else 1.0
+    assert selection.ids.tolist() == list(expected)
+    scale = len(expected) / len(losses) if unbiased else 1
+    np.testing.assert_allclose(selection.weights, np.array(list(expected.values())) * scale, rtol=1e-6)
+
+
+class Outcome(np.random.Generator):
+    """A generator that keeps, of those that a draw decides on, the ones that are told to be kept."""
+
+    def __init__(self, kept: tuple[bool, ...]) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.kept = kept
+
+    def random(self, size: int) -> np.ndarray:  # type: ignore[override]
+        assert size == len(self.kept)
+        return np.where(self.kept, 1 - 1e-9, 0.0)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.3])
+@pytest.mark.parametrize("among", [None, np.array([0, 2, 3, 5, 6, 7, 8])])
+def test_the_expected_gradient_of_the_unbiased_form_is_the_full_one(ratio: float, among: np.ndarray | None) -> None:
+    """Exactly, over all 2^m outcomes of dropping; the original form gives n/|S| times as much."""
+    torch.manual_seed(0)
+    points, parameters = torch.randn(9, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    gradients = torch.func.vmap(torch.func.grad(lambda w, x: (w @ x).exp()), (None, 0))(parameters, points)  # [9, 4]
+    samples, rule = samples_of((points @ parameters).exp().tolist()), DropBelowMean(ratio=ratio)
+    candidates = samples.candidates(among)
+    below = np.count_nonzero(samples.table.last[candidates] < samples.table.last.mean())
+    assert 3 <= below < candidates.size
+    expected, original = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for kept in itertools.product([False, True], repeat=below):
+        chance = math.prod(1 - ratio if keep else ratio for keep in kept)
+        drawn = rule.draw(samples, 1, Outcome(kept), among)
+        probability = drawn.probabilities(candidates)[np.isin(candidates, drawn.ids)]
+        for unbiased, total in ((True, expected), (False, original)):
+            weights = InverseProbability(unbiased=unbiased).of(probability, candidates.size)
+            scale = 1 if unbiased else len(drawn.ids) / candidates.size
+            total += chance * scale * (torch.from_numpy(weights).double()[:, None] * gradients[drawn.ids]).mean(0)
+    for total in (expected, original):
+        torch.testing.assert_close(total, gradients[candidates].mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_candidates_are_held_against_the_mean_of_all() -> None:
+    samples, among = samples_of([9.0, 9.0, 1.0, 2.0, 3.0, 6.0]), np.array([2, 3, 4, 5])
+    drawn = draw(DropBelowMean(), samples, 4, 3, among)
+    kept = among[:3][np.random.default_rng(3).random(3) >= 0.5]  # the mean of all is 5
+    assert drawn.ids.tolist() == [*kept, 5]
+    assert drawn.probabilities(among).tolist() == [0.5, 0.5, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("epochs", "pruned"), [(20, 17), (90, 78), (100, 87), (200, 175), (8, 7)])
+def test_infobatch_ends_on_all_data_with_weight_1(epochs: int, pruned: int) -> None:
+    """As many pruned epochs as the authors have: 78 of 90."""
+    state = methods.build("infobatch").start(50, epochs=epochs)
+    state.record(None, np.arange(50, dtype=np.float32), epoch=0)
+    for epoch in range(epochs):
+        selection = state.select(epoch)
+        assert selection is not None
+        assert (selection.phase == "method") == (epoch < pruned)
+        assert (selection.weights is None) == (selection.ids.size == 50) == (epoch >= pruned)
+
+
+# ---- in the loop of a user ----------------------------------------------------------------------------------
 
 
 def infobatch(loader: PrunedLoader, **options: Any) -> Pruner:

@@ -142,6 +142,16 @@ def test_the_same_seed_makes_the_same_fit(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
+def test_chains_that_have_not_found_each_other_are_said_to_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pymc")
+    counts, _ = plant([0.3, 0.5, 0.2], [2, 30, 76], [3, 18, 3], 80, n=20_000)
+    monkeypatch.setattr(mixture, "TUNE", 0)
+    monkeypatch.setattr(mixture, "DRAWS", 40)
+    fit = fit_mixture(counts, 80)
+    assert fit.rhat > RHAT_LIMIT and not fit.agrees
+
+
+@pytest.mark.slow
 def test_counts_in_one_heap_have_no_never_and_no_always_samples() -> None:
     """The fit splits the heap in three, and 7 % of these were selected at most 3 of 30 times."""
     pytest.importorskip("pymc")

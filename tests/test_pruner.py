@@ -161,6 +161,36 @@ def test_a_diverged_model_is_an_error_and_the_selection_stays(
     np.testing.assert_array_equal(loaders[0].selection, before)
 
 
+@pytest.mark.parametrize("source", ["pass", "both"])
+def test_a_selection_that_the_loader_refuses_is_made_again(
+    loaders: tuple[PrunedLoader, PrunedLoader], monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    def train(pruner: Pruner, epoch: int) -> None:
+        for _, _, ids in loaders[0]:
+            pruner.batch_loss(ids.float() + epoch, ids)
+
+    def run(refuse: bool) -> tuple[Pruner, list[int]]:
+        pruner = make_pruner(loaders, "ucb", score_source=source, keep=0.5)
+        for epoch in range(4):
+            if refuse and epoch % 2 == 0:
+                monkeypatch.setattr(loaders[0], "batch_size", 150)
+                for _ in range(2):
+                    with pytest.raises(UserError, match="do not fill one batch"):
+                        pruner.begin_epoch(epoch, SmallNet(seed=epoch))
+                monkeypatch.undo()
+            pruner.begin_epoch(epoch, SmallNet(seed=epoch))
+            if source == "both":
+                train(pruner, epoch)
+        return pruner, loaders[0].selection.tolist()
+
+    refused, selection = run(refuse=True)
+    expected, expected_selection = run(refuse=False)
+    assert selection == expected_selection
+    assert refused.state.table.updates == expected.state.table.updates
+    for name, values in expected.state.table.state_dict().items():
+        np.testing.assert_array_equal(refused.state.table.state_dict()[name], values, err_msg=name)
+
+
 def test_bad_arguments(loaders: tuple[PrunedLoader, PrunedLoader], tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(UserError, match="keep"):
         make_pruner(loaders, "ucb", keep=1.5)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -215,6 +216,19 @@ class State:
         self.method.statistic.take(self.table, ids, losses, means)
         for column in CERTAINTY if self.method.needs_certainty else ():
             self.table.columns[column.name][ids] = facts[column.name][finite]
+
+    @contextmanager
+    def whole_or_not_at_all(self) -> Iterator[None]:
+        """Take back what was recorded and selected inside if an exception leaves it."""
+        table, fresh = self.table.state_dict(), self._fresh.copy()
+        selection, nonfinite = self.selection, self.nonfinite
+        try:
+            yield
+        except BaseException:
+            self.table.load_state_dict(table)
+            self._fresh[:] = fresh
+            self.selection, self.nonfinite = selection, nonfinite
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Arrays and plain numbers: all that a run which goes on from here needs."""

@@ -14,15 +14,15 @@ from ffcv_prune import collectives
 
 
 class TrainingLosses:
-    """The latest loss of each of n samples since the last `take`. No `record` waits for a CUDA device.
+    """The latest loss of each of n samples since the last `clear`. No `record` waits for a CUDA device.
 
-    With `distributed`, each rank records what it trains on, all ranks must call `take` and `state_dict`, and
+    With `distributed`, each rank records what it trains on, all ranks must call `latest` and `state_dict`, and
     these return the same on all: of a sample that several ranks had, the loss of the latest batch.
     """
 
     def __init__(self, n: int, distributed: bool = False) -> None:
         self.distributed = distributed
-        self._batches = 0  # recorded since the last `take`; the same on all ranks
+        self._batches = 0  # recorded since the last `clear`; the same on all ranks
         self._recorded_at: NDArray[np.int64] = np.zeros(n, np.int64)  # the batch, from 1; 0: not recorded
         self._losses = torch.zeros(n)  # float32, moves to the device of the losses
 
@@ -33,13 +33,16 @@ class TrainingLosses:
         self._batches += 1
         self._recorded_at[ids.numpy()] = self._batches
 
-    def take(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return (ids int64[m], ascending; losses float32[m]) of what was recorded, and begin anew."""
+    def latest(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return (ids int64[m], ascending; losses float32[m]) of what was recorded."""
         recorded_at, losses = self._gather()
         ids = np.flatnonzero(recorded_at)
+        return ids, losses[torch.from_numpy(ids)].numpy()
+
+    def clear(self) -> None:
+        """Begin anew."""
         self._batches = 0
         self._recorded_at[:] = 0
-        return ids, losses[torch.from_numpy(ids)].numpy()
 
     def _gather(self) -> tuple[NDArray[np.int64], Tensor]:
         """(recorded_at int64[n], losses float32[n]) on the CPU, of all ranks. Waits for the device."""
@@ -53,7 +56,7 @@ class TrainingLosses:
         return latest.cpu().numpy(), (sums[0] / sums[1]).float().cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of what was recorded since the last `take`."""
+        """A copy of what was recorded since the last `clear`."""
         recorded_at, losses = self._gather()
         return {"batches": self._batches, "recorded_at": torch.from_numpy(recorded_at), "losses": losses}
 

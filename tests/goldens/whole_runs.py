@@ -3,7 +3,7 @@
 python tests/goldens/whole_runs.py OLD_CHECKOUT NEW_CHECKOUT
 
 Prints one line a case and exits with 1 if any differs. A checkout with ffcv_prune/pruning takes the old keys.
-Methods that read scores from a file are compared by test_goldens.py alone.
+The methods that prune by static scores read a file that their own checkout has computed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ CASES: dict[str, dict[str, str]] = {
     "ucb": KEEP,
     "ucb both": KEEP | {"score_source": "both"},
     "infobatch": {"ratio": "0.5", "delta": "0.5"},
+    "ucb class floor": KEEP | {"class_floor": "0.8"},
+    "ucb random share": KEEP | {"random_share": "0.3"},
+    "ucb loss cap": KEEP | {"loss_cap": "0.1"},
     "static_random": KEEP,
+    "static": KEEP,
+    "static_epsilon_greedy": KEEP,
+    "static_ucb": KEEP,
 }
+SCORED_BEFORE = ("static", "static_epsilon_greedy", "static_ucb")
 BROKEN_OFF = ("ucb", "ucb both", "infobatch")
 WRITE = """
 import sys
@@ -58,6 +65,8 @@ def train(checkout: Path, data: Path, out: Path, case: str, how: str) -> Path:
         if name == "infobatch":
             keys = keys | {"period": "1", "score_source": "training"}
     section = {"policy" if old else "method": name} | keys
+    if name in SCORED_BEFORE:
+        section |= {"scores": str(out / "scores.npy")}
     run = out / f"{case} {how}".replace(" ", "_")
     config = out / f"{run.name}.yaml"
     config.write_text(
@@ -66,7 +75,10 @@ def train(checkout: Path, data: Path, out: Path, case: str, how: str) -> Path:
         "model: {name: basic_cnn, classes: 4}\n"
         'train: {epochs: 6, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}\n'
         f"prune: {{{', '.join(f'{key}: {value}' for key, value in section.items())}}}\n"
+        "static: {method: el2n, models: 2, epochs: 1}\n"
     )
+    if name in SCORED_BEFORE and start(checkout, "-m", "ffcv_prune.static_scores", "--config", str(config)).wait():
+        sys.exit(f"{checkout}: the static scores could not be computed")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if how == "two processes" else []
     process = start(checkout, *launcher, "train_imagenet.py", "--config", str(config))
     if how == "resumed":
@@ -84,8 +96,9 @@ def train(checkout: Path, data: Path, out: Path, case: str, how: str) -> Path:
 
 
 def outcome(run: Path) -> dict[str, str]:
-    """Digests of the selection of every epoch that made one, and of the final weights."""
-    found = {file.stem: hashlib.blake2b(np.load(file).tobytes()).hexdigest() for file in (run / "selections").iterdir()}
+    """Digests of the selection of every epoch that made one, of static scores if there are any, and of the weights."""
+    arrays = [*(run / "selections").iterdir(), *run.parent.glob("scores*.npy")]
+    found = {file.stem: hashlib.blake2b(np.load(file).tobytes()).hexdigest() for file in arrays}
     weights = hashlib.blake2b()
     for name, tensor in sorted(torch.load(run / "weights.pt", weights_only=True).items()):
         weights.update(name.encode() + tensor.numpy().tobytes())

@@ -1,0 +1,54 @@
+"""The report's pictures: a colour for each method, and no axis that zooms into nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+
+from ffcv_prune.analysis.plots import method_colors, plot_accuracy, plot_against_rate
+from ffcv_prune.analysis.runs import Run
+
+
+def run(method: str, accuracies: list[float], seed: int = 0) -> Run:
+    rows = [
+        {"phase": "full" if method == "full" else "method", "samples_seen": 60 * (epoch + 1), "test_accuracy": accuracy}
+        | {"seconds": {"total": 1.0}}
+        for epoch, accuracy in enumerate(accuracies)
+    ]
+    settings = {"prune.method": method, "run.seed": str(seed)}
+    return Run(f"{method}_{seed}", settings, rows, {"train_samples": 100}, None, 0, {})
+
+
+RUNS = [run("ucb", [0.1, 0.5]), run("full", [0.2, 0.6]), run("ema", [0.3, 0.55]), run("ucb", [0.1, 0.52], seed=1)]
+
+
+def colors(lines: list[Line2D]) -> list[tuple[float, float, float]]:
+    return [to_rgb(line.get_color()) for line in lines]
+
+
+def test_each_method_has_a_colour_of_its_own_in_all_plots() -> None:
+    of = method_colors(RUNS)
+    assert list(of) == ["ema", "full", "ucb"]
+    assert len(set(of.values())) == 3
+    assert of == method_colors(RUNS[::-1]) == method_colors([*RUNS, *RUNS])
+    by_time, by_samples = plot_accuracy(RUNS).axes
+    expected = [to_rgb(of[own.method]) for own in RUNS]
+    assert colors(by_time.get_lines()) == colors(by_samples.get_lines()) == expected
+    (against_rate,) = plot_against_rate(RUNS).axes
+    lines = {
+        line.get_label(): color for line, color in zip(against_rate.lines, colors(against_rate.lines), strict=True)
+    }
+    assert lines == {method: to_rgb(color) for method, color in of.items()}
+
+
+@pytest.mark.parametrize("plot", [plot_accuracy, plot_against_rate])
+@pytest.mark.parametrize("accuracies", [[0.9], [0.9, 0.9001], [0.2, 0.9], [0.0, 1.0]])
+def test_an_axis_shows_ten_points_of_accuracy_or_more_and_all_values(plot: object, accuracies: list[float]) -> None:
+    runs = [run("ucb", [accuracy], seed) for seed, accuracy in enumerate(accuracies)]
+    low, high = plot(runs).axes[0].get_ylim()  # type: ignore[operator]
+    spread = max(accuracies) - min(accuracies)
+    assert high - low == pytest.approx(max(0.1, 1.1 * spread))
+    assert low < min(accuracies) and max(accuracies) < high
+    assert np.mean([low, high]) == pytest.approx((min(accuracies) + max(accuracies)) / 2)
