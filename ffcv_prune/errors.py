@@ -45,6 +45,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
+def wrong_kind(what: str, found: object, wanted: str) -> UserError:
+    """What to raise for a piece that does not fit: a class in place of an instance, or another library's piece."""
+    kind = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
+    return UserError(f"the {what} is {kind}: give {wanted}")
+
+
 @contextmanager
 def uninterrupted() -> Iterator[list[int]]:
     """Put Ctrl-C off until things are tidied up, so that an impatient second one cannot leave half of them.

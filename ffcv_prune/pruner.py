@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ffcv_prune import collectives, methods
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
-from ffcv_prune.scoring.forward import AmpDtype, score_dataset
+from ffcv_prune.scoring.forward import AmpDtype, check_loader, device_of, score_dataset
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.tasks import Classification, Task
 
@@ -93,8 +93,13 @@ class Pruner:
     ) -> None:
         if isinstance(method, str):
             method = methods.build(method, **parameters)
+        elif not isinstance(method, methods.Method):
+            raise wrong_kind("method", method, 'its name, such as "ucb", or a methods.Method')
         elif parameters:
             raise UserError(f"{', '.join(parameters)}: parameters go with the name of a method; use method.replace(…)")
+        if task is not None and not isinstance(task, Task):
+            raise wrong_kind("task", task, "a task, such as tasks.Classification()")
+        check_loader("training loader", loader)
         self.loader, self.score_loader, self.method = loader, score_loader, method
         self.task = Classification() if task is None else task
         self.amp_dtype = amp_dtype
@@ -112,10 +117,12 @@ class Pruner:
             return
         if self.score_loader is None:
             raise UserError(f"method {self.method.name} scores the samples in a pass: give a score_loader")
-        if self.score_loader.num_samples != self.state.n:
+        check_loader("scoring loader", self.score_loader)
+        found, labels, own = self.score_loader.num_samples, self.score_loader.labels, self.loader.labels
+        if found != self.state.n or (labels is not None and own is not None and not np.array_equal(labels, own)):
+            reason = f"{found} samples, not {self.state.n}" if found != self.state.n else "other labels"
             raise UserError(
-                f"the scoring loader has {self.score_loader.num_samples} samples, the training loader "
-                f"{self.state.n}: both must read the same data set"
+                f"against the training loader, the scoring loader has {reason}: read the same data set in both"
             )
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
@@ -127,9 +134,15 @@ class Pruner:
         Raises:
             UserError: see `score_dataset` and `State.record`; the loader's selection is then as before.
         """
+        due = self.state.is_due(epoch)
+        if not due and self.state.selection is None and self.method.prunes:
+            raise UserError(
+                f"epoch {epoch} is the first, and no selection was made before it: call begin_epoch before every epoch "
+                "from 0 on, or resume with load_state_dict"
+            )
         if self.loader.next_epoch != epoch:
             self.loader.set_epoch(epoch)
-        if not self.state.is_due(epoch):
+        if not due:
             return None
         start = _now(model)
         nonfinite = self._take_training_losses(epoch) + self._pass(epoch, model)
@@ -186,6 +199,8 @@ class Pruner:
                 f"losses {list(losses.shape)} with ids {list(ids.shape)}, {ids.dtype}: hand over one loss a sample "
                 '(reduction="none") and the ids of the batch as the loader gave them'
             )
+        if self.state.selection is None and self.method.prunes:
+            raise UserError("call begin_epoch before the first batch: nothing is selected yet")
         losses = losses.float()
         if self._recorded is not None:
             self._recorded.record(losses.detach(), ids)
@@ -268,7 +283,7 @@ def _check_ranks_agree(epoch: int, ids: NDArray[np.int64]) -> None:
 
 def _now(model: nn.Module) -> float:
     """perf_counter after the device's work is done: twice a selection, so that its parts are charged rightly."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
