@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+
+from tqdm import tqdm
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -76,7 +79,9 @@ def run_command(main: Callable[[], None]) -> None:
 
     `UserError` prints ``error: …`` on standard error and exits with 2; Ctrl-C exits with 130, SIGTERM with 75.
     Anything else is a defect of ours and keeps its traceback; a crash in native code gets one too.
+    A warning is one line.
     """
+    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)  # above its bars
     if not faulthandler.is_enabled():
         faulthandler.enable()
     try:

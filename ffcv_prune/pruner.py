@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.forward import AmpDtype, check_loader, device_of, score_dataset
 from ffcv_prune.scoring.training_losses import TrainingLosses
+from ffcv_prune.starved import StarvedClasses
 from ffcv_prune.tasks import Classification, Task
 
 
@@ -72,6 +74,7 @@ class Pruner:
         task: the loss of each sample in a scoring pass: that of training.
         amp_dtype: precision of the scoring pass, see `score_dataset`.
         scores: made before training, for the static methods, see `Method.start`.
+        class_names: of the classes 0, 1, …, for the warning that some are starved; None: their numbers.
 
     Attributes:
         state: the run of the method: its table of statistics and its last selection.
@@ -89,6 +92,7 @@ class Pruner:
         task: Task | None = None,
         amp_dtype: AmpDtype = "auto",
         scores: ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
         **parameters: Any,
     ) -> None:
         if isinstance(method, str):
@@ -109,6 +113,7 @@ class Pruner:
         self._recorded = TrainingLosses(self.state.n, loader.world_size > 1) if method.records_losses else None
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
+        self._starved = None if loader.labels is None else StarvedClasses(loader.labels, class_names)
 
     def _check_loaders(self) -> None:
         if self.method.records_losses and not self.loader.with_ids:
@@ -127,6 +132,8 @@ class Pruner:
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.
+
+        Warns when selections begin to hold next to nothing of some classes: they may be forgotten.
 
         Returns:
             What was done, or None between selections.
@@ -155,6 +162,9 @@ class Pruner:
         self.loader.set_selection(None if selection.ids.size == self.state.n else selection.ids)
         self._set_weights()
         swapped = time.perf_counter()
+        warning = None if self._starved is None or self.loader.rank else self._starved.look_at(selection.ids)
+        if warning:
+            warnings.warn(f"epoch {epoch}: {warning}", stacklevel=2)
         return Swap(
             epoch=epoch,
             phase=selection.phase,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -257,3 +258,16 @@ def test_epochs_that_are_not_counted_from_0(loaders: tuple[PrunedLoader, PrunedL
         pruner.begin_epoch(6, SmallNet())
     assert loaders[0].next_epoch == 5  # as it was
     assert Pruner(*loaders, "full", epochs=6).begin_epoch(3, SmallNet()) is None  # never selects
+
+
+def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    scores = np.asarray(loaders[0].labels, np.float32)  # the highest classes whole, nothing of the others
+    pruner = make_pruner(loaders, "static", keep=0.5, period=1, scores=scores)
+    warning = r"^epoch 0: 5 of 10 classes .*0\.0% of 0, .*random_share=0\.5 or class_floor=1"
+    with pytest.warns(UserWarning, match=warning) as caught:
+        pruner.begin_epoch(0, SmallNet())
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.begin_epoch(1, SmallNet())  # still: said once
+        make_pruner(loaders, "static", keep=0.5, class_floor=1.0, scores=scores).begin_epoch(0, SmallNet())
