@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+
+from tqdm import tqdm
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -45,6 +48,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
+def wrong_kind(what: str, found: object, wanted: str) -> UserError:
+    """What to raise for a piece that does not fit: a class in place of an instance, or another library's piece."""
+    kind = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
+    return UserError(f"the {what} is {kind}: give {wanted}")
+
+
 @contextmanager
 def uninterrupted() -> Iterator[list[int]]:
     """Put Ctrl-C off until things are tidied up, so that an impatient second one cannot leave half of them.
@@ -70,7 +79,9 @@ def run_command(main: Callable[[], None]) -> None:
 
     `UserError` prints ``error: …`` on standard error and exits with 2; Ctrl-C exits with 130, SIGTERM with 75.
     Anything else is a defect of ours and keeps its traceback; a crash in native code gets one too.
+    A warning is one line.
     """
+    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)  # above its bars
     if not faulthandler.is_enabled():
         faulthandler.enable()
     try:

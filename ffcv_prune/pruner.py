@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ffcv_prune import collectives, methods
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
-from ffcv_prune.scoring.forward import AmpDtype, score_dataset
+from ffcv_prune.scoring.forward import AmpDtype, check_loader, device_of, score_dataset
 from ffcv_prune.scoring.training_losses import TrainingLosses
+from ffcv_prune.starved import StarvedClasses
 from ffcv_prune.tasks import Classification, Task
 
 
@@ -72,6 +74,7 @@ class Pruner:
         task: the loss of each sample in a scoring pass: that of training.
         amp_dtype: precision of the scoring pass, see `score_dataset`.
         scores: made before training, for the static methods, see `Method.start`.
+        class_names: of the classes 0, 1, …, for the warning that some are starved; None: their numbers.
 
     Attributes:
         state: the run of the method: its table of statistics and its last selection.
@@ -89,12 +92,18 @@ class Pruner:
         task: Task | None = None,
         amp_dtype: AmpDtype = "auto",
         scores: ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
         **parameters: Any,
     ) -> None:
         if isinstance(method, str):
             method = methods.build(method, **parameters)
+        elif not isinstance(method, methods.Method):
+            raise wrong_kind("method", method, 'its name, such as "ucb", or a methods.Method')
         elif parameters:
             raise UserError(f"{', '.join(parameters)}: parameters go with the name of a method; use method.replace(…)")
+        if task is not None and not isinstance(task, Task):
+            raise wrong_kind("task", task, "a task, such as tasks.Classification()")
+        check_loader("training loader", loader)
         self.loader, self.score_loader, self.method = loader, score_loader, method
         self.task = Classification() if task is None else task
         self.amp_dtype = amp_dtype
@@ -104,6 +113,7 @@ class Pruner:
         self._recorded = TrainingLosses(self.state.n, loader.world_size > 1) if method.records_losses else None
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
+        self._starved = None if loader.labels is None else StarvedClasses(loader.labels, class_names)
 
     def _check_loaders(self) -> None:
         if self.method.records_losses and not self.loader.with_ids:
@@ -112,14 +122,18 @@ class Pruner:
             return
         if self.score_loader is None:
             raise UserError(f"method {self.method.name} scores the samples in a pass: give a score_loader")
-        if self.score_loader.num_samples != self.state.n:
+        check_loader("scoring loader", self.score_loader)
+        found, labels, own = self.score_loader.num_samples, self.score_loader.labels, self.loader.labels
+        if found != self.state.n or (labels is not None and own is not None and not np.array_equal(labels, own)):
+            reason = f"{found} samples, not {self.state.n}" if found != self.state.n else "other labels"
             raise UserError(
-                f"the scoring loader has {self.score_loader.num_samples} samples, the training loader "
-                f"{self.state.n}: both must read the same data set"
+                f"against the training loader, the scoring loader has {reason}: read the same data set in both"
             )
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.
+
+        Warns when selections begin to hold next to nothing of some classes: they may be forgotten.
 
         Returns:
             What was done, or None between selections.
@@ -128,9 +142,15 @@ class Pruner:
             UserError: see `score_dataset`, `State.record` and the loader's `set_selection`, or ranks that selected
                 other samples. All is then as before, and the next call tries again.
         """
+        due = self.state.is_due(epoch)
+        if not due and self.state.selection is None and self.method.prunes:
+            raise UserError(
+                f"epoch {epoch} is the first, and no selection was made before it: call begin_epoch before every epoch "
+                "from 0 on, or resume with load_state_dict"
+            )
         if self.loader.next_epoch != epoch:
             self.loader.set_epoch(epoch)
-        if not self.state.is_due(epoch):
+        if not due:
             return None
         with self.state.whole_or_not_at_all():
             start = _now(model)
@@ -146,6 +166,9 @@ class Pruner:
             self._recorded.clear()
         self._set_weights()
         swapped = time.perf_counter()
+        warning = None if self._starved is None or self.loader.rank else self._starved.look_at(selection.ids)
+        if warning:
+            warnings.warn(f"epoch {epoch}: {warning}", stacklevel=2)
         return Swap(
             epoch=epoch,
             phase=selection.phase,
@@ -187,6 +210,8 @@ class Pruner:
                 f"losses {list(losses.shape)} with ids {list(ids.shape)}, {ids.dtype}: hand over one loss a sample "
                 '(reduction="none") and the ids of the batch as the loader gave them'
             )
+        if self.state.selection is None and self.method.prunes:
+            raise UserError("call begin_epoch before the first batch: nothing is selected yet")
         losses = losses.float()
         if self._recorded is not None:
             self._recorded.record(losses.detach(), ids)
@@ -269,7 +294,7 @@ def _check_ranks_agree(epoch: int, ids: NDArray[np.int64]) -> None:
 
 def _now(model: nn.Module) -> float:
     """perf_counter after the device's work is done: twice a selection, so that its parts are charged rightly."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

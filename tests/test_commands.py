@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from ffcv_prune import config
 from ffcv_prune.data.manifest import Manifest
+from ffcv_prune.errors import run_command
 from tests.betons import Beton, write_beton
 from tests.processes import wait_for_epochs
 
@@ -225,3 +227,9 @@ def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str)
     assert cells[:3] == ["random", "0.3", "0.7"]
     if len(ucb) == 1:
         assert cells[3:] == ["90.00 %", "2.0", "2.0", "4.0", "2.0", "10.0", "4.00", "180,000"]
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back after the test
+    run_command(lambda: warnings.warn("epoch 3: classes are starved", stacklevel=1))
+    assert capsys.readouterr().err == "warning: epoch 3: classes are starved\n"

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import io
+import warnings
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from ffcv.loader import Loader
+from torch import Tensor, nn
 
 import ffcv_prune.pruner
 from ffcv_prune import PrunedLoader, Pruner, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.tasks import Classification
 from tests.betons import Beton, write_beton
 from tests.nets import SmallNet
 
@@ -24,6 +30,13 @@ def loaders(beton: Beton) -> tuple[PrunedLoader, PrunedLoader]:
         PrunedLoader(beton.path, 16, pipelines, with_ids=True),
         PrunedLoader(beton.path, 64, score_pipelines(check_beton(beton.path)), shuffle=False, drop_last=False),
     )
+
+
+class MeanColour(nn.Module):
+    """uint8[B, 3, H, W] images to logits [B, 10], without parameters."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean((1, 2, 3))[:, None] * torch.arange(10.0)
 
 
 def make_pruner(loaders: tuple[PrunedLoader, PrunedLoader], method: methods.Method | str, **options: object) -> Pruner:
@@ -201,7 +214,90 @@ def test_bad_arguments(loaders: tuple[PrunedLoader, PrunedLoader], tmp_path_fact
     other = write_beton(tmp_path_factory.mktemp("other") / "other.beton", n=30)
     pipelines = score_pipelines(check_beton(other.path))
     other_loader = PrunedLoader(other.path, 16, pipelines, shuffle=False, drop_last=False)
-    with pytest.raises(UserError, match="same data set"):
+    with pytest.raises(UserError, match="30 samples, not 203: read the same data set"):
         make_pruner((loaders[0], other_loader), "ucb")
     with pytest.raises(UserError, match="do not fill one batch"):
         make_pruner(loaders, "random", keep=0.01).begin_epoch(0, SmallNet())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_another_loader_is_refused_in_one_line(loaders: tuple[PrunedLoader, PrunedLoader], place: int) -> None:
+    role = ("training", "scoring")[place]
+    pipelines = score_pipelines(check_beton(loaders[0].path))
+    stock = Loader(str(loaders[0].path), 16, num_workers=1, pipelines=pipelines)
+    for piece, found in ((stock, "of type Loader"), (PrunedLoader, "the class PrunedLoader")):
+        pair: Any = (loaders[0], piece) if place else (piece, loaders[1])
+        with pytest.raises(UserError, match=rf"^the {role} loader is {found}: give a PrunedLoader"):
+            Pruner(*pair, "ucb", epochs=6)
+    if place:
+        with pytest.raises(UserError, match=r"^the scoring loader is of type Loader: give a PrunedLoader"):
+            score_dataset(SmallNet(), cast(Any, stock))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": methods.Method}, "^the method is the class Method: give its name"),
+        ({"method": 3}, "^the method is of type int: give its name"),
+        (
+            {"method": "ucb", "task": Classification},
+            r"^the task is the class Classification: give .*Classification\(\)",
+        ),
+        ({"method": "ucb", "task": "classification"}, "^the task is of type str: give"),
+    ],
+)
+def test_a_class_in_place_of_an_instance(
+    loaders: tuple[PrunedLoader, PrunedLoader], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Pruner(*loaders, epochs=6, **options)
+
+
+def test_a_model_that_is_none(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    pruner = make_pruner(loaders, "ucb")
+    with pytest.raises(UserError, match=r"^the model is the class SmallNet: give a torch\.nn.Module"):
+        pruner.begin_epoch(0, cast(Any, SmallNet))
+    with pytest.raises(UserError, match=r"^the model is of type function: give a torch\.nn.Module"):
+        score_dataset(cast(Any, lambda images: images), loaders[1])
+
+
+def test_a_model_without_parameters_is_scored_on_the_cpu(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    swap = make_pruner(loaders, "ucb").begin_epoch(0, MeanColour())
+    assert swap is not None and len(swap.ids) == 61
+
+
+def test_a_scoring_loader_over_another_file_of_as_many_samples(
+    loaders: tuple[PrunedLoader, PrunedLoader], tmp_path: Path
+) -> None:
+    other = write_beton(tmp_path / "other.beton", n=N, seed=5)
+    pipelines = score_pipelines(check_beton(other.path))
+    other_loader = PrunedLoader(other.path, 16, pipelines, shuffle=False, drop_last=False)
+    with pytest.raises(UserError, match="other labels: read the same data set"):
+        make_pruner((loaders[0], other_loader), "ucb")
+
+
+def test_epochs_that_are_not_counted_from_0(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    pruner = make_pruner(loaders, "ucb")
+    with pytest.raises(UserError, match=r"^epoch 1 is the first.*from 0 on, or.*load_state_dict"):
+        pruner.begin_epoch(1, SmallNet())
+    with pytest.raises(UserError, match="call begin_epoch before the first batch"):
+        pruner.batch_loss(torch.ones(2), torch.arange(2))
+    for epoch in range(6):
+        pruner.begin_epoch(epoch, SmallNet())
+    with pytest.raises(UserError, match="epoch 6 is outside the run"):
+        pruner.begin_epoch(6, SmallNet())
+    assert loaders[0].next_epoch == 5  # as it was
+    assert Pruner(*loaders, "full", epochs=6).begin_epoch(3, SmallNet()) is None  # never selects
+
+
+def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    scores = np.asarray(loaders[0].labels, np.float32)  # the highest classes whole, nothing of the others
+    pruner = make_pruner(loaders, "static", keep=0.5, period=1, scores=scores)
+    warning = r"^epoch 0: 5 of 10 classes .*0\.0% of 0, .*random_share=0\.5 or class_floor=1"
+    with pytest.warns(UserWarning, match=warning) as caught:
+        pruner.begin_epoch(0, SmallNet())
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.begin_epoch(1, SmallNet())  # still: said once
+        make_pruner(loaders, "static", keep=0.5, class_floor=1.0, scores=scores).begin_epoch(0, SmallNet())

@@ -14,7 +14,7 @@ from benchmarks.harness.tables import Row
 from benchmarks.paper.cells import Cell, read_rows
 from benchmarks.paper.grid import Run
 from ffcv_prune.analysis.runs import read_run
-from ffcv_prune.training.run_log import STARVED
+from ffcv_prune.starved import STARVED
 
 COLUMNS = ("key", "run", "checkpoints", "least_share", "starved_checkpoints")
 
@@ -41,7 +41,7 @@ def write_balance(runs: Iterable[Run], done: Mapping[str, Row], folder: Path, pa
 
 def balance_of(folder: Path) -> dict[str, object]:
     """Of the run in `folder`: over the selections of its policy, the mean share of the class that has least of its
-    proportional part (1: as in the data), and in how many of them that is below the share the trainer warns of."""
+    proportional part (1: as in the data), and in how many of them that is below the share that a `Pruner` warns of."""
     selections = [row for row in read_run(folder).rows if row["selected"] and row["phase"] == "method"]
     least = [
         min(fraction for fraction in row["class_fraction"].values() if fraction is not None) / row["keep"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ffcv_prune import collectives
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
@@ -53,11 +53,12 @@ def score_dataset(
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
     """
+    check_loader("scoring loader", score_loader)
     if score_loader.shuffle or score_loader.drop_last:
         raise UserError(
             "the scoring loader must serve every sample in order: build it with shuffle=False, drop_last=False"
         )
-    device = torch.device(device) if device is not None else next(model.parameters()).device
+    device = torch.device(device) if device is not None else device_of(model)
     dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
     plain = _unwrap(model)
     scorer: _Scorer | None = None
@@ -86,6 +87,19 @@ def score_dataset(
     gathered = collectives.interleaved(losses, len(scored)) if score_loader.world_size > 1 else losses
     result[scored] = gathered.cpu().numpy()
     return result
+
+
+def check_loader(what: str, loader: Any) -> None:
+    """UserError for a loader whose batches do not know their samples, such as FFCV's own."""
+    if isinstance(loader, type) or not hasattr(loader, "batches"):
+        raise wrong_kind(what, loader, "a PrunedLoader(…)")
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model is; the CPU for one without parameters. UserError for what is no `nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise wrong_kind("model", model, "a torch.nn.Module")
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 class _Scorer:

@@ -29,6 +29,7 @@ def build_pruner(
         task=task,
         amp_dtype=amp_dtype,
         scores=scores,
+        class_names=loaders.dataset.classes or None,
     )
     return pruner, seconds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ffcv_prune.analysis.counts import class_fractions
 from ffcv_prune.config import Config
 from ffcv_prune.training.loaders import Dataset
 from ffcv_prune.training.run_folder import provenance
-
-STARVED = 0.2  # warn about classes of which a selection keeps less than this share of `keep`
 
 
 @dataclass(frozen=True)
@@ -54,37 +50,6 @@ def selection_facts(ids: NDArray[np.int64], dataset: Dataset) -> dict[str, Any]:
         "pruning_rate": round(1 - keep, 6),
         "class_fraction": dict(zip(dataset.classes, rounded, strict=True)),
     }
-
-
-class StarvedClasses:
-    """Says on standard error when selections begin to hold next to nothing of some classes, and when that ends.
-
-    Classes whose proportional share is below 1 / STARVED samples can lose them by chance: nothing is said of those.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.starving = False
-
-    def look_at(self, epoch: int, ids: NDArray[np.int64]) -> None:
-        """Take in the selection before `epoch`, int64[k]."""
-        dataset = self.dataset
-        keep = len(ids) / dataset.train.num_samples
-        fractions = class_fractions(ids, dataset.labels, dataset.class_counts)  # NaN for a class without samples
-        starved = np.flatnonzero((fractions < STARVED * keep) & (keep * dataset.class_counts >= 1 / STARVED))
-        if bool(len(starved)) == self.starving:
-            return
-        self.starving = not self.starving
-        message = f"notice: epoch {epoch + 1}: no class is starved any more"
-        if self.starving:
-            worst = starved[np.argmin(fractions[starved])]
-            message = (
-                f"warning: epoch {epoch + 1}: {len(starved)} of {len(dataset.classes)} classes hold less than "
-                f"{STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
-                f"{dataset.classes[worst]}, {keep:.1%} of all samples are kept); "
-                "set prune.random_share or prune.class_floor if that hurts"
-            )
-        tqdm.write(message, file=sys.stderr)
 
 
 def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:

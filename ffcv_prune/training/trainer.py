@@ -26,7 +26,6 @@ from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import (
     RunResult,
-    StarvedClasses,
     epoch_line,
     kept_share,
     result_row,
@@ -173,7 +172,6 @@ class Trainer:
         if self.pruner is not None:
             warm_up()
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
-        self.starved = StarvedClasses(self.dataset)
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
         self._saved = 0.0  # when, by perf_counter
@@ -241,8 +239,6 @@ class Trainer:
                 with self.world.together():
                     if folder is not None:
                         folder.save_selection(epoch, made.ids)
-                if folder is not None:
-                    self.starved.look_at(epoch, made.ids)
                 self.clock.lap(score=made.score_seconds, select=made.select_seconds, swap=made.swap_seconds)
             done, steps = self.loader.first_batch, self.loader.first_batch + len(self.loader)  # after the swap
             bar.reset(total=steps * self.config.train.batch_size)

@@ -1,0 +1,43 @@
+"""Notices when selections hold next to nothing of some classes: how a run on a short schedule collapses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+STARVED = 0.2  # of a class whose share of a selection is less than this, in proportion to its share of the data
+
+
+class StarvedClasses:
+    """Finds the selection from which on some classes are starved.
+
+    Classes whose proportional share is below 1 / STARVED samples can lose them by chance: nothing is said of those.
+
+    Args:
+        labels: int64[n], any numbers.
+        names: of the classes 0, 1, …; None: their numbers.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], names: Sequence[str] | None = None) -> None:
+        values, self.classes, self.counts = np.unique(labels, return_inverse=True, return_counts=True)
+        self.names = [str(value) if names is None else names[value] for value in values]
+        self.starving = False
+
+    def look_at(self, ids: NDArray[np.int64]) -> str | None:
+        """Return what to warn of if starving begins with the selection `ids`, int64[k]; otherwise None."""
+        keep = len(ids) / len(self.classes)
+        fractions = np.bincount(self.classes[ids], minlength=len(self.counts)) / self.counts  # [C], kept of each class
+        starved = np.flatnonzero((fractions < STARVED * keep) & (keep * self.counts >= 1 / STARVED))
+        began = bool(len(starved)) and not self.starving
+        self.starving = bool(len(starved))
+        if not began:
+            return None
+        worst = starved[np.argmin(fractions[starved])]
+        found = f"{len(starved)} of {len(self.counts)} classes"
+        return (
+            f"{found} hold less than {STARVED:.0%} of their share of the selection "
+            f"(least: {fractions[worst]:.1%} of {self.names[worst]}, {keep:.1%} of all samples are kept): "
+            "set random_share=0.5 or class_floor=1"
+        )
