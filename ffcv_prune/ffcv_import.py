@@ -23,6 +23,8 @@ from numba import types
 
 from ffcv_prune.errors import UserError
 
+DEBIAN_PACKAGES = "build-essential python3-dev pkg-config libopencv-dev libturbojpeg0-dev"  # FFCV compiles with them
+
 _torch_threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 try:
@@ -30,7 +32,8 @@ try:
 except ImportError as error:
     reason = "is not installed" if error.name == "ffcv" else f"cannot be imported ({error})"
     raise UserError(
-        f'FFCV {reason}: run pip install "ffcv_prune[ffcv]", which compiles it, or use TorchLoader, which does without'
+        f"FFCV {reason}: as root, apt-get install {DEBIAN_PACKAGES}; then "
+        'pip install "ffcv_prune[ffcv]"; or use TorchLoader, which does without'
     ) from error
 finally:
     numba.typed.Dict = _typed_dict
