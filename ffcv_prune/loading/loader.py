@@ -145,6 +145,11 @@ class PrunedLoader(Loader):
         self._after_resumed.clear()
 
     @property
+    def label_range(self) -> tuple[int, int] | None:
+        """The lowest and the highest label; None without labels."""
+        return None if self.labels is None else (int(self.labels.min()), int(self.labels.max()))
+
+    @property
     def rank(self) -> int:
         """Number of this rank among them; 0 unless distributed."""
         return self.traversal_order.rank
