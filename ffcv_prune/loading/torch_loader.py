@@ -97,11 +97,14 @@ class TorchLoader(SelectableLoader):
                 raise UserError(f'TorchLoader has no option "{option}"{nearest(option, OPTIONS)}')
         self.dataset, self.batch_size, self.seed, self.with_ids = dataset, batch_size, seed, with_ids
         self._fetcher = Fetcher(dataset, collate_fn or default_collate)
+        self.num_workers = num_workers
         self._options = {"num_workers": num_workers, "persistent_workers": num_workers > 0} | options
         self._loader: DataLoader[Any] | None = None
         self._requests = Requests()
         self._epoch: weakref.ref[TorchEpoch] | None = None
-        self._select_first(PrunedOrder(self, self.num_samples, shuffle, drop_last, *ranks_that_share(distributed)))
+        # A proxy: in a circle, the workers' queues are closed before they are told to end, which takes them 5 s then.
+        own = weakref.proxy(self)
+        self._select_first(PrunedOrder(own, self.num_samples, shuffle, drop_last, *ranks_that_share(distributed)))
 
     @property
     def name(self) -> str:
@@ -210,9 +213,10 @@ class TorchEpoch:
         except StopIteration:
             self._fetched = None
             raise
-        except BaseException:
+        except BaseException as error:
             self._loader.end_workers()  # what they are still to deliver belongs to no epoch any more
-            raise
+            # The message has the worker's traceback. Torch's own frames hold its queues, in a circle.
+            raise error.with_traceback(None) if self._loader.num_workers else error
         rows = _rows(batch)
         if rows is not None and rows != len(ids):
             raise UserError(f"collate_fn made {rows} rows of {len(ids)} samples: it must keep each, in their order")
