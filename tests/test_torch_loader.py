@@ -5,8 +5,11 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from tests.betons import Beton
 from tests.nets import SmallNet
 from tests.torch_data import Coloured, N, WithTargets
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH = 16
 HALF = np.arange(0, N, 2)
 
@@ -255,7 +259,7 @@ class Fails(Coloured):
     ("kill", "workers", "message"),
     [(False, 0, "cannot read sample 100"), (False, 2, "cannot read sample 100"), (True, 2, "exited unexpectedly")],
 )
-def test_after_a_failure_the_next_epoch_is_whole(kill: bool, workers: int, message: str, tmp_path: Any) -> None:
+def test_after_a_failure_the_next_epoch_is_whole(kill: bool, workers: int, message: str, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     loader = make(Fails(str(flag), kill), num_workers=workers)
     expected = served(loader)
@@ -469,3 +473,57 @@ def test_every_method_trains_on_it(name: str, parameters: dict[str, Any]) -> Non
 def test_a_method_that_takes_training_losses_needs_ids() -> None:
     with pytest.raises(UserError, match="with_ids=True"):
         Pruner(make(with_ids=False), None, "infobatch", epochs=4)
+
+
+RANKS = """
+import sys
+import numpy as np
+import torch
+import torch.distributed as dist
+from ffcv_prune import Pruner, TorchLoader, score_dataset
+from tests.nets import SmallNet
+from tests.torch_data import Coloured
+
+dist.init_process_group("gloo")
+world = dist.get_world_size()
+
+def gather(own):
+    every = [None] * world
+    dist.all_gather_object(every, own)
+    return every
+
+def make(distributed, **options):
+    batch = options.pop("batch", 24) // (world if distributed else 1)
+    return TorchLoader(Coloured(), batch, num_workers=1, with_ids=True, distributed=distributed, **options)
+
+shared, whole = make(True), make(False)
+assert (shared.rank, shared.world_size) == (dist.get_rank(), world)
+for selection in (None, np.arange(0, 203, 2)):
+    shared.set_selection(selection), whole.set_selection(selection)
+    assert len(shared) == len(whole)
+    parts = gather([ids.tolist() for _, _, ids in shared])
+    for together, alone in zip(zip(*parts, strict=True), whole, strict=True):
+        assert sorted(i for part in together for i in part) == sorted(alone[2].tolist())
+plain = make(True, batch=50, shuffle=False, drop_last=False)
+alone = make(False, batch=50, shuffle=False, drop_last=False)
+assert sum(gather(sum(len(labels) for _, labels, _ in plain))) == 203
+losses = score_dataset(SmallNet(), plain, amp_dtype=None)
+assert all((other == losses).all() for other in gather(losses))
+np.testing.assert_allclose(losses, score_dataset(SmallNet(), alone, amp_dtype=None), rtol=1e-4)
+pruner = Pruner(shared, plain, "ucb", keep=0.5, period=1, epochs=1)
+swap = pruner.begin_epoch(0, SmallNet())
+assert all((other == swap.ids).all() for other in gather(swap.ids))
+if dist.get_rank() == 0:
+    print("all checks passed")
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_share_an_epoch_and_a_scoring_pass(tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "ranks.py")], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout == "all checks passed\n", done.stderr

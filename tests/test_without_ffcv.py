@@ -41,6 +41,27 @@ print(state.select(0).ids.tolist())
     assert done.stdout == "[5, 6, 7, 8, 9]\n", done.stderr
 
 
+def test_a_run_is_pruned_with_a_torch_data_set() -> None:
+    script = """
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+from ffcv_prune import Pruner, TorchLoader
+data = TensorDataset(torch.randn(200, 5), torch.arange(200) % 3)
+loader = TorchLoader(data, batch_size=20, num_workers=0, with_ids=True)
+score_loader = TorchLoader(data, batch_size=50, num_workers=0, shuffle=False, drop_last=False)
+model = torch.nn.Linear(5, 3)
+pruner = Pruner(loader, score_loader, "ucb", keep=0.3, period=1, class_floor=0.5, epochs=3)
+for epoch in range(3):
+    pruner.begin_epoch(epoch, model)
+    for inputs, targets, ids in loader:
+        pruner.batch_loss(F.cross_entropy(model(inputs), targets, reduction="none"), ids).backward()
+    print(len(loader), len(loader.selection), "ffcv" in sys.modules)
+"""
+    done = run_hidden(script)
+    assert done.stdout == "3 60 False\n" * 3, done.stderr
+
+
 def test_what_needs_ffcv_names_the_remedy() -> None:
     done = run_hidden("from ffcv_prune import PrunedLoader")
     line = done.stderr.splitlines()[-1]

@@ -215,8 +215,10 @@ class TorchEpoch:
             raise
         except BaseException as error:
             self._loader.end_workers()  # what they are still to deliver belongs to no epoch any more
-            # The message has the worker's traceback. Torch's own frames hold its queues, in a circle.
-            raise error.with_traceback(None) if self._loader.num_workers else error
+            if self._loader.num_workers:
+                # The message has the worker's traceback. Torch's own frames hold its queues, in a circle.
+                raise error.with_traceback(None)  # noqa: B904 - the same error
+            raise
         rows = _rows(batch)
         if rows is not None and rows != len(ids):
             raise UserError(f"collate_fn made {rows} rows of {len(ids)} samples: it must keep each, in their order")
