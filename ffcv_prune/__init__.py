@@ -1,4 +1,4 @@
-"""Dynamic data pruning for FFCV: train, between selections, only on a selected share of the data.
+"""Dynamic data pruning for FFCV and torch: train, between selections, only on a selected share of the data.
 
 The names below are imported when they are first asked for (PEP 562): a command that only reads its arguments does
 not wait for torch, numba and FFCV.
@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ffcv_prune import methods, tasks
     from ffcv_prune.loading.loader import PrunedLoader
+    from ffcv_prune.loading.torch_loader import TorchLoader
     from ffcv_prune.pruner import Pruner
     from ffcv_prune.scoring.forward import score_dataset
 
-__all__ = ["PrunedLoader", "Pruner", "methods", "score_dataset", "tasks"]
+__all__ = ["PrunedLoader", "Pruner", "TorchLoader", "methods", "score_dataset", "tasks"]
 
 _MODULES = {
     "PrunedLoader": "loading.loader",
     "Pruner": "pruner",
+    "TorchLoader": "loading.torch_loader",
     "methods": "methods",
     "score_dataset": "scoring.forward",
     "tasks": "tasks",

@@ -21,10 +21,20 @@ import numpy as np
 import torch
 from numba import types
 
+from ffcv_prune.errors import UserError
+
+DEBIAN_PACKAGES = "build-essential python3-dev pkg-config libopencv-dev libturbojpeg0-dev"  # FFCV compiles with them
+
 _torch_threads, _numba_threads = torch.get_num_threads(), numba.get_num_threads()
 _typed_dict, numba.typed.Dict = numba.typed.Dict, dict
 try:
     import ffcv  # noqa: F401 - for what it does
+except ImportError as error:
+    reason = "is not installed" if error.name == "ffcv" else f"cannot be imported ({error})"
+    raise UserError(
+        f"FFCV {reason}: as root, apt-get install {DEBIAN_PACKAGES}; then "
+        'pip install "ffcv_prune[ffcv]"; or use TorchLoader, which does without'
+    ) from error
 finally:
     numba.typed.Dict = _typed_dict
     torch.set_num_threads(_torch_threads)

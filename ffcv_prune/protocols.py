@@ -57,7 +57,8 @@ class SampleLoader(Protocol):
 
     Attributes:
         num_samples: n, of the data set.
-        labels: int64[n], the class of each sample; None where there are no classes.
+        labels: int64[n], the class of each sample; None where there are no classes. May cost a pass over the data.
+        label_range: the lowest and the highest of them; None where they are not known without such a pass.
         rank, world_size: of the ranks that share an epoch; 0 and 1 in a process of its own.
         shuffle, drop_last: as given to the constructor.
         next_epoch: the epoch that the next `iter()` starts.
@@ -66,11 +67,14 @@ class SampleLoader(Protocol):
     """
 
     num_samples: int
-    labels: NDArray[np.int64] | None
     with_ids: bool
     next_epoch: int
     first_batch: int
 
+    @property
+    def labels(self) -> NDArray[np.int64] | None: ...
+    @property
+    def label_range(self) -> tuple[int, int] | None: ...
     @property
     def rank(self) -> int: ...
     @property

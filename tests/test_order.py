@@ -14,7 +14,7 @@ from ffcv_prune.loading.order import PrunedOrder, validate_ids
 def make_order(
     n: int, rank: int = 0, world_size: int = 1, shuffle: bool = True, drop_last: bool = False
 ) -> PrunedOrder:
-    loader = SimpleNamespace(indices=None, seed=7, distributed=False)  # all that FFCV's base class reads
+    loader = SimpleNamespace(seed=7)  # all that the order reads of a loader
     return PrunedOrder(loader, n, shuffle, drop_last, rank, world_size)
 
 

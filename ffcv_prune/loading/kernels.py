@@ -19,6 +19,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import ffcv.libffcv
 import llvmlite.binding
 import numpy as np

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numba
 import numpy as np
 import torch
@@ -142,6 +143,11 @@ class PrunedLoader(Loader):
         self._check_length(self.num_samples if checked is None else len(checked))
         self.traversal_order.select(checked)
         self._after_resumed.clear()
+
+    @property
+    def label_range(self) -> tuple[int, int] | None:
+        """The lowest and the highest label; None without labels."""
+        return None if self.labels is None else (int(self.labels.min()), int(self.labels.max()))
 
     @property
     def rank(self) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
 
 
-class PrunedOrder(TraversalOrder):
-    """The order of an FFCV loader over a selection that can be exchanged between epochs.
+class PrunedOrder:
+    """The order of a loader over a selection that can be exchanged between epochs.
 
     The order of epoch e is a permutation of *all* n samples, drawn from (seed, e), of which the selected
     ones remain: samples that two selections share keep their relative order, so that the selection does
@@ -37,7 +36,7 @@ class PrunedOrder(TraversalOrder):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(loader)
+        self.loader = loader  # its seed may change between epochs
         self.num_samples = num_samples
         self.shuffle = shuffle
         self.drop_last = drop_last

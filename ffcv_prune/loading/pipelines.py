@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import torch
 from ffcv.fields import FloatField, NDArrayField
 from ffcv.fields.decoders import FloatDecoder, NDArrayDecoder

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Sequence
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 from ffcv.fields import BytesField, NDArrayField, RGBImageField
 from numpy.typing import NDArray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 from ffcv.fields import FloatField, IntField, NDArrayField
 from ffcv.fields.base import Field
 from ffcv.types import TYPE_ID_HANDLER

@@ -76,11 +76,11 @@ def score_dataset(
         for batch in batches:
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
-            images = batch.inputs.to(device, memory_format=torch.channels_last)
+            images = _on(device, batch.inputs)
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.labels, task or Classification(), criterion)
+                scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion)
             scorer.score(images, targets, losses[position : position + len(images)])
             position += len(images)
     result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)
@@ -106,11 +106,11 @@ class _Scorer:
     """Scores batches, in smaller pieces once a batch did not fit into the device's memory."""
 
     def __init__(
-        self, model: nn.Module, labels: NDArray[np.int64] | None, task: Task, criterion: Criterion | None
+        self, model: nn.Module, label_range: tuple[int, int] | None, task: Task, criterion: Criterion | None
     ) -> None:
         self.model = model
         self.task, self.criterion = task, criterion
-        self.label_range = None if labels is None else (int(labels.min()), int(labels.max()))
+        self.label_range = label_range
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
     def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
@@ -144,6 +144,16 @@ class _Scorer:
                 'return one score a sample (reduction="none")'
             )
         return scores
+
+
+def _on(device: torch.device, inputs: Any) -> Tensor:
+    if not isinstance(inputs, Tensor):
+        raise UserError(
+            f"the scoring loader's inputs are a {type(inputs).__name__}, not a tensor: let its batches begin with the "
+            "tensor that the model takes, then the targets"
+        )
+    # Only images [B, C, H, W] have channels to put last.
+    return inputs.to(device, memory_format=torch.channels_last) if inputs.ndim == 4 else inputs.to(device)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,201 @@
+"""What every loader has in common: which samples its next epoch serves, from which batch on, and how that is saved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.order import PrunedOrder, validate_ids
+
+
+class Position(NamedTuple):
+    """Where a running epoch is: its number, batches served, and its selection (int64[k], sorted; None: all)."""
+
+    epoch: int
+    served: int
+    selection: NDArray[np.int64] | None
+
+
+class SelectableLoader(ABC):
+    """A loader whose samples can be exchanged between epochs.
+
+    Attributes:
+        num_samples: n, of the data set.
+        batch_size: samples a batch, on each rank.
+        seed: of the order; may be set between epochs.
+        next_epoch: number of the epoch that the next `iter()` starts.
+        first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
+    """
+
+    num_samples: int
+    batch_size: int
+    seed: int
+    next_epoch: int
+    first_batch: int
+    traversal_order: PrunedOrder
+    _all: NDArray[np.int64] | None  # what None selects
+    _after_resumed: list[NDArray[np.int64] | None]  # at most one selection, see load_state_dict
+
+    def _select_first(self, order: PrunedOrder, ids: NDArray[np.int64] | None = None) -> None:
+        """To be called once, by the constructor: the order, and what None selects."""
+        self.next_epoch = self.first_batch = 0
+        self.traversal_order, self._all, self._after_resumed = order, ids, []
+        order.select(ids)
+        self._check_length(order.num_selected)
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What messages call the data set."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End a running epoch, if there is one."""
+
+    @abstractmethod
+    def _position(self) -> Position | None:
+        """Where the running epoch is; None between epochs."""
+
+    def set_selection(self, ids: ArrayLike | None) -> None:
+        """Serve only these samples from the next epoch on. A running epoch goes on unchanged.
+
+        Args:
+            ids: int64[k] dataset positions in any order, or None for all samples. They are copied.
+
+        Raises:
+            UserError: wrong dtype or shape, out of range, negative or duplicate ids, or so few that
+                `drop_last` would leave no batch. The selection stays as it was.
+        """
+        checked = self._all if ids is None else validate_ids(ids, self.num_samples)
+        self._check_length(self.num_samples if checked is None else len(checked))
+        self.traversal_order.select(checked)
+        self._after_resumed.clear()
+
+    @property
+    def rank(self) -> int:
+        """Number of this rank among them; 0 unless distributed."""
+        return self.traversal_order.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks that share the selection; 1 unless distributed."""
+        return self.traversal_order.world_size
+
+    @property
+    def shuffle(self) -> bool:
+        """True if each epoch has a permutation of its own."""
+        return self.traversal_order.shuffle
+
+    @property
+    def drop_last(self) -> bool:
+        """True if a last batch that is not whole is left out."""
+        return self.traversal_order.drop_last
+
+    @property
+    def selection(self) -> NDArray[np.int64]:
+        """int64[k], sorted, read-only: the selected dataset positions."""
+        view = self.traversal_order.selection.view()
+        view.flags.writeable = False
+        return view
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Make the next `iter()` start epoch `epoch` at batch `first_batch` (not 0 when resuming)."""
+        self.next_epoch = epoch
+        self.first_batch = first_batch
+        while self._after_resumed:
+            self.traversal_order.select(self._after_resumed.pop())
+
+    def __len__(self) -> int:
+        """Batches of the next epoch."""
+        return max(0, self.num_batches(self.traversal_order.num_selected) - self.first_batch)
+
+    def num_batches(self, samples: int) -> int:
+        """Batches that this rank's epoch has of so many selected samples."""
+        served = self.traversal_order.num_served(samples)
+        return served // self.batch_size if self.drop_last else -(-served // self.batch_size)
+
+    def next_traversal_order(self) -> NDArray[np.int64]:
+        """int64[m]: the ids of the next epoch, of this rank."""
+        return self.traversal_order.sample_order(self.next_epoch)
+
+    def _begin(self) -> Position:
+        """Close the running epoch, go on to the next one, and return where that starts."""
+        start = Position(self.next_epoch, self.first_batch, self.traversal_order.ids)
+        self.close()
+        self.set_epoch(start.epoch + 1)
+        return start
+
+    def _checked(self, ids: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+        """The ids of `batches`, sorted and validated."""
+        checked = None if ids is None else validate_ids(ids, self.num_samples)
+        self._check_length(self.num_samples if checked is None else len(checked))
+        return checked
+
+    def _whole_order(self, epoch: int, ids: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """int64[m]: what this rank serves, without a last batch that is dropped."""
+        order = self.traversal_order.order_of(epoch, ids)
+        return order[: len(order) // self.batch_size * self.batch_size] if self.drop_last else order
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, (epoch, batch) of a running epoch or the start of the next one; its selection; and the next.
+
+        The two selections differ if the selection was exchanged while the epoch was running.
+        """
+        current = self.traversal_order.ids
+        after = self._after_resumed[0] if self._after_resumed else current
+        epoch, batch, selection = self._position() or (self.next_epoch, self.first_batch, current)
+        return self._settings() | {
+            "epoch": epoch,
+            "batch": batch,
+            "selection": None if selection is None else torch.from_numpy(selection.copy()),
+            "next_selection": None if after is None else torch.from_numpy(after.copy()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up position and selections of `state`; a running epoch is ended.
+
+        Raises UserError, and changes nothing, for a state of other data, seed, batch size over all ranks,
+        shuffle or drop_last: its position would mean other samples.
+        """
+        for key, own in self._settings().items():
+            if state[key] != own:
+                raise UserError(f"the loader's state has {key} {state[key]}, but {self.name} is loaded with {own}")
+        stored = (state["selection"], state["next_selection"])
+        now, after = (self._checked(None if ids is None else ids.numpy()) for ids in stored)
+        self.close()
+        self.set_epoch(state["epoch"], state["batch"])
+        self.traversal_order.select(now)
+        self._after_resumed = [after]
+
+    def _settings(self) -> dict[str, Any]:
+        """What a position depends on."""
+        return {
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "batch_size": self.batch_size * self.world_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+        }
+
+    def _check_length(self, samples: int) -> None:
+        ranks = self.world_size
+        if self.drop_last and samples // ranks < self.batch_size:
+            raise UserError(
+                f"{samples} samples{f' over {ranks} ranks' if ranks > 1 else ''} do not fill one batch of "
+                f"{self.batch_size}: use a smaller batch_size, a larger keep, or drop_last=False"
+            )
+
+
+def ranks_that_share(distributed: bool) -> tuple[int, int]:
+    """(rank, world size); (0, 1) unless distributed."""
+    if not distributed:
+        return 0, 1
+    if not torch.distributed.is_initialized():
+        raise UserError("distributed=True needs torch.distributed.init_process_group first: start with torchrun")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()

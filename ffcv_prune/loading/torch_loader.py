@@ -1,0 +1,267 @@
+"""Any map-style torch data set behind the façade of `PrunedLoader`, on the public parts of torch's `DataLoader`.
+
+A `DataLoader` asks its sampler what to fetch, when an epoch begins. Ours answers with the batches of that epoch's
+selection; the workers stay. The positions travel through the workers with the samples: a consumer that reads ahead
+still gets those of the batch that it holds.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.loading.order import PrunedOrder
+from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that_share
+from ffcv_prune.loading.torch_fetch import Fetcher, Requests, are_classes, as_it_is, length_of, stated_labels
+from ffcv_prune.protocols import Batch
+
+Kind = TypeVar("Kind", bound="TorchEpoch")
+OPTIONS = (
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+REFUSED = {
+    "sampler": "the loader has an order of its own: leave it out, and use set_selection",
+    "batch_sampler": "the loader has an order of its own: leave it out, and use set_selection",
+    "generator": "the order and the augmentations are drawn from the seed: pass seed",
+    "in_order": "batches come in the order of the epoch: leave it out",
+}
+
+
+class TorchLoader(SelectableLoader):
+    """A torch `DataLoader` that serves a selection of its samples, exchanged between epochs.
+
+    The same seed gives the same order as a `PrunedLoader` has, on any number of workers. It gives the same
+    augmentations too, if they draw from `torch`, `random` or `numpy.random`: these are seeded for each batch from
+    (seed, epoch, rank, batch). A generator that the data set keeps for itself is beyond the loader.
+
+    Args:
+        dataset: has `__len__` and `__getitem__`, as torch's map-style data sets have.
+        batch_size: samples a batch, on each rank.
+        num_workers: processes that fetch; 0: this one.
+        seed: of the order and the augmentations.
+        shuffle: a new permutation each epoch, or the order of the data set.
+        drop_last: leave out the last batch when it is not whole.
+        with_ids: add the int64[B] dataset positions of each batch as last output; of a mapping, as its "ids".
+        distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
+        collate_fn: makes a batch of a list of samples, as torch's does: first the inputs, then the targets. It must
+            keep each sample.
+        options: of `torch.utils.data.DataLoader`: pin_memory, timeout, worker_init_fn, multiprocessing_context,
+            prefetch_factor, persistent_workers (True where there are workers).
+
+    Attributes:
+        num_samples: n = len(dataset).
+        seed: may be set between epochs.
+        next_epoch: number of the epoch that the next `iter()` starts.
+        first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
+
+    Raises:
+        UserError: a data set without length or positions, an option that contradicts the loader's own order.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int = 128,
+        num_workers: int = 8,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        with_ids: bool = False,
+        distributed: bool = False,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.num_samples = length_of(dataset)
+        for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+            if value < least:
+                raise UserError(f"{option} is {value}: it must be at least {least}")
+        for option in options:
+            if option in REFUSED:
+                raise UserError(f"{option}: {REFUSED[option]}")
+            if option not in OPTIONS:
+                raise UserError(f'TorchLoader has no option "{option}"{nearest(option, OPTIONS)}')
+        self.dataset, self.batch_size, self.seed, self.with_ids = dataset, batch_size, seed, with_ids
+        self._fetcher = Fetcher(dataset, collate_fn or default_collate)
+        self.num_workers = num_workers
+        self._options = {"num_workers": num_workers, "persistent_workers": num_workers > 0} | options
+        self._loader: DataLoader[Any] | None = None
+        self._requests = Requests()
+        self._epoch: weakref.ref[TorchEpoch] | None = None
+        # A proxy: in a circle, the workers' queues are closed before they are told to end, which takes them 5 s then.
+        own = weakref.proxy(self)
+        self._select_first(PrunedOrder(own, self.num_samples, shuffle, drop_last, *ranks_that_share(distributed)))
+
+    @property
+    def name(self) -> str:
+        return f"the {type(self.dataset).__name__}"
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """int64[n], the class of each sample; None where the targets are not classes.
+
+        Of the data set's `targets`, where it has them; otherwise of a pass over all samples, made once.
+        """
+        if self._stated_labels is not None:
+            return self._stated_labels
+        labels = np.empty(self.num_samples, np.int64)
+        with closing(self._start(TorchBatches, Position(0, 0, None), np.arange(self.num_samples))) as batches:
+            for batch in batches:
+                if not are_classes(batch.targets):
+                    return None
+                labels[batch.ids.numpy()] = batch.targets.numpy()
+        return labels
+
+    @cached_property
+    def _stated_labels(self) -> NDArray[np.int64] | None:
+        return stated_labels(self.dataset)
+
+    @property
+    def label_range(self) -> tuple[int, int] | None:
+        """The lowest and the highest label, where the data set states them."""
+        labels = self._stated_labels
+        return None if labels is None else (int(labels.min()), int(labels.max()))
+
+    def __iter__(self) -> TorchEpoch:
+        start = self._begin()
+        return self._start(TorchEpoch, start, self._whole_order(start.epoch, start.selection))
+
+    def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> TorchBatches:
+        """The batches of `epoch` from batch `first` on, of the samples `ids`, int64[k] (None: all), see `SampleLoader`.
+
+        The same workers serve them: a running epoch is ended.
+        """
+        start = Position(epoch, first, self._checked(ids))
+        return self._start(TorchBatches, start, self._whole_order(epoch, start.selection))
+
+    def _start(self, kind: type[Kind], start: Position, order: NDArray[np.int64]) -> Kind:
+        self.close()
+        if self._loader is None:
+            # Each item of the sampler is a whole batch: torch is to collate nothing. Its generator is not the global
+            # one, from which each epoch would take a number that a resumed run does not take.
+            self._loader = DataLoader(
+                self._fetcher,
+                batch_size=None,
+                sampler=self._requests,
+                collate_fn=as_it_is,
+                generator=torch.Generator(),
+                **self._options,
+            )
+        self._requests.set(order, self.batch_size, start.served, (self.seed, start.epoch, self.rank))
+        epoch = kind(self, start, iter(self._loader))
+        self._epoch = weakref.ref(epoch)
+        return epoch
+
+    def close(self) -> None:
+        """End a running epoch. The workers stay, if they are persistent, until the loader goes."""
+        running = self._running()
+        if running is not None:
+            running.close()
+
+    def end_workers(self) -> None:
+        """End the running epoch and the workers; the next epoch starts new ones."""
+        self.close()
+        self._loader = None
+
+    def _running(self) -> TorchEpoch | None:
+        epoch = None if self._epoch is None else self._epoch()
+        return epoch if epoch is not None and epoch.running else None
+
+    def _position(self) -> Position | None:
+        running = self._running()
+        return None if running is None else running.position
+
+
+class TorchEpoch:
+    """Iterator over the batches of one epoch, as the user sees them."""
+
+    def __init__(self, loader: TorchLoader, start: Position, fetched: Iterator[tuple[Tensor, Any]]) -> None:
+        self.position = start
+        self._loader = loader
+        self._fetched: Iterator[tuple[Tensor, Any]] | None = fetched
+        self._closed = False
+
+    def __iter__(self) -> TorchEpoch:
+        return self
+
+    def __next__(self) -> Any:
+        ids, batch = self._next()
+        return _with_ids(batch, ids) if self._loader.with_ids else batch
+
+    def _next(self) -> tuple[Tensor, Any]:
+        """(ids int64[B], what the collate function made): the next batch."""
+        if self._closed:
+            raise RuntimeError("this epoch was closed, by close() or by the beginning of a newer one")
+        if self._fetched is None:
+            raise StopIteration
+        try:
+            ids, batch = next(self._fetched)
+        except StopIteration:
+            self._fetched = None
+            raise
+        except BaseException as error:
+            self._loader.end_workers()  # what they are still to deliver belongs to no epoch any more
+            if self._loader.num_workers:
+                # The message has the worker's traceback. Torch's own frames hold its queues, in a circle.
+                raise error.with_traceback(None)  # noqa: B904 - the same error
+            raise
+        rows = _rows(batch)
+        if rows is not None and rows != len(ids):
+            raise UserError(f"collate_fn made {rows} rows of {len(ids)} samples: it must keep each, in their order")
+        self.position = self.position._replace(served=self.position.served + 1)
+        return ids, tuple(batch) if type(batch) is list else batch
+
+    @property
+    def running(self) -> bool:
+        """True until the last batch was asked for, an error was raised, or the epoch was closed."""
+        return self._fetched is not None
+
+    def close(self) -> None:
+        """End the epoch; what its workers have fetched already is dropped."""
+        self._closed = self._closed or self.running
+        self._fetched = None
+
+
+class TorchBatches(TorchEpoch):
+    """The same, each batch with the ids of its rows and with inputs and targets told apart."""
+
+    def __next__(self) -> Batch:
+        ids, batch = self._next()
+        outputs = batch if isinstance(batch, tuple) else (batch,)
+        inputs, targets = (*outputs, None)[:2]
+        if self._loader.with_ids:
+            served = _with_ids(batch, ids)
+            outputs = served if isinstance(served, tuple) else (served,)
+        return Batch(ids, inputs, targets, outputs)
+
+
+def _with_ids(batch: Any, ids: Tensor) -> Any:
+    if not isinstance(batch, Mapping):
+        return (*batch, ids) if isinstance(batch, tuple) else (batch, ids)
+    if "ids" in batch:
+        raise UserError('the batches have an entry "ids" of their own: rename it, or leave out with_ids')
+    return {**batch, "ids": ids}
+
+
+def _rows(batch: Any) -> int | None:
+    """How many samples a batch has, where its first part is a tensor."""
+    first: Any = batch
+    if isinstance(batch, Mapping):
+        first = next(iter(batch.values()), None)
+    elif isinstance(batch, tuple | list):
+        first = batch[0] if batch else None
+    return len(first) if isinstance(first, Tensor) and first.ndim else None
