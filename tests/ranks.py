@@ -57,7 +57,7 @@ def loaders(path: str, distributed: bool) -> tuple[PrunedLoader, PrunedLoader]:
     def make(batch: int, whole: bool) -> PrunedLoader:
         pipelines = score_pipelines(check_beton(path))
         options = {"shuffle": not whole, "drop_last": not whole, "distributed": distributed, "with_ids": not whole}
-        return PrunedLoader(path, batch, pipelines, 1, **options)
+        return PrunedLoader(path, batch, 1, pipelines=pipelines, **options)
 
     return make(BATCH // ranks, False), make(50, True)
 

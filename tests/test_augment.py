@@ -102,7 +102,7 @@ def test_flip_in_place(width: int) -> None:
 def test_pad_crop_flip_equals_its_twin(beton: Beton) -> None:
     fill, seed, epoch = (10, 20, 30), 5, 2
     pipelines = train_pipelines(check_beton(beton.path), "pad_crop_flip", fill=fill)
-    loader = PrunedLoader(beton.path, 64, pipelines, seed=seed, drop_last=False, with_ids=True)
+    loader = PrunedLoader(beton.path, 64, pipelines=pipelines, seed=seed, drop_last=False, with_ids=True)
     loader.set_epoch(epoch)
     for images, _, ids in loader:
         for image, i in zip(images.permute(0, 2, 3, 1).numpy(), ids.tolist(), strict=True):
@@ -118,7 +118,7 @@ def test_pad_crop_flip_equals_its_twin(beton: Beton) -> None:
 def test_jpeg_images_decode_near_the_original(jpg_beton: Beton) -> None:
     info = check_beton(jpg_beton.path)
     for pipelines in (score_pipelines(info), score_pipelines(info, size=24, ratio=1.0)):
-        loader = PrunedLoader(jpg_beton.path, 50, pipelines, shuffle=False, drop_last=False)
+        loader = PrunedLoader(jpg_beton.path, 50, pipelines=pipelines, drop_last=False)
         images, _ = next(iter(loader))
         error = images.permute(0, 2, 3, 1).numpy().astype(float) - jpg_beton.images
         assert abs(error.mean()) < 2  # quality 90 on noise: single pixels move, the mean does not
@@ -133,7 +133,9 @@ def test_jpeg_images_are_the_same_in_any_batch_on_any_threads(tmp_path: Path, au
     served: list[dict[int, NDArray[np.uint8]]] = []
     for batch_size, workers in ((1, 1), (2, 2), (3, 2), (11, 1), (11, 2)):
         pipelines = train_pipelines(check_beton(path), augment, 16)
-        loader = PrunedLoader(path, batch_size, pipelines, min(workers, usable_cores()), drop_last=False, with_ids=True)
+        loader = PrunedLoader(
+            path, batch_size, min(workers, usable_cores()), pipelines=pipelines, drop_last=False, with_ids=True
+        )
         served.append(
             {
                 i: image
@@ -184,7 +186,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path: Path, beton: Beton) -> No
     info = check_beton(path)
     with pytest.raises(UserError, match=r"differ in size: set data\.size"):
         score_pipelines(info)
-    loader = PrunedLoader(path, 5, score_pipelines(info, size=8), shuffle=False, drop_last=False)
+    loader = PrunedLoader(path, 5, pipelines=score_pipelines(info, size=8), shuffle=False, drop_last=False)
     assert next(iter(loader))[0].shape == (5, 3, 8, 8)
     assert stored_size(check_beton(beton.path)) == 16
 
@@ -210,10 +212,10 @@ from ffcv.loader import Loader
 
 path = sys.argv[1]
 info = check_beton(path)
-next(iter(PrunedLoader(path, 8, score_pipelines(info, 8))))
+next(iter(PrunedLoader(path, 8, pipelines=score_pipelines(info, 8))))
 next(iter(Loader(path, 8, num_workers=1, os_cache=True)))
 assert numba.uint8[::1].mutable
-next(iter(PrunedLoader(path, 8, train_pipelines(info, "random_resized_crop", 8))))
+next(iter(PrunedLoader(path, 8, pipelines=train_pipelines(info, "random_resized_crop", 8))))
 """
 
 

@@ -27,7 +27,7 @@ SETTINGS = config.Train(epochs=1, lr=0.01, label_smoothing=0.1)
 
 @pytest.fixture(scope="module")
 def loader(beton: Beton) -> PrunedLoader:
-    return PrunedLoader(beton.path, 32, score_pipelines(check_beton(beton.path)), with_ids=True)
+    return PrunedLoader(beton.path, 32, pipelines=score_pipelines(check_beton(beton.path)), shuffle=True, with_ids=True)
 
 
 def train(stepper: Stepper, loader: PrunedLoader) -> float:

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def make_loader(path: Path, batch_size: int = 8) -> PrunedLoader:
     pipelines = score_pipelines(check_beton(path))
-    return PrunedLoader(path, batch_size, pipelines, shuffle=False, drop_last=False)
+    return PrunedLoader(path, batch_size, pipelines=pipelines, shuffle=False, drop_last=False)
 
 
 @pytest.fixture(scope="module")

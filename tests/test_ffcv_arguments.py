@@ -1,13 +1,14 @@
-"""The arguments of FFCV's `Loader`, by name."""
+"""The arguments of FFCV's `Loader`, by place and by name."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ffcv.loader import OrderOption
+from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline import PipelineSpec
 from ffcv.traversal_order import Sequential
 
@@ -18,6 +19,18 @@ from tests.betons import Beton
 
 def served(loader: PrunedLoader) -> list[int]:
     return torch.cat([batch[-1] for batch in loader]).tolist()
+
+
+def test_ffcv_arguments_have_ffcvs_places_and_defaults(beton: Beton) -> None:
+    ours = inspect.signature(PrunedLoader).parameters.values()
+    positional = [each.name for each in ours if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    ffcvs = list(inspect.signature(Loader).parameters)
+    assert positional in (ffcvs, [*ffcvs, "order_kwargs"])  # which FFCV has in its repository, not yet in 1.0.2
+    loader = PrunedLoader(str(beton.path), 8, 1, True, OrderOption.RANDOM, False, 5, np.arange(20), {"image": None})
+    assert (loader.num_workers, loader.shuffle, loader.seed, loader.selection.size) == (1, True, 5, 20)
+    (labels,) = next(iter(loader))
+    np.testing.assert_array_equal(labels[:, 0], beton.labels[loader.traversal_order.sample_order(0)[:8]])
+    assert not PrunedLoader(beton.path, 8).shuffle
 
 
 def test_ffcv_arguments_mean_what_they_mean_in_ffcv(beton: Beton) -> None:

@@ -161,7 +161,7 @@ def load(info: BetonInfo) -> bool:
     """Decode every field of every sample; False if the loader refuses to."""
     pipelines = {info.image_field: [CenterCropRGBImageDecoder((8, 8), 1.0), ToTensor()]}  # the others: FFCV's default
     try:
-        loader = PrunedLoader(info.path, 16, pipelines, num_workers=1, shuffle=False, drop_last=False)
+        loader = PrunedLoader(info.path, 16, pipelines=pipelines, num_workers=1, shuffle=False, drop_last=False)
     except UserError:
         return False
     served = 0

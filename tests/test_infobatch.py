@@ -116,7 +116,7 @@ def infobatch(loader: PrunedLoader, **options: Any) -> Pruner:
 
 @pytest.fixture(scope="module")
 def loader(beton: Beton) -> PrunedLoader:
-    return PrunedLoader(beton.path, 16, score_pipelines(check_beton(beton.path)), with_ids=True)
+    return PrunedLoader(beton.path, 16, pipelines=score_pipelines(check_beton(beton.path)), shuffle=True, with_ids=True)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def make_loader(beton: Beton, **options: Any) -> PrunedLoader:
     options = {
         "batch_size": BATCH,
         "pipelines": score_pipelines(check_beton(beton.path)),
+        "shuffle": True,
         "with_ids": True,
     } | options
     return PrunedLoader(beton.path, **options)
@@ -159,7 +160,7 @@ def test_what_was_compiled_once_is_kept_for_the_same_parameters_only(
 ) -> None:
     def images(operations: list[Operation]) -> np.ndarray:
         compilations.count = 0
-        loader = PrunedLoader(beton.path, BATCH, {"image": list(operations), "label": None})
+        loader = PrunedLoader(beton.path, BATCH, pipelines={"image": list(operations), "label": None})
         return np.concatenate([images.copy() for (images,) in loader])
 
     first, second = (images(operations) for operations in variants)
@@ -421,7 +422,7 @@ def test_augmentations_are_keyed_by_epoch_and_sample(beton: Beton, augment: str)
 @pytest.mark.cuda
 def test_ids_reach_the_device_without_waiting_for_it(beton: Beton) -> None:
     pipelines = score_pipelines(check_beton(beton.path), device="cuda")
-    loader = PrunedLoader(beton.path, 16, pipelines, with_ids=True)
+    loader = PrunedLoader(beton.path, 16, pipelines=pipelines, shuffle=True, with_ids=True)
     epoch = iter(loader)
     served = []
     for *_, ids in epoch:

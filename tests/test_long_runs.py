@@ -46,8 +46,8 @@ class Usage:
 def test_checkpoints_leave_nothing_behind(checkpoints: int, tmp_path: Path) -> None:
     beton = write_beton(tmp_path / "train.beton", n=SAMPLES, size=8)
     info = check_beton(beton.path)
-    loader = PrunedLoader(beton.path, 512, train_pipelines(info, "pad_crop_flip"))
-    score_loader = PrunedLoader(beton.path, 1024, score_pipelines(info), shuffle=False, drop_last=False)
+    loader = PrunedLoader(beton.path, 512, pipelines=train_pipelines(info, "pad_crop_flip"), shuffle=True)
+    score_loader = PrunedLoader(beton.path, 1024, pipelines=score_pipelines(info), shuffle=False, drop_last=False)
     epochs = WARM_UP + checkpoints
     pruner = Pruner(loader, score_loader, "ucb", keep=0.5, period=1, epochs=epochs)
     model = SmallNet()

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffcv_prune.errors import UserError
+from ffcv_prune.methods.method import Method
 from ffcv_prune.methods.phases import MODES, Periodic
+from ffcv_prune.methods.selectors import TopK
+from ffcv_prune.methods.statistics import Last
+
+
+def method_of(phases: Periodic) -> Method:
+    return Method(name="mine", statistic=Last(), selector=TopK(), phases=phases)
 
 
 @settings(max_examples=150, deadline=None)
@@ -41,7 +48,7 @@ def test_every_phase_starts_with_a_selection_and_none_is_further_than_a_period_a
     assert starts <= set(due)
     for before, after in itertools.pairwise([*due, epochs]):
         assert after - before == phases.period or (after in {*starts, epochs} and after - before < phases.period)
-    assert phases.samples_seen(epochs, 100) == sum(100 if name == "full" else 25 for name in names)
+    assert method_of(phases).samples_seen(epochs, 100) == sum(100 if name == "full" else 25 for name in names)
 
 
 def test_phases_by_hand() -> None:
@@ -49,5 +56,5 @@ def test_phases_by_hand() -> None:
     phases = Periodic(period=3, warmup=2, warmup_mode="full", final=4)
     assert [epoch for epoch in range(12) if phases.selects(epoch, 12)] == [0, 2, 5, 8, 11]
     phases = Periodic(warmup=2, final=1, final_mode="full")
-    assert phases.samples_seen(10, 1000) == 2 * 300 + 7 * 300 + 1000
-    assert phases.kept(5) == 2  # round(1.5)
+    assert method_of(phases).samples_seen(10, 1000) == 2 * 300 + 7 * 300 + 1000
+    assert phases.kept(5, 0, 10) == 2  # round(1.5)

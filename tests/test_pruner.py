@@ -27,8 +27,8 @@ N = 203
 def loaders(beton: Beton) -> tuple[PrunedLoader, PrunedLoader]:
     pipelines = score_pipelines(check_beton(beton.path))
     return (
-        PrunedLoader(beton.path, 16, pipelines, with_ids=True),
-        PrunedLoader(beton.path, 64, score_pipelines(check_beton(beton.path)), shuffle=False, drop_last=False),
+        PrunedLoader(beton.path, 16, pipelines=pipelines, shuffle=True, with_ids=True),
+        PrunedLoader(beton.path, 64, pipelines=score_pipelines(check_beton(beton.path)), drop_last=False),
     )
 
 
@@ -213,7 +213,7 @@ def test_bad_arguments(loaders: tuple[PrunedLoader, PrunedLoader], tmp_path_fact
         make_pruner((loaders[0], None), "ucb")  # type: ignore[arg-type]
     other = write_beton(tmp_path_factory.mktemp("other") / "other.beton", n=30)
     pipelines = score_pipelines(check_beton(other.path))
-    other_loader = PrunedLoader(other.path, 16, pipelines, shuffle=False, drop_last=False)
+    other_loader = PrunedLoader(other.path, 16, pipelines=pipelines, drop_last=False)
     with pytest.raises(UserError, match="30 samples, not 203: read the same data set"):
         make_pruner((loaders[0], other_loader), "ucb")
     with pytest.raises(UserError, match="do not fill one batch"):

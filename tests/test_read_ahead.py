@@ -137,7 +137,7 @@ def test_only_what_is_not_in_memory_is_asked_for(named: OpenFile, monkeypatch: p
 @pytest.mark.parametrize("read_ahead", [True, False])
 def test_an_epoch_from_the_disk(beton: Beton, read_ahead: bool) -> None:
     loader = PrunedLoader(
-        beton.path, 32, score_pipelines(check_beton(beton.path)), with_ids=True, read_ahead=read_ahead
+        beton.path, 32, pipelines=score_pipelines(check_beton(beton.path)), with_ids=True, read_ahead=read_ahead
     )
     drop(loader.file)
     for images, labels, ids in loader:

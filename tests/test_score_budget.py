@@ -171,8 +171,8 @@ def test_a_budget_that_cannot_be_is_refused(share: float, revisit: int, message:
 def loaders(beton: Beton) -> tuple[PrunedLoader, PrunedLoader]:
     info = check_beton(beton.path)
     return (
-        PrunedLoader(beton.path, 16, score_pipelines(info), with_ids=True),
-        PrunedLoader(beton.path, 64, score_pipelines(info), shuffle=False, drop_last=False),
+        PrunedLoader(beton.path, 16, pipelines=score_pipelines(info), shuffle=True, with_ids=True),
+        PrunedLoader(beton.path, 64, pipelines=score_pipelines(info), shuffle=False, drop_last=False),
     )
 
 

@@ -116,7 +116,7 @@ def test_the_loss_is_that_of_the_task(score_loader: PrunedLoader, beton: Beton) 
 def target_loader(path: Path, decoder: Any, *transforms: Any) -> PrunedLoader:
     image = score_pipelines(check_beton(path.with_name("train.beton")))["image"]
     pipelines = {"image": image, "label": [decoder, ToTensor(), *transforms]}
-    return PrunedLoader(path, 64, pipelines, shuffle=False, drop_last=False)
+    return PrunedLoader(path, 64, pipelines=pipelines, shuffle=False, drop_last=False)
 
 
 def test_a_regression_is_scored(beton: Beton) -> None:
@@ -151,7 +151,7 @@ def test_a_file_whose_label_stands_before_its_image_is_scored(beton: Beton) -> N
     other = write_label_first(beton.path.with_name("label_first.beton"), beton)
     pipelines = {"number": None, "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
     pipelines["image"] = score_pipelines(check_beton(beton.path))["image"]
-    loader = PrunedLoader(other.path, 64, pipelines, shuffle=False, drop_last=False)
+    loader = PrunedLoader(other.path, 64, pipelines=pipelines, shuffle=False, drop_last=False)
     np.testing.assert_allclose(
         score_dataset(SmallNet(), loader, amp_dtype=None), plain_losses(SmallNet(), beton), rtol=1e-5, atol=1e-6
     )
@@ -159,7 +159,7 @@ def test_a_file_whose_label_stands_before_its_image_is_scored(beton: Beton) -> N
 
 def test_images_alone_can_be_scored_by_a_criterion_only(beton: Beton) -> None:
     pipelines = score_pipelines(check_beton(beton.path)) | {"label": None}
-    loader = PrunedLoader(beton.path, 64, pipelines, shuffle=False, drop_last=False)
+    loader = PrunedLoader(beton.path, 64, pipelines=pipelines, shuffle=False, drop_last=False)
     with pytest.raises(UserError, match="no targets: give the loader a pipeline"):
         score_dataset(SmallNet(), loader)
     confidence = score_dataset(SmallNet(), loader, criterion=lambda outputs, _: outputs.softmax(1).amax(1))
@@ -215,7 +215,7 @@ def test_a_fresh_loader_whose_operations_write_into_tensors(beton: Beton) -> Non
     """The thread cannot write into buffers made in inference mode, which it is not in; ToDevice would on a GPU."""
     pipelines = score_pipelines(check_beton(beton.path))
     pipelines["image"][-1] = ToTorchImage(channels_last=False)  # copies into a buffer of torch's
-    loader = PrunedLoader(beton.path, 64, pipelines, shuffle=False, drop_last=False)
+    loader = PrunedLoader(beton.path, 64, pipelines=pipelines, shuffle=False, drop_last=False)
     np.testing.assert_allclose(
         score_dataset(SmallNet(), loader, amp_dtype=None), plain_losses(SmallNet(), beton), rtol=1e-5, atol=1e-6
     )
@@ -258,7 +258,7 @@ def test_out_of_memory_tries_smaller_batches(score_loader: PrunedLoader) -> None
 @pytest.mark.parametrize("delivered_to", ["cpu", "cuda"])
 def test_cuda_equals_the_cpu(beton: Beton, delivered_to: str) -> None:
     pipelines = score_pipelines(check_beton(beton.path), device=delivered_to)
-    loader = PrunedLoader(beton.path, 4, pipelines, shuffle=False, drop_last=False)  # laps the ring ten times
+    loader = PrunedLoader(beton.path, 4, pipelines=pipelines, shuffle=False, drop_last=False)  # laps the ring ten times
     torch.cuda._sleep(100_000_000)  # the device lags behind: a buffer overwritten too early would show
     losses = score_dataset(SmallNet().to("cuda"), loader, amp_dtype=None)
     np.testing.assert_allclose(losses, plain_losses(SmallNet(), beton), rtol=1e-4, atol=1e-5)

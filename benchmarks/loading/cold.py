@@ -137,8 +137,9 @@ def measure(data: Data, path: Path, repeats: int, megabytes: int) -> list[dict[s
     link = path.with_suffix(".link")  # our loaders of one path share its mapping
     link.unlink(missing_ok=True)
     link.hardlink_to(path)
-    ours = [PrunedLoader(path, data.batch, score_pipelines(info))]
-    ours.append(PrunedLoader(link, data.batch, score_pipelines(info), read_ahead=False))
+    options: dict[str, Any] = {"pipelines": score_pipelines(info), "order": OrderOption.RANDOM}
+    ours = [PrunedLoader(path, data.batch, **options)]
+    ours.append(PrunedLoader(link, data.batch, **options, read_ahead=False))
     batches = max(LEAST_BATCHES, round(megabytes * 1e6 / ours[0].file.sample_bytes / data.batch))
     stock = Loader(
         str(path),

@@ -130,7 +130,7 @@ def measure(data: str, path: Path, ordered: int, repeats: int) -> list[dict[str,
     batch, crop = CASES[data]
     batch = min(batch, max(1, round(KEEP * info.num_samples) // 4))
     pipelines = train_pipelines(info, "random_resized_crop" if crop else "none", crop)
-    loader = PrunedLoader(path, batch, pipelines)
+    loader = PrunedLoader(path, batch, pipelines=pipelines, order=OrderOption.RANDOM)
     more = PrunedOrder(loader, ordered, shuffle=True, drop_last=True) if ordered > info.num_samples else None
     for _ in range(2):  # compiles, allocates, touches the file; once more at full speed
         with closing(iter(loader)) as batches:
@@ -233,7 +233,7 @@ def construct(kind: str, tiny: str, path: str) -> None:
             return Loader(
                 path, 32, usable_cores(), os_cache=True, order=OrderOption.RANDOM, pipelines=stock_pipelines(0)
             )
-        return PrunedLoader(path, 32, train_pipelines(info, "none"))
+        return PrunedLoader(path, 32, pipelines=train_pipelines(info, "none"), order=OrderOption.RANDOM)
 
     list(build(tiny))
     kept = [build(path)] if kind == "second PrunedLoader" else []

@@ -128,7 +128,7 @@ def overlap(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
 def write_smaller(source: Path, side: int, path: Path) -> Path:
     """Write the images of a .beton once more, shrunk to side x side, raw, in the same order."""
     info = check_beton(source)
-    loader = PrunedLoader(source, 1024, score_pipelines(info), shuffle=False, drop_last=False)
+    loader = PrunedLoader(source, 1024, pipelines=score_pipelines(info), shuffle=False, drop_last=False)
     images = [
         cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         for batch, _ in loader

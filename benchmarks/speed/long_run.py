@@ -103,8 +103,8 @@ def run(samples: int, workers: int, folder: Path) -> list[dict[str, Any]]:
         info = check_beton(path)
     batch = min(BATCH, int(KEEP * samples))
     with meter.step("load"):  # two loaders, compiled: each has served a batch
-        loader = PrunedLoader(path, batch, train_pipelines(info, "pad_crop_flip"), workers)
-        score_loader = PrunedLoader(path, batch, score_pipelines(info), workers, shuffle=False, drop_last=False)
+        loader = PrunedLoader(path, batch, workers, pipelines=train_pipelines(info, "pad_crop_flip"), shuffle=True)
+        score_loader = PrunedLoader(path, batch, workers, pipelines=score_pipelines(info), drop_last=False)
         for each in (loader, score_loader):
             with closing(iter(each)) as batches:
                 next(batches)

@@ -111,7 +111,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
 def make_loader(setting: Setting, batch_size: int) -> PrunedLoader:
     pipelines = score_pipelines(check_beton(setting.beton), setting.side, setting.device)
-    loader = PrunedLoader(setting.beton, batch_size, pipelines, setting.workers, shuffle=False, drop_last=False)
+    loader = PrunedLoader(setting.beton, batch_size, setting.workers, pipelines=pipelines, drop_last=False)
     loader.set_selection(np.arange(setting.samples))
     return loader
 

@@ -12,6 +12,7 @@ import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numba
 import numpy as np
 import torch
+from ffcv.fields.base import Field
 from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
@@ -31,23 +32,23 @@ Kind = TypeVar("Kind", bound=Operation)
 class PrunedLoader(Loader):
     """An FFCV `Loader` that serves a selection of its samples, exchanged in place between epochs.
 
+    Its arguments up to `order_kwargs` are FFCV's, in FFCV's order. What differs, or is added:
+
     Args:
         fname: path of a `.beton` file; it is checked before native code reads it.
         batch_size: samples a batch, on each rank.
-        pipelines: as FFCV takes them; None for FFCV's default of every field.
         num_workers: threads that decode; -1 for all cores this process may use.
-        seed: of the order and of the keyed augmentations (`ffcv_prune.loading.augment`).
-        shuffle: a new permutation each epoch, or the order of the file; the same as `order`, and True by default.
-        drop_last: leave out the last batch when it is not whole.
-        distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
-        with_ids: add the int64[B] dataset positions of each batch as last output, on the CPU.
-        batches_ahead: batches decoded in advance.
-        read_ahead: fetch from the disk what the coming batches need and is not in memory (`loading.read_ahead`).
         os_cache: True; FFCV's cache in the process is not built.
-        order: `OrderOption.RANDOM` or `OrderOption.SEQUENTIAL`. The latter is by position, also with `indices`.
+        order: `OrderOption.SEQUENTIAL`, which None means too, or `OrderOption.RANDOM`.
+        distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
+        seed: of the order and of the keyed augmentations (`ffcv_prune.loading.augment`).
         indices: whole numbers, the positions that are served until `set_selection`, and those that None selects there.
-        recompile: generate and compile the code of the pipelines anew in each epoch.
+        pipelines: None for FFCV's default of every field.
+        custom_fields: the `Field` class of each field whose type is not FFCV's own.
         order_kwargs: of a TraversalOrder, hence none.
+        shuffle: True for `OrderOption.RANDOM`, False for `OrderOption.SEQUENTIAL`.
+        with_ids: add the int64[B] dataset positions of each batch as last output, on the CPU.
+        read_ahead: fetch from the disk what the coming batches need and is not in memory (`loading.read_ahead`).
 
     Attributes:
         num_samples: number of samples in the file.
@@ -65,20 +66,22 @@ class PrunedLoader(Loader):
         self,
         fname: str | os.PathLike[str],
         batch_size: int = 512,
-        pipelines: Mapping[str, Pipeline] | None = None,
         num_workers: int = -1,
-        seed: int = 0,
-        shuffle: bool | None = None,
-        drop_last: bool = True,
-        distributed: bool = False,
-        with_ids: bool = False,
-        batches_ahead: int = 3,
-        read_ahead: bool = True,
         os_cache: bool = True,
         order: OrderOption | None = None,
+        distributed: bool = False,
+        seed: int | None = 0,
         indices: ArrayLike | None = None,
+        pipelines: Mapping[str, Pipeline] | None = None,
+        custom_fields: Mapping[str, type[Field]] | None = None,
+        drop_last: bool = True,
+        batches_ahead: int = 3,
         recompile: bool = False,
         order_kwargs: Mapping[str, Any] | None = None,
+        *,
+        shuffle: bool | None = None,
+        with_ids: bool = False,
+        read_ahead: bool = True,
     ) -> None:
         shuffle = _shuffles(order, shuffle)
         if not os_cache:
@@ -346,7 +349,7 @@ class PrunedLoader(Loader):
 
 def _shuffles(order: Any, shuffle: bool | None) -> bool:
     if order is None:
-        return True if shuffle is None else shuffle
+        return bool(shuffle)
     if order is not OrderOption.RANDOM and order is not OrderOption.SEQUENTIAL:
         name = order if isinstance(order, OrderOption) else getattr(order, "__name__", repr(order))
         raise UserError(

@@ -163,8 +163,9 @@ class Loaders:
                 PrunedLoader(
                     self.dataset.train.path,
                     self._batch_size,
-                    pipelines,
                     self._num_workers(),
+                    pipelines=pipelines,
+                    shuffle=True,
                     distributed=self.world.size > 1,
                     with_ids=True,
                 )
@@ -190,9 +191,8 @@ class Loaders:
             PrunedLoader(
                 info.path,
                 self._score_batch_size,
-                pipelines,
                 self._num_workers(),
-                shuffle=False,
+                pipelines=pipelines,
                 drop_last=False,
                 distributed=self.world.size > 1,
             )

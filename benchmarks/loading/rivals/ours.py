@@ -17,7 +17,9 @@ from ffcv_prune.loading.pipelines import train_pipelines
 class Ours:
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
         pipelines = train_pipelines(check_beton(data.path), "none", data.side)
-        self.loader = PrunedLoader(data.path, batch_size, pipelines, workers, drop_last=False, with_ids=True)
+        self.loader = PrunedLoader(
+            data.path, batch_size, workers, pipelines=pipelines, shuffle=True, drop_last=False, with_ids=True
+        )
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         self.loader.set_selection(ids)
