@@ -18,7 +18,7 @@ from ffcv_prune import collectives, methods
 from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
-from ffcv_prune.scoring.forward import AmpDtype, check_loader, device_of, score_dataset
+from ffcv_prune.scoring.forward import AmpDtype, check_loader, device_of, score_pass
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.starved import StarvedClasses
 from ffcv_prune.tasks import Classification, Task
@@ -79,6 +79,7 @@ class Pruner:
     Attributes:
         state: the run of the method: its table of statistics and its last selection.
         mean_weight: of the losses of the current selection; 1.0 for a method without weights.
+        lr_factor: by which the method wants the learning rate multiplied now; 1.0 for nearly all of them.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class Pruner:
         groups = loader.labels if method.needs_groups else None
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
         self._check_loaders()
-        self._recorded = TrainingLosses(self.state.n, loader.world_size > 1) if method.records_losses else None
+        self._recorded = (
+            TrainingLosses(self.state.n, loader.world_size > 1, len(method.facts)) if method.records_losses else None
+        )
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
         self._starved = None if loader.labels is None else StarvedClasses(loader.labels, class_names)
@@ -160,6 +163,8 @@ class Pruner:
             assert selection is not None
             if self.loader.world_size > 1:
                 _check_ranks_agree(epoch, selection.ids)
+            if not selection.ids.size:
+                raise UserError(f"method {self.method.name} leaves no sample for epoch {epoch}: let it drop fewer")
             selected = time.perf_counter()
             self.loader.set_selection(None if selection.ids.size == self.state.n else selection.ids)
         if self._recorded is not None:
@@ -182,20 +187,28 @@ class Pruner:
     def _record_training_losses(self, epoch: int) -> int:
         if self._recorded is None or self.state.selection is None:
             return 0
-        ids, losses = self._recorded.latest()
+        ids, values = self._recorded.latest()
         if not ids.size:
             raise UserError("no training losses came back since the last selection: use batch_loss in your loop")
-        return self.state.record(ids, losses, epoch=epoch)
+        return self._record(ids, values, epoch)
+
+    def _record(self, ids: NDArray[np.int64], values: NDArray[np.float32], epoch: int) -> int:
+        """`values` are the losses and the method's facts, float32[1 + facts, m]."""
+        facts: dict[str, Any] = dict(zip(self.method.facts, values[1:], strict=True))
+        return self.state.record(ids, values[0], epoch=epoch, **facts)
 
     def _pass(self, epoch: int, model: nn.Module) -> int:
         ids = self.state.wanted(epoch)
         if ids is None:
             return 0
         assert self.score_loader is not None
-        losses = score_dataset(model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids)
-        return self.state.record(ids, losses[ids], epoch=epoch)
+        certainty = self.method.needs_certainty
+        values = score_pass(
+            model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids, certainty=certainty
+        )
+        return self._record(ids, values[:, ids], epoch)
 
-    def batch_loss(self, losses: Tensor, ids: Tensor) -> Tensor:
+    def batch_loss(self, losses: Tensor, ids: Tensor, outputs: Any = None, targets: Tensor | None = None) -> Tensor:
         """Return the weighted mean of a batch's losses, a float32 scalar to call `backward` on.
 
         Remembers the losses where the source is (also) training. Does not wait for a CUDA device.
@@ -204,6 +217,8 @@ class Pruner:
             losses: [B], of each sample (``reduction="none"``).
             ids: int64[B], its dataset positions: the last output of a loader with `with_ids`, on the CPU, in pinned
                 memory where the loader delivers to a CUDA device.
+            outputs, targets: what the model returned for the batch, and its targets; for a method that needs to know
+                whether the model was right (kakurenbo).
         """
         if losses.ndim != 1 or losses.shape != ids.shape or ids.dtype != torch.int64:
             raise UserError(
@@ -214,11 +229,25 @@ class Pruner:
             raise UserError("call begin_epoch before the first batch: nothing is selected yet")
         losses = losses.float()
         if self._recorded is not None:
-            self._recorded.record(losses.detach(), ids)
+            self._recorded.record(self._values(losses.detach(), outputs, targets), ids)
         if self._weights is None:
             return losses.mean()
         self._weights = self._weights.to(losses.device)  # moves once a selection
         return (losses * self._weights[ids.to(losses.device, non_blocking=True)]).mean()
+
+    def _values(self, losses: Tensor, outputs: Any, targets: Tensor | None) -> Tensor:
+        """float32[1 + facts, B]: the losses and the facts that the method takes beside them."""
+        rows = [losses[None]]
+        if self.method.statistic.needs_batches:
+            rows.append(losses.mean().expand(1, len(losses)))
+        if self.method.needs_certainty:
+            if outputs is None or targets is None:
+                raise UserError(
+                    f"method {self.method.name} needs to know whether the model was right: "
+                    "call batch_loss(losses, ids, outputs, targets)"
+                )
+            rows.append(self.task.certainty(outputs, targets))
+        return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def total_steps(self) -> int:
         """Batches of a rank over the whole run, for schedulers that count steps.
@@ -227,6 +256,10 @@ class Pruner:
         """
         epochs, n = self.state.epochs, self.state.n
         return sum(self.loader.num_batches(self.method.samples_in(epoch, epochs, n)) for epoch in range(epochs))
+
+    @property
+    def lr_factor(self) -> float:
+        return 1.0 if self.state.selection is None else self.state.selection.lr_factor
 
     def _set_weights(self) -> None:
         """Put the weights of the last selection where `batch_loss` finds them."""

@@ -37,6 +37,16 @@ class Task(ABC):
         """Return float64[len(metrics)], on the targets' device: sums over the batch, to be added over batches and
         ranks."""
 
+    def certainty(self, outputs: Any, targets: Any) -> Tensor:
+        """Return float32[2, B]: 1 where the model is right and 0 where it is not, and its confidence, 0 to 1.
+
+        UserError for a task that has no such thing.
+        """
+        raise UserError(
+            f"the method needs to know whether the model is right, and tasks.{type(self).__name__} cannot tell: "
+            "take another method, or tasks.Classification()"
+        )
+
     def summarise(self, sums: Tensor, n: int) -> dict[str, float]:
         """Return the metrics by name, the headline first, of n samples with the added `counts`. Waits for a device."""
         return dict(zip(self.metrics, (sums.cpu() / n).tolist(), strict=True))
@@ -108,6 +118,10 @@ class Classification(Task):
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         logits = self.tensor(outputs).float()
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
+
+    def certainty(self, outputs: Any, targets: Any) -> Tensor:
+        confidence, found = self.tensor(outputs).detach().float().softmax(dim=1).max(dim=1)
+        return torch.stack([(found == targets).float(), confidence])
 
     def counts(self, outputs: Any, targets: Tensor) -> Tensor:
         logits = self.tensor(outputs)

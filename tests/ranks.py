@@ -159,22 +159,23 @@ def check_resuming(loader: PrunedLoader) -> None:
 
 def check_training_losses(world: World, loader: PrunedLoader) -> None:
     """Each sample's latest loss, whichever rank had it, before or after a resume; the same on all ranks."""
-    recorded, own = TrainingLosses(203, distributed=True), {}
+    recorded, own = TrainingLosses(203, distributed=True, facts=1), {}
     for epoch, selection in enumerate((np.arange(150), None, np.arange(40, 203))):
         loader.set_selection(selection)
         loader.set_epoch(epoch)
         if epoch == 1:
             state = recorded.state_dict()
-            recorded = TrainingLosses(203, distributed=True)
+            recorded = TrainingLosses(203, distributed=True, facts=1)
             recorded.load_state_dict(state)
         for _, _, ids in loader:
             losses = (ids + 1000 * epoch).float() / 3
-            recorded.record(losses, ids)
+            recorded.record(torch.stack([losses, -losses]), ids)
             own |= dict(zip(ids.tolist(), losses.tolist(), strict=True))
     latest = {i: max(part.get(i, 0.0) for part in world.gather(own)) for i in range(203)}  # they rise by epoch
-    ids, losses = recorded.latest()
+    ids, (losses, facts) = recorded.latest()
     assert ids.tolist() == [i for i in range(203) if latest[i]]
     assert losses.tolist() == [latest[i] for i in ids.tolist()]
+    assert (facts == -losses).all()
     assert all((other == losses).all() for other in world.gather(losses))
     recorded.clear()
     assert not recorded.latest()[0].size

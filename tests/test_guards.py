@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from ffcv_prune import methods
 from ffcv_prune.errors import UserError
-from ffcv_prune.methods.guards import ClassFloor, Guard, Guarded, LossCap, RandomShare, proportional_quotas
+from ffcv_prune.methods.guards import (
+    ClassFloor,
+    Guard,
+    Guarded,
+    LossCap,
+    MaxAge,
+    Null,
+    RandomShare,
+    proportional_quotas,
+)
 from ffcv_prune.methods.method import GUARDS
 from ffcv_prune.methods.rule import Rule
 from ffcv_prune.methods.selectors import EpsilonGreedy, TopK, Uniform
@@ -178,7 +187,7 @@ def test_methods_ask_for_what_their_guards_need() -> None:
         assert methods.build(name, loss_cap=0.1).needs_values
     assert not methods.build("ema", random_share=1.0).needs_values
     assert not methods.build("static", random_share=0.5).needs_values
-    assert [type(guard) for guard in GUARDS] == [RandomShare, LossCap, ClassFloor]
+    assert [type(guard) for guard in GUARDS] == [Null, RandomShare, MaxAge, LossCap, ClassFloor]
     assert methods.build("ucb", random_share=0.5, class_floor=1.0).label == "ucb+random(0.5)+class_quota(1)"
 
 

@@ -151,9 +151,9 @@ def test_losses_that_are_not_finite_are_counted_and_the_count_resumed(
     loaders: tuple[PrunedLoader, PrunedLoader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruner = make_pruner(loaders, "ucb")
-    losses = np.ones(N, np.float32)
-    losses[3] = np.inf
-    monkeypatch.setattr(ffcv_prune.pruner, "score_dataset", lambda *args, **options: losses)
+    losses = np.ones((1, N), np.float32)
+    losses[0, 3] = np.inf
+    monkeypatch.setattr(ffcv_prune.pruner, "score_pass", lambda *args, **options: losses)
     made = pruner.begin_epoch(0, SmallNet())
     assert made is not None and made.nonfinite == pruner.state.nonfinite == 1
     resumed = make_pruner(loaders, "ucb")
@@ -271,7 +271,7 @@ def test_a_scoring_loader_over_another_file_of_as_many_samples(
 ) -> None:
     other = write_beton(tmp_path / "other.beton", n=N, seed=5)
     pipelines = score_pipelines(check_beton(other.path))
-    other_loader = PrunedLoader(other.path, 16, pipelines, shuffle=False, drop_last=False)
+    other_loader = PrunedLoader(other.path, 16, pipelines=pipelines, drop_last=False)
     with pytest.raises(UserError, match="other labels: read the same data set"):
         make_pruner((loaders[0], other_loader), "ucb")
 

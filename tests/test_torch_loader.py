@@ -457,8 +457,9 @@ def test_every_method_trains_on_it(name: str, parameters: dict[str, Any]) -> Non
         batches = len(loader)
         for images, labels, ids in loader:
             assert np.isin(ids, loader.selection).all()
-            losses = F.cross_entropy(model(images), labels, reduction="none")
-            pruner.batch_loss(losses, ids).backward()
+            outputs = model(images)
+            losses = F.cross_entropy(outputs, labels, reduction="none")
+            pruner.batch_loss(losses, ids, outputs, labels).backward()
             optimizer.step()
             optimizer.zero_grad()
             batches -= 1

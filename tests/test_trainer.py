@@ -261,7 +261,7 @@ def test_a_diverged_model_stops_the_run_with_an_error(settings: Settings, loader
 def test_momentum_begins_at_zero_when_the_loss_scaler_skips_the_first_step(loaders: Loaders) -> None:
     factors = iter([math.inf, 0.0])
 
-    def batch_loss(losses: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    def batch_loss(losses: torch.Tensor, *_: Any) -> torch.Tensor:
         return losses.mean() * next(factors, 1.0)
 
     momenta = []

@@ -19,7 +19,7 @@ from ffcv_prune.methods.selectors import Selector
 from ffcv_prune.methods.sources import SOURCES, Pass, Source
 from ffcv_prune.methods.state import State
 from ffcv_prune.methods.statistics import Statistic
-from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.methods.table import CERTAINTY, ScoreTable
 from ffcv_prune.methods.weights import NoWeight, Weight
 
 # From the innermost to the outermost: cap and random share work within each class. Otherwise a cap would take whole
@@ -127,6 +127,12 @@ class Method:
         return self.needs_values and any(part.needs_certainty for part in self.active_parts)
 
     @property
+    def facts(self) -> tuple[str, ...]:
+        """What it takes beside the loss of each sample, by the names of `State.record`."""
+        batches = ("batch_means",) if self.statistic.needs_batches else ()
+        return (*batches, *(column.name for column in CERTAINTY if self.needs_certainty))
+
+    @property
     def takes_source(self) -> bool:
         """Whether the source of this preset is for the user to choose, and not part of the rule."""
         return self.source.passes and type(self.source) in SOURCES.values()
@@ -134,14 +140,18 @@ class Method:
     def kept(self, n: int, epoch: int, epochs: int) -> int:
         """The size of a selection out of n samples for `epoch`; `UserError` if none is left.
 
-        Where the selector decides the size itself it is the most there can be, or what a random phase takes.
+        Where the selector decides the size itself it is what it starts from, and what a random phase takes.
         """
         own = self.selector.size(n)
         return self.phases.kept(n, epoch, epochs) if own is None else own
 
     def samples_in(self, epoch: int, epochs: int, n: int) -> int:
         """How many of n samples the epoch trains on; at most, where the selector sizes its selections itself."""
-        return n if self.phases.phase(epoch, epochs) == "full" else self.kept(n, epoch, epochs)
+        phase = self.phases.phase(epoch, epochs)
+        if phase == "full":
+            return n
+        kept = self.kept(n, epoch, epochs)
+        return kept if phase == "random" else self.selector.most(kept, n)
 
     def samples_seen(self, epochs: int, n: int) -> int:
         """The samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T)."""

@@ -46,6 +46,10 @@ class Selector(Part, ABC):
         """The smallest selection out of n samples to reckon with."""
         return k
 
+    def most(self, k: int, n: int) -> int:
+        """The largest selection out of n samples."""
+        return k
+
     @abstractmethod
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         """See `Rule.draw`."""

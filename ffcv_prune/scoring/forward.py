@@ -53,6 +53,20 @@ def score_dataset(
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
     """
+    return score_pass(model, score_loader, device, amp_dtype, criterion, task, ids)[0]
+
+
+def score_pass(
+    model: nn.Module,
+    score_loader: SampleLoader,
+    device: torch.device | str | None = None,
+    amp_dtype: AmpDtype = "auto",
+    criterion: Criterion | None = None,
+    task: Task | None = None,
+    ids: NDArray[np.int64] | None = None,
+    certainty: bool = False,
+) -> NDArray[np.float32]:
+    """Return float32[1, n]: what `score_dataset` returns. With `certainty` float32[3, n]: that of the task below it."""
     check_loader("scoring loader", score_loader)
     if score_loader.shuffle or score_loader.drop_last:
         raise UserError(
@@ -65,7 +79,7 @@ def score_dataset(
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
     share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
-    losses = torch.empty(share, dtype=torch.float32, device=device)
+    values = torch.empty(3 if certainty else 1, share, dtype=torch.float32, device=device)
     with (
         _evaluating(model),
         torch.inference_mode(),
@@ -81,11 +95,12 @@ def score_dataset(
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
                 scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion)
-            scorer.score(images, targets, losses[position : position + len(images)])
+            scorer.score(images, targets, values[:, position : position + len(images)])
             position += len(images)
-    result = np.full(score_loader.num_samples, np.nan, dtype=np.float32)
-    gathered = collectives.interleaved(losses, len(scored)) if score_loader.world_size > 1 else losses
-    result[scored] = gathered.cpu().numpy()
+    result = np.full((len(values), score_loader.num_samples), np.nan, dtype=np.float32)
+    for row, own in zip(result, values, strict=True):
+        gathered = collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own
+        row[scored] = gathered.cpu().numpy()
     return result
 
 
@@ -114,14 +129,20 @@ class _Scorer:
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
     def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
-        """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out, float32[B]."""
+        """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out[0], float32[…, B].
+
+        The rows below, where there are any, hold the task's certainty.
+        """
         while True:
             piece = min(self.piece or len(images), len(images))
             try:
                 for i in range(0, len(images), piece):
                     part = slice(i, i + piece)
                     own = None if targets is None else targets[part]
-                    out[part] = self._scores(self.model(images[part]), own, len(images[part]))
+                    outputs = self.model(images[part])
+                    out[0, part] = self._scores(outputs, own, len(images[part]))
+                    if len(out) > 1:
+                        out[1:, part] = self.task.certainty(outputs, own)
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):

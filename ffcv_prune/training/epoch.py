@@ -19,7 +19,8 @@ from ffcv_prune.protocols import SampleLoader, Step
 from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
 
-BatchLoss = Callable[[Tensor, Tensor], Tensor]  # losses float32[B], ids int64[B] -> the scalar to minimise
+# Losses float32[B], ids int64[B], the model's outputs, targets -> the scalar to minimise.
+BatchLoss = Callable[[Tensor, Tensor, Any, Any], Tensor]
 
 
 class Stepper:
@@ -78,11 +79,12 @@ class Stepper:
         batch_loss: BatchLoss,
         bar: tqdm,
         after_step: Callable[[], None],
+        lr_factor: float = 1.0,
     ) -> float:
         """One pass over the loader's selection, or the rest of one: returns the mean loss of the whole pass.
 
-        That mean is unweighted. `batch_loss` makes of the losses float32[B] and dataset positions int64[B] of a
-        batch the scalar to minimise. `after_step` is called between two steps, when `state_dict` and the
+        That mean is unweighted. `batch_loss` makes of the losses of a batch the scalar to minimise. `lr_factor`
+        multiplies the scheduled learning rate. `after_step` is called between two steps, when `state_dict` and the
         loader's agree. With a distributed loader the loss is that of all ranks, and all ranks end with the main
         rank's batch-norm statistics.
         """
@@ -90,7 +92,7 @@ class Stepper:
         first, steps = loader.first_batch, loader.first_batch + len(loader)
         with closing(iter(loader)) as batches:
             for step, (inputs, targets, ids) in enumerate(batches, first):
-                self.step(inputs, targets, ids, batch_loss, self.lr_schedule(epoch, step, steps))
+                self.step(inputs, targets, ids, batch_loss, lr_factor * self.lr_schedule(epoch, step, steps))
                 bar.update(len(ids) * loader.world_size)
                 after_step()
         loss_sum = self.loss_sum.clone()
@@ -111,7 +113,7 @@ class Stepper:
         losses = self.task.losses(outputs, targets)
         for observe in self.observers:
             observe(Step(ids, inputs, targets, outputs, losses))
-        self.scaler.scale(batch_loss(losses, ids)).backward()
+        self.scaler.scale(batch_loss(losses, ids, outputs, targets)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -132,7 +134,7 @@ class Stepper:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def mean_loss(losses: Tensor, ids: Tensor) -> Tensor:
+def mean_loss(losses: Tensor, ids: Tensor, outputs: Any, targets: Any) -> Tensor:
     """The batch loss of training on all data."""
     return losses.mean()
 

@@ -37,7 +37,7 @@ def build_pruner(
 def check_batches(config: Config, num_samples: int) -> None:
     """Refuse a selection that does not fill one batch: training leaves out a last batch that is not whole."""
     method, batch_size, epochs = config.prune, config.train.batch_size, config.train.epochs
-    smallest = min(method.samples_in(epoch, epochs, num_samples) for epoch in range(epochs))
+    smallest = min(method.kept(num_samples, epoch, epochs) for epoch in range(epochs))
     least = method.selector.least(smallest, num_samples)
     if least < batch_size:
         cause, remedy = f"method {method.name} possibly", "let it drop fewer"

@@ -222,7 +222,7 @@ class Trainer:
             "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
             "samples_seen": seen + steps * self.config.train.batch_size,
             "steps": steps,
-            "lr": self.stepper.lr_schedule(epoch, steps - 1, steps),
+            "lr": self._lr_factor * self.stepper.lr_schedule(epoch, steps - 1, steps),
             "train_loss": loss,
             **{f"test_{name}": metrics.get(name) for name in ("accuracy", "top5", *self.stepper.task.metrics)},
             "seconds": self.clock.take(),
@@ -243,9 +243,15 @@ class Trainer:
             done, steps = self.loader.first_batch, self.loader.first_batch + len(self.loader)  # after the swap
             bar.reset(total=steps * self.config.train.batch_size)
             bar.update(done * self.config.train.batch_size)
-            loss = self.stepper.train_epoch(self.loader, epoch, batch_loss, bar, lambda: self._after_step(folder, stop))
+            loss = self.stepper.train_epoch(
+                self.loader, epoch, batch_loss, bar, lambda: self._after_step(folder, stop), self._lr_factor
+            )
             self._lap_training()
         return loss, steps
+
+    @property
+    def _lr_factor(self) -> float:
+        return self.pruner.lr_factor if self.pruner else 1.0
 
     def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Swap | None:
         """Score and select if it is due. One process breaks off at a signal: a resumed run repeats this."""

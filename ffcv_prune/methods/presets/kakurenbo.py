@@ -45,6 +45,9 @@ class HideConfident(Selector):
     starts_without_values: ClassVar[bool] = True
     confidence: float = key(0.7, "kakurenbo: the least confidence of a hidden sample", within="[0, 1]")
 
+    def most(self, k: int, n: int) -> int:
+        return n
+
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         candidates = samples.candidates(among)
         losses = samples.scores(among)
