@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.augment import PadCropFlip
 from ffcv_prune.loading.kernels import flip_in_place, next_stretch, random_resized_crop, stream_key, uniform
-from ffcv_prune.loading.loader import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines, stored_size, train_pipelines
 from tests.betons import Beton, write_beton, write_images
 

@@ -59,7 +59,7 @@ from benchmarks.harness.tables import Row, markdown, ratios, spread
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError, run_command
-from ffcv_prune.loading.loader import usable_cores
+from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.models import build_model

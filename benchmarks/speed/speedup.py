@@ -35,7 +35,7 @@ from benchmarks.harness.rows import Results, add_repeats, benchmark_parser, grou
 from benchmarks.harness.tables import Row, markdown, ratios, spread
 from ffcv_prune import config
 from ffcv_prune.errors import UserError, run_command
-from ffcv_prune.loading.loader import usable_cores
+from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.trainer import train
 from ffcv_prune.training.world import World, choose_device

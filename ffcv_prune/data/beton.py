@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +31,7 @@ from ffcv.types import (
 from ffcv.utils import align_to_page, decode_null_terminated_string, is_power_of_2
 from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
+from ffcv_prune.data.tables import Allocations, DamagedError, read_allocations, read_records
 from ffcv_prune.errors import UserError
 
 RAW, JPG = int(IMAGE_MODES["raw"]), int(IMAGE_MODES["jpg"])
@@ -43,7 +44,7 @@ MAX_JPEG_RATIO = 1000
 # ten-thousandth of it, and bounded on a cold disk.
 MAX_JPEG_PROBES = 10_000
 
-TABLE_PIECE = 65_536  # records read at a time
+_WITH_DATA = (RGBImageField, BytesField, NDArrayField)  # outside the metadata
 
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK_BYTES = 64, 4096
 
@@ -53,7 +54,7 @@ class BetonInfo:
     """What a sound ``.beton`` holds. Arrays are indexed by dataset position; n is the number of samples.
 
     `fields` maps each field's name to FFCV's type id, `array_shapes` that of each array field to the shape of a
-    sample. The image arrays describe the first image field;
+    sample. The image arrays describe the first image field; where there is none, it is None and they are empty.
     `label_field` and `labels` are of the integer field called "label", or else of the only integer field; None where
     there is neither.
     """
@@ -64,7 +65,7 @@ class BetonInfo:
     bytes: int
     fields: dict[str, int]
     array_shapes: dict[str, tuple[int, ...]]
-    image_field: str
+    image_field: str | None
     image_heights: np.ndarray  # uint16[n]
     image_widths: np.ndarray  # uint16[n]
     image_modes: np.ndarray  # uint8[n], RAW or JPG
@@ -114,84 +115,98 @@ def require_labels(info: BetonInfo) -> tuple[str, np.ndarray]:
     return info.label_field, info.labels
 
 
-class _DamagedError(Exception):
-    """What is wrong with the file, without its name."""
+def require_images(info: BetonInfo) -> str:
+    """Return the name of the image field. UserError where there is none."""
+    if info.image_field is None:
+        raise UserError(
+            f"{info.path} has no image field: write one, or build a PrunedLoader with pipelines of your own"
+        )
+    return info.image_field
 
 
-def check_beton(path: str | os.PathLike[str]) -> BetonInfo:
+CustomFields = Mapping[str, type[Field]]  # the class of each field whose type is not FFCV's own
+
+
+def check_beton(path: str | os.PathLike[str], custom_fields: CustomFields | None = None) -> BetonInfo:
     """Read the tables of a ``.beton`` and check everything that native code would trust.
 
     Raises UserError, one line, for a missing, truncated, foreign or damaged file. Damage inside an image's
-    pixels is not seen.
+    pixels is not seen, nor what a field of `custom_fields` points to, unless its class is FFCV's or made from one.
     """
-    return read_tables(path).info
+    return read_tables(path, custom_fields).info
 
 
-def read_tables(path: str | os.PathLike[str]) -> BetonTables:
+def read_tables(path: str | os.PathLike[str], custom_fields: CustomFields | None = None) -> BetonTables:
     """As `check_beton`, and keep the tables it read."""
     path = Path(path)
+    if "\0" in str(path):
+        raise UserError(f"{path} is no name of a file: it has a null character")
     try:
         # Opening a pipe would block until somebody writes to it.
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"{path} is not a file; name a .beton written by write_datasets.py")
         with path.open("rb") as file:
-            return _read(path, file, os.fstat(file.fileno()).st_size)
+            return _read(path, file, os.fstat(file.fileno()).st_size, custom_fields or {})
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; write it with write_datasets.py") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except _DamagedError as error:
+    except DamagedError as error:
         raise UserError(f"{path} {error}; write it again with write_datasets.py") from error
 
 
-def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonTables:
+def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFields) -> BetonTables:
     if file_bytes < HeaderType.itemsize:
-        raise _DamagedError(f"is not a .beton: it has {file_bytes} bytes")
-    header = _records(file, HeaderType, 1, 0)[0]
+        raise DamagedError(f"is not a .beton: it has {file_bytes} bytes")
+    header = read_records(file, HeaderType, 1, 0)[0]
     if header["version"] != CURRENT_VERSION:
-        raise _DamagedError(f"is not a .beton of FFCV's format {CURRENT_VERSION} (it says {header['version']})")
+        raise DamagedError(f"is not a .beton of FFCV's format {CURRENT_VERSION} (it says {header['version']})")
     # Python's integers: sums and products below cannot wrap around.
     n, page_size = int(header["num_samples"]), int(header["page_size"])
     num_fields, table_start = int(header["num_fields"]), int(header["alloc_table_ptr"])
     if n < 1:
-        raise _DamagedError("holds no samples")
+        raise DamagedError("holds no samples")
     if not (is_power_of_2(page_size) and MIN_PAGE_SIZE <= page_size < MAX_PAGE_SIZE):
-        raise _DamagedError(f"is damaged: page size {page_size}")
+        raise DamagedError(f"is damaged: page size {page_size}")
 
     metadata_start = HeaderType.itemsize + num_fields * FieldDescType.itemsize
     if metadata_start > file_bytes:
-        raise _DamagedError(f"is truncated or damaged: no room for {num_fields} field descriptions")
-    descriptors = _records(file, FieldDescType, num_fields, HeaderType.itemsize)
-    handlers = _handlers(descriptors)
+        raise DamagedError(f"is truncated or damaged: no room for {num_fields} field descriptions")
+    descriptors = read_records(file, FieldDescType, num_fields, HeaderType.itemsize)
+    handlers = _handlers(path, descriptors, custom_fields)
     image_field = next(_names_of(handlers, RGBImageField), None)
     integers = list(_names_of(handlers, IntField))
     label_field = "label" if "label" in integers else integers[0] if len(integers) == 1 else None
-    if image_field is None:
-        raise _DamagedError(f"has no image field (fields: {', '.join(map(repr, handlers)) or 'none'})")
 
     metadata_type = get_metadata_type(list(handlers.values()))
-    data_start = align_to_page(metadata_start + n * metadata_type.itemsize, page_size)
-    if not data_start < table_start < file_bytes:
-        raise _DamagedError(
+    metadata_end = metadata_start + n * metadata_type.itemsize
+    data_start = align_to_page(metadata_end, page_size)
+    if table_start == file_bytes and not any(isinstance(handler, _WITH_DATA) for handler in handlers.values()):
+        data_start = table_start  # all values stand in the metadata: FFCV writes no page and no allocation
+        in_place = metadata_end <= table_start
+    else:
+        in_place = data_start < table_start < file_bytes
+    if not in_place:
+        raise DamagedError(
             f"is truncated or damaged: {n} samples, allocation table at byte {table_start} of {file_bytes}"
         )
     if (table_start - data_start) % page_size or (file_bytes - table_start) % ALLOC_TABLE_TYPE.itemsize:
-        raise _DamagedError("is truncated or damaged: pages or allocation table are not whole")
+        raise DamagedError("is truncated or damaged: pages or allocation table are not whole")
 
-    metadata = _records(file, metadata_type, n, metadata_start)
+    metadata = read_records(file, metadata_type, n, metadata_start)
     columns = {name: metadata[key] for name, key in zip(handlers, metadata_type.names or (), strict=True)}
     num_allocations = (file_bytes - table_start) // ALLOC_TABLE_TYPE.itemsize
-    table = _allocation_table(file, num_allocations, table_start)
-    allocations = _Allocations(table, n, page_size, data_start, table_start)
+    table = read_allocations(file, num_allocations, table_start)
+    allocations = Allocations(table, n, page_size, data_start, table_start)
     for name, handler in handlers.items():
         if isinstance(handler, RGBImageField):
             _check_images(file, name, columns[name], allocations)
         elif isinstance(handler, BytesField):
-            allocations.check(name, columns[name]["ptr"], columns[name]["size"])
+            _check_bytes(name, columns[name], allocations)
         elif isinstance(handler, NDArrayField):
             allocations.check(name, columns[name], handler.element_size)
 
-    images = columns[image_field]
+    images = np.empty(0, RGBImageField().metadata_type) if image_field is None else columns[image_field]
     info = BetonInfo(
         path=path,
         num_samples=n,
@@ -209,45 +224,34 @@ def _read(path: Path, file: BinaryIO, file_bytes: int) -> BetonTables:
     return BetonTables(info, metadata, allocations.ptrs, allocations.sizes)
 
 
-def _records(file: BinaryIO, dtype: np.dtype, count: int, offset: int) -> np.ndarray:
-    file.seek(offset)
-    records = np.fromfile(file, dtype=dtype, count=count)
-    if len(records) != count:  # the file shrank after its size was taken
-        raise _DamagedError("changed while it was read")
-    return records
-
-
-def _allocation_table(file: BinaryIO, count: int, offset: int) -> dict[str, np.ndarray]:
-    """Return the columns, uint64[count] each, in ascending order of the addresses. No second copy is ever made."""
-    columns = {name: np.empty(count, dtype=np.uint64) for name in ALLOC_TABLE_TYPE.names or ()}
-    for start in range(0, count, TABLE_PIECE):
-        piece = slice(start, min(start + TABLE_PIECE, count))
-        records = _records(file, ALLOC_TABLE_TYPE, piece.stop - start, offset + start * ALLOC_TABLE_TYPE.itemsize)
-        for name, column in columns.items():
-            column[piece] = records[name]
-    order = np.argsort(columns["ptr"], kind="stable")
-    for column in columns.values():
-        column[:] = column[order]
-    return columns
-
-
-def _handlers(descriptors: np.ndarray) -> dict[str, Field]:
+def _handlers(path: Path, descriptors: np.ndarray, custom_fields: CustomFields) -> dict[str, Field]:
     """Return FFCV's field objects by name, in the file's order."""
     handlers: dict[str, Field] = {}
     for row in descriptors:
         try:
             name = decode_null_terminated_string(row["name"])
         except UnicodeDecodeError:
-            raise _DamagedError("is damaged: a field's name is not ASCII") from None
-        handler_type = TYPE_ID_HANDLER.get(int(row["type_id"]))
-        if handler_type is None:
-            raise _DamagedError(f"has field {name!r} of type {row['type_id']}, which is none of FFCV's own")
+            raise DamagedError("is damaged: a field's name is not ASCII") from None
         if not name or name in handlers:
-            raise _DamagedError(f"is damaged: field name {name!r} is empty or used twice")
+            raise DamagedError(f"is damaged: field name {name!r} is empty or used twice")
+        custom, type_id = custom_fields.get(name), int(row["type_id"])
+        handler_type = custom or TYPE_ID_HANDLER.get(type_id)
+        if handler_type is None and type_id in TYPE_ID_HANDLER:
+            raise UserError(f'field "{name}" of {path} is not of FFCV\'s own types: pass its class in custom_fields')
+        if handler_type is None:
+            raise DamagedError(f"is damaged: field {name!r} is of type {type_id}, which FFCV does not know")
         try:
             handlers[name] = handler_type.from_binary(row["arguments"])
+            get_metadata_type([handlers[name]])
         except Exception as error:  # FFCV parses shape and dtype of arrays without checks: anything may come
-            raise _DamagedError(f"is damaged: the description of field {name!r} cannot be read") from error
+            if custom:
+                raise UserError(
+                    f'custom_fields: {custom.__name__} cannot describe the field "{name}" of {path} '
+                    f"({type(error).__name__}: {error}); pass the class that it was written with"
+                ) from error
+            raise DamagedError(f"is damaged: the description of field {name!r} cannot be read") from error
+    if not handlers:
+        raise DamagedError("is damaged: it has no fields")
     return handlers
 
 
@@ -255,49 +259,17 @@ def _names_of(handlers: dict[str, Field], kind: type[Field]) -> Iterator[str]:
     return (name for name, handler in handlers.items() if isinstance(handler, kind))
 
 
-class _Allocations:
-    """The allocation table, sorted by address as FFCV's memory managers sort it, and sound by itself."""
-
-    def __init__(self, table: dict[str, np.ndarray], n: int, page_size: int, data_start: int, data_end: int) -> None:
-        self.samples, self.ptrs, self.sizes = table["sample_id"], table["ptr"], table["size"]
-        differs = np.concatenate([[True], self.ptrs[1:] != self.ptrs[:-1], [True]])
-        self.once = differs[1:] & differs[:-1]  # whether no other allocation has this address
-        page = np.uint64(page_size)
-        sound = (self.samples < n) & (self.ptrs >= data_start) & (self.ptrs < data_end)
-        # The first two terms bound the sum of the third, which therefore cannot wrap around.
-        sound &= (self.sizes <= page) & (self.ptrs % page + self.sizes <= page)
-        if not sound.all():
-            wrong = int(np.argmin(sound))
-            raise _DamagedError(
-                f"is damaged: {np.count_nonzero(~sound)} of {len(sound)} allocations fit no page, such as "
-                f"{self.sizes[wrong]} bytes at {self.ptrs[wrong]} for sample {self.samples[wrong]}"
-            )
-
-    def check(self, field: str, ptrs: np.ndarray, sizes: np.ndarray | np.integer | None = None) -> np.ndarray:
-        """Require exactly one allocation at each pointer, owned by that sample; return the sizes, uint64[n].
-
-        FFCV finds a size by binary search for the address and does not look whether it was there.
-        """
-        sound, found = np.empty(len(ptrs), np.bool_), np.empty(len(ptrs), np.uint64)
-        for start in range(0, len(ptrs), TABLE_PIECE):  # whole columns would take 40 bytes a sample
-            piece = slice(start, start + TABLE_PIECE)
-            own = ptrs[piece]
-            first = np.searchsorted(self.ptrs, own)
-            first[first == len(self.ptrs)] = 0
-            sound[piece] = self.once[first] & (self.ptrs[first] == own)
-            sound[piece] &= self.samples[first] == np.arange(start, start + len(own))
-            found[piece] = self.sizes[first]
-        if sizes is not None:
-            sound &= found == sizes
-        if not sound.all():
-            raise _DamagedError(
-                f"is damaged: field {field!r} of sample {np.argmin(sound)} points to no data of its own "
-                f"({np.count_nonzero(~sound)} of {len(sound)} samples are wrong)"
-            )
-        return found
+def _check_bytes(field: str, column: np.ndarray, allocations: Allocations) -> None:
+    empty = np.flatnonzero(column["size"] == 0)
+    if empty.size:  # it has the address of what was written next
+        raise DamagedError(
+            f"has an empty field {field!r} in sample {empty[0]}: FFCV would read another sample in its place, "
+            "or it in that one's, so that each needs a byte"
+        )
+    allocations.check(field, column["ptr"], column["size"])
 
 
-def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: _Allocations) -> None:
+def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: Allocations) -> None:
     sizes = allocations.check(field, images["data_ptr"])
     modes = images["mode"]
     pixels = images["height"].astype(np.uint64)
@@ -308,7 +280,7 @@ def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: _
     sound &= pixels > 0
     if not sound.all():
         wrong = int(np.argmin(sound))
-        raise _DamagedError(
+        raise DamagedError(
             f"is damaged: field {field!r} of sample {wrong} has {images['width'][wrong]} x "
             f"{images['height'][wrong]} pixels, mode {modes[wrong]}, in {sizes[wrong]} bytes "
             f"({np.count_nonzero(~sound)} of {len(sound)} samples are wrong)"
@@ -317,4 +289,4 @@ def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: _
     for sample in jpg[np.linspace(0, len(jpg) - 1, min(len(jpg), MAX_JPEG_PROBES), dtype=np.int64)]:
         # The decoder's return code is never looked at: a batch would silently hold stale pixels.
         if os.pread(file.fileno(), 2, int(images["data_ptr"][sample])) != b"\xff\xd8":
-            raise _DamagedError(f"is damaged: field {field!r} of sample {sample} is no JPEG image")
+            raise DamagedError(f"is damaged: field {field!r} of sample {sample} is no JPEG image")

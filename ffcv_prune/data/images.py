@@ -12,7 +12,7 @@ from ffcv.reader import Reader
 from numpy.typing import NDArray
 from PIL import Image
 
-from ffcv_prune.data.beton import RAW, check_beton
+from ffcv_prune.data.beton import RAW, check_beton, require_images
 from ffcv_prune.errors import UserError
 
 
@@ -23,10 +23,11 @@ def read_images(path: str | os.PathLike[str], ids: Sequence[int]) -> list[NDArra
         UserError: a missing or damaged file, positions that it does not have, an image that does not decode.
     """
     info = check_beton(path)
+    field = require_images(info)
     if any(not 0 <= i < info.num_samples for i in ids):
         raise UserError(f"{path} has {info.num_samples} images: position {max(ids)} or {min(ids)} is not among them")
     reader = Reader(os.fspath(path))
-    column = list(info.fields).index(info.image_field)
+    column = list(info.fields).index(field)
     metadata = reader.metadata[f"f{column}"]
     table = reader.alloc_table
     images = []

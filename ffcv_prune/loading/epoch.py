@@ -6,23 +6,19 @@ import queue
 import threading
 import time
 import weakref
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numba
 import numpy as np
 import torch
-from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError, uninterrupted
-from ffcv_prune.loading.augment import KeyedOperation, SharedOperation
 from ffcv_prune.loading.read_ahead import ReadAhead
+from ffcv_prune.loading.ring import Decoding, Ring
 from ffcv_prune.protocols import Batch
-
-if TYPE_CHECKING:
-    from ffcv_prune.loading.loader import PrunedLoader
 
 POLL_SECONDS = 0.5  # how soon a stopped or dead thread is noticed
 
@@ -31,65 +27,32 @@ class LoaderError(RuntimeError):
     """The loader's thread failed; its exception is the cause."""
 
 
-class Ring:
-    """The buffers of a loader, `batches_ahead + 2` slots, kept from epoch to epoch.
+@dataclass
+class Waiting:
+    """Time that the consumer of a loader has waited for batches, over all its epochs."""
 
-    A slot is: one batch with the consumer, `batches_ahead` in the queue, one being written. On CUDA a slot
-    has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an event
-    `consumed` (the device buffer may be overwritten).
-    """
-
-    def __init__(self, loader: PrunedLoader) -> None:
-        self.slots = loader.batches_ahead + 2
-        self.output_sizes = loader.output_sizes
-        memory = loader.graph.allocate_memory(loader.batch_size, self.slots)
-        self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
-        self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
-        self.keys = [memory["operation"][node][1] for node, _ in loader.operations_of(KeyedOperation)]
-        self.shared = {  # see SharedOperation
-            f"memory_{node}": (np.zeros(1, np.int64), np.empty((loader.num_workers, op.scratch_bytes), np.uint8))
-            for node, op in loader.operations_of(SharedOperation)
-        }
-        cuda = loader.cuda_device
-        self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
-        # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
-        self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
-        self.consumed: list[torch.cuda.Event | None] = [None] * self.slots
-        for slots in self.buffers.values():  # a list of tensors, one a slot, where the dtype is torch's
-            for tensor, stream in zip(slots, self.streams, strict=True) if isinstance(slots, list) else ():
-                if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
-                    tensor.record_stream(stream)
-
-    def begin(self, seed: int, epoch: int, cuda: torch.device | None) -> None:
-        """Prepare for a new epoch; the thread of the previous one has ended."""
-        for key in self.keys:
-            key[...] = seed, epoch
-        if cuda:  # the device may still be reading the last batches of the previous epoch
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(cuda))
-            self.consumed = [event] * self.slots
+    seconds: float = 0.0
 
 
 class _Producer(threading.Thread):
     """Decodes the batches of one epoch into the ring. Its exceptions go to the consumer, never to the void."""
 
-    def __init__(self, loader: PrunedLoader, ring: Ring, ids: NDArray[np.int64]) -> None:
+    def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64]) -> None:
         super().__init__(daemon=True, name="ffcv_prune-loader")
-        self.loader = loader
-        self.ring = ring
-        size = loader.batch_size
+        self.decoding, self.ring = decoding, ring
+        size, file, graph = decoding.batch_size, decoding.file, decoding.graph
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
-        self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(loader.batches_ahead)
+        self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(decoding.batches_ahead)
         self.stop_requested = threading.Event()
-        self.read_ahead = ReadAhead(loader.file, loader.decoded_fields, ids, size) if loader.read_ahead else None
+        self.read_ahead = ReadAhead(file, graph.decoded_fields, ids, size) if decoding.read_ahead else None
         # The stream that the consumer works on; __next__ keeps it up to date.
-        self.cuda = loader.cuda_device  # asked here: a new thread's current device is another
+        self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
         self.consumer_stream = torch.cuda.current_stream(self.cuda) if self.cuda else None
 
     def run(self) -> None:
         last: BaseException | None = None
         try:
-            numba.set_num_threads(self.loader.num_workers)  # holds for this thread only
+            numba.set_num_threads(self.decoding.num_workers)  # holds for this thread only
             if self.cuda:
                 torch.cuda.set_device(self.cuda)  # a new thread starts on device 0
             if self.read_ahead:
@@ -98,8 +61,8 @@ class _Producer(threading.Thread):
                 slot = b % self.ring.slots
                 if self.read_ahead:
                     self.read_ahead.decoding(b)
-                self.loader.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
-                if not self._put((slot, self._decode(ids, slot))):
+                self.decoding.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
+                if not self._put((slot, self.ring.decode(self.decoding, ids, slot))):
                     return
                 if self.consumer_stream is not None:
                     # Batch b found room, so the consumer has taken batch b - batches_ahead, and all work on
@@ -110,29 +73,6 @@ class _Producer(threading.Thread):
         except BaseException as error:  # handed to the consumer, which raises it
             last = error
         self._put(last)
-
-    def _decode(self, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
-        stream, copied, consumed = self.ring.streams[slot], self.ring.copied[slot], self.ring.consumed[slot]
-        if copied is not None:
-            copied.synchronize()  # the pinned buffer's last copy, several batches ago
-        with torch.cuda.stream(stream) if stream is not None else nullcontext():
-            if stream is not None and consumed is not None:
-                stream.wait_event(consumed)
-            stages, outputs = self.loader.code
-            values: dict[str, Any] = {
-                "batch_indices": ids,
-                "storage_state": self.loader.memory_manager.context.state,
-                "metadata": self.loader.reader.metadata,
-            }
-            values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.ring.buffers.items()}
-            for name, (taken, scratch) in self.ring.shared.items():
-                taken[0] = 0
-                values[name] = (*values[name], taken, scratch)
-            for stage, nodes in stages:
-                values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
-            if copied is not None:
-                copied.record(stream)
-        return tuple(values[f"result_{node}"] for node in outputs)
 
     def _put(self, item: tuple[int, Any] | BaseException | None) -> bool:
         while not self.stop_requested.is_set():
@@ -172,24 +112,28 @@ class Epoch:
 
     def __init__(
         self,
-        loader: PrunedLoader,
+        decoding: Decoding,
+        ring: Ring,
         epoch: int,
         order: NDArray[np.int64],
         first_batch: int,
         selection: NDArray[np.int64] | None,
+        waiting: Waiting,
     ) -> None:
         self.epoch = epoch
         self.order = order
         self.selection = selection
         self.served = first_batch
-        self._loader = loader
+        self._path, self._batch_size, self._with_ids = decoding.file.path, decoding.batch_size, decoding.with_ids
+        self._waiting = waiting
         self._ids = torch.from_numpy(order)
-        if loader.cuda_device:
+        self._cuda = decoding.graph.cuda_device
+        if self._cuda:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
-        self._ring = loader.ring  # held: a decoder's output size may be set while the epoch is running
-        self._ring.begin(loader.seed, epoch, loader.cuda_device)
-        self._producer = _Producer(loader, self._ring, order[first_batch * loader.batch_size :])
+        self._ring = ring  # held: a decoder's output size may be set while the epoch is running
+        ring.begin(decoding.seed, epoch, self._cuda)
+        self._producer = _Producer(decoding, ring, order[first_batch * self._batch_size :])
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.
@@ -206,7 +150,7 @@ class Epoch:
             raise LoaderError("this epoch was closed, by close() or by the beginning of a newer one")
         start = time.perf_counter()
         item = self._next_item()
-        self._loader.wait_seconds += time.perf_counter() - start
+        self._waiting.seconds += time.perf_counter() - start
         if not isinstance(item, tuple):
             self._finished = True
             self.close()
@@ -215,17 +159,17 @@ class Epoch:
             if isinstance(item, LoaderError | UserError):
                 raise item
             raise LoaderError(
-                f"{self._loader.path}: batch {self.served} of epoch {self.epoch} failed in the loader's thread: "
+                f"{self._path}: batch {self.served} of epoch {self.epoch} failed in the loader's thread: "
                 f"{type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
         stream = self._ring.streams[slot]
         if stream is not None:
-            self._producer.consumer_stream = torch.cuda.current_stream(self._loader.cuda_device)
+            self._producer.consumer_stream = torch.cuda.current_stream(self._cuda)
             self._producer.consumer_stream.wait_stream(stream)
         ids = self.next_ids
         self.served += 1
-        return (*outputs, ids) if self._loader.with_ids else outputs
+        return (*outputs, ids) if self._with_ids else outputs
 
     @property
     def next_ids(self) -> torch.Tensor:
@@ -233,8 +177,8 @@ class Epoch:
 
         Of this epoch's own array, in no ring: a copy of them to a device may be as asynchronous as it likes.
         """
-        first = self.served * self._loader.batch_size
-        return self._ids[first : first + self._loader.batch_size]
+        first = self.served * self._batch_size
+        return self._ids[first : first + self._batch_size]
 
     def _next_item(self) -> tuple[int, Any] | BaseException | None:
         while True:
@@ -243,7 +187,7 @@ class Epoch:
                 return self._producer.output.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if not alive:
-                    return LoaderError(f"{self._loader.path}: the loader's thread ended without a word")
+                    return LoaderError(f"{self._path}: the loader's thread ended without a word")
 
     @property
     def running(self) -> bool:

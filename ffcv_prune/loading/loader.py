@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
-import numba
 import numpy as np
 import torch
 from ffcv.fields.base import Field
 from ffcv.loader import Loader, OrderOption
-from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.graph import DecoderNode, TransformNode
-from ffcv.pipeline.operation import Operation
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.loading.epoch import Batches, Epoch, Ring
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.arguments import (
+    Pipeline,
+    check_custom_fields,
+    check_flags,
+    copied_pipelines,
+    file_path,
+    positions,
+    rank_and_world_size,
+    shuffles,
+    usable_workers,
+    whole,
+)
+from ffcv_prune.loading.epoch import Batches, Epoch, Waiting
 from ffcv_prune.loading.open_file import ffcv_constructor, open_file
-from ffcv_prune.loading.order import PrunedOrder, validate_ids
-
-Pipeline: TypeAlias = Sequence[Any] | PipelineSpec | None
-Kind = TypeVar("Kind", bound=Operation)
+from ffcv_prune.loading.order import PrunedOrder
+from ffcv_prune.loading.ring import Decoding, Ring
 
 
 class PrunedLoader(Loader):
@@ -56,7 +62,6 @@ class PrunedLoader(Loader):
         labels: int64[num_samples], of the field that `BetonInfo` takes for them; None if there is none.
         next_epoch: number of the epoch that the next `iter()` starts.
         first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
-        wait_seconds: total time the consumer has waited for batches.
 
     Raises:
         UserError: a missing or damaged file, more workers than cores, an invalid selection.
@@ -83,53 +88,46 @@ class PrunedLoader(Loader):
         with_ids: bool = False,
         read_ahead: bool = True,
     ) -> None:
-        shuffle = _shuffles(order, shuffle)
+        path = file_path(fname)
+        check_flags(distributed=distributed, drop_last=drop_last, recompile=recompile)
+        check_flags(os_cache=os_cache, with_ids=with_ids, read_ahead=read_ahead)
+        shuffle = shuffles(order, shuffle)
         if not os_cache:
             raise UserError(
                 "os_cache=False, a cache in the process, is not supported: leave os_cache out, or pass True"
             )
         if order_kwargs:
             raise UserError("order_kwargs belong to a TraversalOrder, which is not supported: use set_selection")
-        self.path = Path(fname)
-        self.file = open_file(self.path)
-        info = self.file.info
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}: it must be at least 1")
-        if seed < 0:
-            raise UserError(f"seed is {seed}: it must be at least 0")
+        if seed is None and distributed:
+            seed = 0  # as in FFCV: all ranks need the same one
+        self.file = open_file(path, check_custom_fields(custom_fields))
+        self.path, info = path, self.file.info
         self.num_samples = info.num_samples
-        self._all = None if indices is None else validate_ids(_whole(indices), self.num_samples)  # what None selects
         self.labels: NDArray[np.int64] | None = info.labels
         self.with_ids = with_ids
         self.read_ahead = read_ahead
-        self.wait_seconds = 0.0
         self.first_batch = 0
+        self._waiting = Waiting()
         self._after_resumed: list[NDArray[np.int64] | None] = []  # at most one selection, see load_state_dict
         self._epoch: weakref.ref[Epoch] | None = None
         self._ring: Ring | None = None
-        for name, pipeline in (pipelines or {}).items():
-            source = pipeline.source if isinstance(pipeline, PipelineSpec) else name
-            if source not in info.fields:
-                raise UserError(f'pipelines names "{source}", no field of {self.path}{nearest(source, info.fields)}')
-        # FFCV pops the decoder from the list it is given: copy, so that the user's pipelines stay as they are.
-        copies = {name: _copied(pipeline) for name, pipeline in (pipelines or {}).items()}
+        served = positions(indices, self.num_samples)
         with ffcv_constructor(self.file):
             super().__init__(
-                str(fname),
-                batch_size,
-                num_workers=_usable_workers(num_workers),
-                seed=seed,
+                str(path),
+                whole("batch_size", batch_size, 1),
+                num_workers=usable_workers(num_workers),
+                seed=None if seed is None else whole("seed", seed, 0),
                 indices=np.empty(0, dtype=np.int64),  # in place of all positions, which nothing of ours reads
-                pipelines=copies,
+                pipelines=copied_pipelines(pipelines, info),
                 drop_last=drop_last,
                 distributed=False,  # FFCV's own sharding pads the selection; PrunedOrder shards
-                batches_ahead=batches_ahead,
+                batches_ahead=whole("batches_ahead", batches_ahead, 1),
                 recompile=recompile,
             )
-        rank, world_size = _rank_and_world_size() if distributed else (0, 1)
         self.distributed = distributed
-        self.traversal_order = PrunedOrder(self, self.num_samples, shuffle, drop_last, rank, world_size)
-        self.traversal_order.select(self._all)
+        ranks = rank_and_world_size(distributed)
+        self.traversal_order = PrunedOrder(self, self.num_samples, shuffle, drop_last, *ranks, indices=served)
         self._check_length(self.traversal_order.num_selected)
 
     def set_selection(self, ids: ArrayLike | None) -> None:
@@ -142,9 +140,7 @@ class PrunedLoader(Loader):
             UserError: wrong dtype or shape, out of range, negative or duplicate ids, or so few that
                 `drop_last` would leave no batch. The selection stays as it was.
         """
-        checked = self._all if ids is None else validate_ids(ids, self.num_samples)
-        self._check_length(self.num_samples if checked is None else len(checked))
-        self.traversal_order.select(checked)
+        self.traversal_order.select(self._checked(ids))
         self._after_resumed.clear()
 
     @property
@@ -203,10 +199,9 @@ class PrunedLoader(Loader):
         They are served from the loader's one ring: a running epoch is ended.
         """
         self.file.check_unchanged()
-        checked = None if ids is None else validate_ids(ids, self.num_samples)
-        self._check_length(self.num_samples if checked is None else len(checked))
+        checked = self._checked(ids)
         self.close()
-        return Batches(self._start(epoch, checked, first), *self._places)
+        return Batches(self._start(epoch, checked, first), *self.graph.places(self.file.info))
 
     def _start(self, epoch: int, ids: NDArray[np.int64] | None, first: int) -> Epoch:
         if self.recompile:
@@ -216,7 +211,7 @@ class PrunedLoader(Loader):
         order = self.traversal_order.order_of(epoch, ids)
         if self.drop_last:
             order = order[: len(order) // self.batch_size * self.batch_size]
-        iterator = Epoch(self, epoch, order, first, ids)
+        iterator = Epoch(self._decoding, self.ring, epoch, order, first, ids, self._waiting)
         self._epoch = weakref.ref(iterator)
         return iterator
 
@@ -250,12 +245,10 @@ class PrunedLoader(Loader):
         shuffle or drop_last: its position would mean other samples.
         """
         for key, own in self._settings().items():
-            if state[key] != own:
-                raise UserError(f"the loader's state has {key} {state[key]}, but {self.path} is loaded with {own}")
+            if state.get(key) != own:
+                raise UserError(f"the loader's state has {key} {state.get(key)}, but {self.path} is loaded with {own}")
         stored = (state["selection"], state["next_selection"])
-        now, after = (None if ids is None else validate_ids(ids.numpy(), self.num_samples) for ids in stored)
-        for ids in (now, after):
-            self._check_length(self.num_samples if ids is None else len(ids))
+        now, after = (self._checked(None if ids is None else ids.numpy()) for ids in stored)
         self.close()
         self.set_epoch(state["epoch"], state["batch"])
         self.traversal_order.select(now)
@@ -270,6 +263,9 @@ class PrunedLoader(Loader):
             "batch_size": self.batch_size * order.world_size,
             "shuffle": order.shuffle,
             "drop_last": order.drop_last,
+            "indices": None
+            if order.indices is None
+            else hashlib.blake2b(order.indices.tobytes(), digest_size=8).hexdigest(),
         }
 
     def filter(self, field_name: str, condition: Any) -> Loader:
@@ -286,57 +282,31 @@ class PrunedLoader(Loader):
 
         The compiled code takes the size from the buffers, so that nothing is compiled.
         """
-        if self._ring is None or self._ring.output_sizes != self.output_sizes:
+        if self._ring is None or self._ring.output_sizes != self.graph.output_sizes:
             # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
             with torch.inference_mode(False):
-                self._ring = Ring(self)
+                self._ring = Ring(self._decoding)
         return self._ring
 
     @property
-    def output_sizes(self) -> tuple[tuple[int, int] | None, ...]:
-        """What each operation's `output_size` is now; None for one that has none."""
-        sizes = (getattr(operation, "output_size", None) for _, operation in self._operations())
-        return tuple(None if size is None else tuple(size) for size in sizes)
+    def _decoding(self) -> Decoding:
+        own = (self.batch_size, self.batches_ahead, self.num_workers, self.read_ahead, self.seed, self.with_ids)
+        return Decoding(self.file, self.graph, self.code, *own)
 
     @property
-    def cuda_device(self) -> torch.device | None:
-        """The CUDA device that the pipelines deliver to, None if they stay on the CPU."""
-        for _, operation in self._operations():
-            device = getattr(operation, "device", None)
-            if device is not None and torch.device(device).type == "cuda":
-                device = torch.device(device)
-                return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
-        return None
-
-    def operations_of(self, kind: type[Kind]) -> Iterator[tuple[int, Kind]]:
-        """The operations of a kind, with their nodes in FFCV's graph."""
-        return ((node, op) for node, op in self._operations() if isinstance(op, kind))
-
-    @property
-    def _places(self) -> tuple[int | None, int | None]:
-        """Which of the outputs are images and labels; for another file the first one, and the next after it."""
-        sources = [spec.source for spec in self.pipeline_specs.values()]
-        info = self.file.info
-        inputs = sources.index(info.image_field) if info.image_field in sources else 0
-        if info.label_field in sources:
-            return inputs, sources.index(info.label_field)
-        return inputs, next((place for place in range(len(sources)) if place != inputs), None)
-
-    @property
-    def decoded_fields(self) -> list[str]:
-        """Names of the file's fields that the pipelines read."""
-        return [node.field_name for node in self.graph.nodes if isinstance(node, DecoderNode)]
-
-    def _operations(self) -> Iterator[tuple[int, Operation]]:
-        for node in self.graph.nodes:
-            if isinstance(node, DecoderNode):
-                yield node.id, node.decoder
-            elif isinstance(node, TransformNode):
-                yield node.id, node.operation
+    def wait_seconds(self) -> float:
+        """Total time the consumer has waited for batches."""
+        return self._waiting.seconds
 
     def _running_epoch(self) -> Epoch | None:
         epoch = self._epoch() if self._epoch is not None else None
         return epoch if epoch is not None and epoch.running else None
+
+    def _checked(self, ids: ArrayLike | None) -> NDArray[np.int64] | None:
+        """A selection as `PrunedOrder` takes it. UserError for one that cannot be served."""
+        checked = None if ids is None else self.traversal_order.checked(ids)
+        self._check_length(self.traversal_order.num_selected if checked is None else len(checked))
+        return checked
 
     def _check_length(self, samples: int) -> None:
         ranks = self.traversal_order.world_size
@@ -345,48 +315,3 @@ class PrunedLoader(Loader):
                 f"{samples} samples{f' over {ranks} ranks' if ranks > 1 else ''} do not fill one batch of "
                 f"{self.batch_size}: use a smaller batch_size, a larger keep, or drop_last=False"
             )
-
-
-def _shuffles(order: Any, shuffle: bool | None) -> bool:
-    if order is None:
-        return bool(shuffle)
-    if order is not OrderOption.RANDOM and order is not OrderOption.SEQUENTIAL:
-        name = order if isinstance(order, OrderOption) else getattr(order, "__name__", repr(order))
-        raise UserError(
-            f"order {name} is not supported: use OrderOption.RANDOM, OrderOption.SEQUENTIAL or set_selection"
-        )
-    if shuffle not in (None, order is OrderOption.RANDOM):
-        raise UserError(f"shuffle={shuffle} contradicts order={order}: pass one of them")
-    return order is OrderOption.RANDOM
-
-
-def _whole(indices: ArrayLike) -> ArrayLike:
-    """As int64 where FFCV takes any integers."""
-    array = np.asarray(indices)
-    return array.astype(np.int64) if array.dtype.kind in "iu" else array
-
-
-def _copied(pipeline: Pipeline) -> Pipeline:
-    if isinstance(pipeline, PipelineSpec):
-        return PipelineSpec(pipeline.source, pipeline.decoder, list(pipeline.transforms))
-    return None if pipeline is None else list(pipeline)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, for its loader's threads too."""
-    return min(len(os.sched_getaffinity(0)), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-
-
-def _usable_workers(num_workers: int) -> int:
-    cores = usable_cores()
-    if num_workers > cores:
-        raise UserError(
-            f"num_workers is {num_workers}, but this process may use {cores} cores: pass -1 for all of them"
-        )
-    return num_workers if num_workers > 0 else cores
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    if not torch.distributed.is_initialized():
-        raise UserError("distributed=True needs torch.distributed.init_process_group first: start with torchrun")
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -7,21 +7,27 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import ffcv.loader.loader as ffcv_loader
 import numba
+import numpy as np
 import torch
+from ffcv.fields.base import Field
 from ffcv.memory_managers import OSCacheManager
 from ffcv.memory_managers.os_cache import OSCacheContext
 from ffcv.pipeline.compiler import Compiler
 from ffcv.reader import Reader
+from ffcv.types import ALLOC_TABLE_TYPE
+from numpy.typing import NDArray
 
-from ffcv_prune.data.beton import BetonTables, read_tables
+from ffcv_prune.data.beton import BetonTables, CustomFields, read_tables
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import kernels
+from ffcv_prune.loading.graph import PipelineGraph
 
 FileState = tuple[int, ...] | None
 
@@ -29,15 +35,20 @@ FileState = tuple[int, ...] | None
 class _Reader(Reader):
     """FFCV's reader of a file whose tables were read by the check."""
 
-    def __init__(self, path: Path, tables: BetonTables) -> None:
+    def __init__(self, path: Path, tables: BetonTables, custom_fields: CustomFields) -> None:
         self.metadata = tables.metadata
-        super().__init__(str(path))
+        super().__init__(str(path), custom_fields)
 
     def read_metadata(self) -> None:
         self.metadata.setflags(write=False)
 
     def read_allocation_table(self) -> None:
-        """Only the memory manager asks for it."""
+        """Nothing of ours asks for it: the memory manager has the tables that were checked."""
+
+    @cached_property
+    def alloc_table(self) -> NDArray[np.void]:
+        """FFCV's records, one an allocation, in the order of the file; read when a user asks for them."""
+        return np.fromfile(self.file_name, ALLOC_TABLE_TYPE, offset=int(self.header["alloc_table_ptr"]))
 
 
 class _LeanOSCache(OSCacheManager):
@@ -46,8 +57,8 @@ class _LeanOSCache(OSCacheManager):
     At 1.28 million samples they take seconds and half a gigabyte in each loader.
     """
 
-    def __init__(self, path: Path, tables: BetonTables) -> None:
-        self.reader = _Reader(path, tables)
+    def __init__(self, path: Path, tables: BetonTables, custom_fields: CustomFields) -> None:
+        self.reader = _Reader(path, tables, custom_fields)
         self.ptrs, self.sizes = tables.addresses, tables.sizes
         self.context = OSCacheContext(self)
         self.context.__enter__()  # maps the file
@@ -65,10 +76,10 @@ class OpenFile:
         memory_manager: FFCV's, with its tables of addresses and sizes, and the mapping.
     """
 
-    def __init__(self, path: Path, state: FileState) -> None:
-        tables = read_tables(path)
+    def __init__(self, path: Path, state: FileState, custom_fields: CustomFields) -> None:
+        tables = read_tables(path, custom_fields)
         self.info = tables.info
-        self.memory_manager = _LeanOSCache(path, tables)
+        self.memory_manager = _LeanOSCache(path, tables, custom_fields)
         self.sample_bytes = int(tables.sizes.sum()) / self.info.num_samples
         self.path = path
         self._state = state
@@ -87,17 +98,20 @@ class OpenFile:
             raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
 
 
-_open_files: weakref.WeakValueDictionary[tuple[Path, FileState], OpenFile] = weakref.WeakValueDictionary()
+Key = tuple[Path, FileState, frozenset[tuple[str, type[Field]]]]
+_open_files: weakref.WeakValueDictionary[Key, OpenFile] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 
 
-def open_file(path: Path) -> OpenFile:
+def open_file(path: Path, custom_fields: CustomFields | None = None) -> OpenFile:
     """Return the file as a living loader opened it, or open it. UserError for a missing or damaged one."""
+    custom_fields = dict(custom_fields or {})
     with _lock:
-        key = path, _file_state(path)  # before the check: what changes after it is noticed
+        state = _file_state(path)  # before the check: what changes after it is noticed
+        key = path, state, frozenset(custom_fields.items())
         opened = _open_files.get(key)
         if opened is None:
-            opened = _open_files[key] = OpenFile(*key)
+            opened = _open_files[key] = OpenFile(path, state, custom_fields)
         return opened
 
 
@@ -106,14 +120,15 @@ def ffcv_constructor(opened: OpenFile) -> Iterator[None]:
     """Build an FFCV loader on an open file, leaving torch's and numba's thread counts alone."""
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     with _lock:
-        originals = ffcv_loader.Reader, ffcv_loader.OSCacheManager, Compiler.compile
+        originals = ffcv_loader.Reader, ffcv_loader.OSCacheManager, ffcv_loader.Graph, Compiler.compile
         ffcv_loader.Reader = lambda *_: opened.memory_manager.reader
         ffcv_loader.OSCacheManager = lambda _: opened.memory_manager
+        ffcv_loader.Graph = PipelineGraph
         Compiler.compile = _compile
         try:
             yield
         finally:
-            ffcv_loader.Reader, ffcv_loader.OSCacheManager, Compiler.compile = originals
+            ffcv_loader.Reader, ffcv_loader.OSCacheManager, ffcv_loader.Graph, Compiler.compile = originals
             torch.set_num_threads(torch_threads)
             numba.set_num_threads(numba_threads)
 
@@ -136,6 +151,6 @@ def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., A
 def _file_state(path: Path) -> FileState:
     try:
         stat = path.stat()
-    except FileNotFoundError:
+    except (OSError, ValueError):  # which the check of the file explains
         return None
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -15,7 +15,8 @@ class PrunedOrder:
 
     The order of epoch e is a permutation of *all* n samples, drawn from (seed, e), of which the selected
     ones remain: samples that two selections share keep their relative order, so that the selection does
-    not disturb the randomness. It depends on nothing else, hence not on workers or ranks.
+    not disturb the randomness. It depends on nothing else, hence not on workers or ranks. Without `shuffle`
+    it is the order of the file, or of `indices`.
 
     With several ranks, rank r of w takes every w-th id of that order, starting with the r-th. What does not
     divide by w:
@@ -35,8 +36,10 @@ class PrunedOrder:
         drop_last: bool,
         rank: int = 0,
         world_size: int = 1,
+        indices: NDArray[np.int64] | None = None,
     ) -> None:
         self.loader = loader  # its seed may change between epochs
+        self.indices = indices  # FFCV's argument: the samples that are served at all, in this order; None: all
         self.num_samples = num_samples
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -47,15 +50,15 @@ class PrunedOrder:
     @property
     def selection(self) -> NDArray[np.int64]:
         """int64[k], sorted: the selected dataset positions."""
-        return np.arange(self.num_samples, dtype=np.int64) if self.ids is None else self.ids
-
-    @property
-    def selects_all(self) -> bool:
-        return self.ids is None
+        if self.ids is not None:
+            return self.ids
+        return np.arange(self.num_samples, dtype=np.int64) if self.indices is None else np.sort(self.indices)
 
     @property
     def num_selected(self) -> int:
-        return self.num_samples if self.ids is None else len(self.ids)
+        if self.ids is not None:
+            return len(self.ids)
+        return self.num_samples if self.indices is None else len(self.indices)
 
     def num_served(self, selected: int) -> int:
         """Number of ids that this rank's epoch of so many selected samples serves (before whole batches are cut)."""
@@ -66,20 +69,38 @@ class PrunedOrder:
             return share + (rest > 0)
         return share + (self.rank < rest)
 
+    def checked(self, ids: ArrayLike) -> NDArray[np.int64]:
+        """`validate_ids`, and UserError for an id that `indices` leave out."""
+        checked = validate_ids(ids, self.num_samples)
+        if self.indices is not None:
+            left_out = checked[~self._among(self.indices)[checked]]
+            if left_out.size:
+                raise UserError(
+                    f"id {left_out[0]} is not among the loader's indices ({left_out.size} of {checked.size} are not): "
+                    "select from those, or build the loader without indices"
+                )
+        return checked
+
     def select(self, ids: NDArray[np.int64] | None) -> None:
         """Exchange the selection: sorted, valid int64 ids as `validate_ids` returns them, or None for all."""
         self.ids = ids
 
     def global_order(self, epoch: int, ids: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """int64[k]: the order of the samples `ids` (None: all) over all ranks together, before sharding."""
-        if not self.shuffle:
+        ids = self.indices if ids is None else ids
+        if self.shuffle:
+            order = np.random.default_rng([self.loader.seed, epoch]).permutation(self.num_samples)
+        elif self.indices is not None:
+            order = self.indices
+        else:
             return np.arange(self.num_samples, dtype=np.int64) if ids is None else ids
-        order = np.random.default_rng([self.loader.seed, epoch]).permutation(self.num_samples)
-        if ids is None:
-            return order
-        selected = np.zeros(self.num_samples, dtype=np.bool_)
-        selected[ids] = True
-        return order[selected[order]]
+        return order if ids is None else order[self._among(ids)[order]]
+
+    def _among(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool[n]: whether each sample is one of `ids`."""
+        among = np.zeros(self.num_samples, dtype=np.bool_)
+        among[ids] = True
+        return among
 
     def sample_order(self, epoch: int) -> NDArray[np.int64]:
         """The order of the selection, see `order_of`; FFCV's name for it."""
@@ -106,7 +127,7 @@ def validate_ids(ids: ArrayLike, num_samples: int) -> NDArray[np.int64]:
     """
     try:
         array = np.asarray(ids)
-    except (ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"a selection is a one-dimensional int64 array, not this: {error}") from error
     if array.dtype != np.int64 and array.size:
         remedies = {"b": "pass np.flatnonzero(mask)", "i": "convert with ids.astype(np.int64)"}

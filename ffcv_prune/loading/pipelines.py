@@ -17,7 +17,7 @@ from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from ffcv.types import TYPE_ID_HANDLER
 
-from ffcv_prune.data.beton import BetonInfo, require_labels
+from ffcv_prune.data.beton import BetonInfo, require_images, require_labels
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.augment import CentreCrop, Label, PadCropFlip, RandomResizedCrop, StoredImage
 
@@ -69,6 +69,7 @@ def score_pipelines(
 
 def stored_size(info: BetonInfo) -> int:
     """Side of the stored images in pixels. UserError unless all are squares of one size."""
+    require_images(info)
     heights, widths = info.image_heights, info.image_widths
     if heights.min() != heights.max() or (heights != widths).any():
         raise UserError(f"the images of {info.path} differ in size: set data.size, the side to crop to (ImageNet: 224)")
@@ -91,6 +92,7 @@ def _all_are(info: BetonInfo, size: int) -> bool:
 def _complete(
     info: BetonInfo, image: list[Any], device: torch.device | str, target: str | None
 ) -> dict[str, list[Any]]:
+    images = require_images(info)
     target = require_labels(info)[0] if target is None else target
     device = torch.device(device)
     # On the CPU there is nothing to move, and FFCV's ToDevice would copy every batch.
@@ -101,9 +103,9 @@ def _complete(
     else:
         targets = [FloatDecoder() if kind is FloatField else Label(), ToTensor(), *to_device, Squeeze(1)]
     pipelines: dict[str, Any] = dict.fromkeys(info.fields)
-    pipelines[info.image_field] = [*image, ToTensor(), *to_device, ToTorchImage()]
+    pipelines[images] = [*image, ToTensor(), *to_device, ToTorchImage()]
     fields = list(info.fields)
-    if fields.index(info.image_field) < fields.index(target):
+    if fields.index(images) < fields.index(target):
         pipelines[target] = targets
     else:  # FFCV delivers the fields in the order of the file, and after them what has a name of its own
         pipelines[AFTER_IMAGES] = PipelineSpec(target, transforms=targets)

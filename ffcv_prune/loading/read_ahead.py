@@ -97,7 +97,7 @@ class ReadAhead(threading.Thread):
 
 def windows(ids: NDArray[np.int64], batch_size: int, sample_bytes: float) -> dict[int, NDArray[np.int64]]:
     """The ids of each window by the number of its first batch. The first window is one batch, to be quick."""
-    step = batch_size * max(1, int(WINDOW_BYTES / (sample_bytes * batch_size)))
+    step = batch_size * max(1, int(WINDOW_BYTES / max(1.0, sample_bytes * batch_size)))
     starts = [0, *range(batch_size, len(ids), step)] if len(ids) else []
     return {start // batch_size: ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=False)}
 

@@ -14,7 +14,8 @@ from ffcv_prune.config import Config, Data
 from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint, require_labels
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.loader import PrunedLoader, usable_cores
+from ffcv_prune.loading.arguments import usable_cores
+from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
 from ffcv_prune.models import MIN_SIDES

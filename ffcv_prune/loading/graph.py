@@ -1,0 +1,119 @@
+"""FFCV's graph of operations: what stands where it cannot work is refused, and what a loader asks of its operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from ffcv.fields.decoders import (
+    BytesDecoder,
+    FloatDecoder,
+    IntDecoder,
+    NDArrayDecoder,
+    SimpleRGBImageDecoder,
+)
+from ffcv.pipeline.graph import INITIAL_STATE, DecoderNode, Graph, Node, TransformNode
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+from ffcv.transforms import Convert, ModuleWrapper, Squeeze, ToDevice, ToTensor, ToTorchImage
+
+from ffcv_prune.data.beton import BetonInfo
+from ffcv_prune.errors import UserError
+
+Kind = TypeVar("Kind", bound=Operation)
+
+_DECODERS = (BytesDecoder, FloatDecoder, IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder)
+_OF_TENSORS = (Convert, ModuleWrapper, Squeeze, ToDevice, ToTorchImage)
+
+
+class PipelineGraph(Graph):
+    """FFCV's graph, which notices a misplaced operation too late or never: it loops, or numba fails in a page."""
+
+    def collect_requirements(
+        self, state: State = INITIAL_STATE, current_node: Node | None = None, *collected: Any, **source: Any
+    ) -> Any:
+        """FFCV's method, which calls itself for each node with the state that the node before it has left."""
+        if isinstance(current_node, TransformNode):
+            self._check(current_node, state, source["source_field"])
+        return super().collect_requirements(state, current_node, *collected, **source)
+
+    def _check(self, node: TransformNode, state: State, field: str) -> None:
+        """UserError where the operation cannot work on what it gets: NumPy arrays in compiled code, or tensors."""
+        operation, name = node.operation, f'in the pipeline of "{field}", {_name(node)}'
+        if isinstance(operation, _DECODERS):
+            decoder = self.handlers[field].get_decoder_class().__name__
+            raise UserError(f"{name} is not the first operation, or decodes other fields: begin with a {decoder}")
+        if isinstance(operation, ToDevice) and not isinstance(operation.device, torch.device):
+            raise UserError(f"{name} has {operation.device!r}: write ToDevice(torch.device({operation.device!r}))")
+        if state.jit_mode and isinstance(operation, _OF_TENSORS):
+            raise UserError(f"{name} works on tensors and gets a NumPy array: put ToTensor() before it")
+        if not state.jit_mode and self._works_on_arrays(node, state, field):
+            tensors = next(n for n in _ancestors(node) if isinstance(n.parent, DecoderNode) or n.parent.is_jitted)
+            raise UserError(f"{name} works on NumPy arrays and stands after {_name(tensors)}: put it before that")
+
+    def _works_on_arrays(self, node: TransformNode, state: State, field: str) -> bool:
+        if isinstance(node.operation, ToTensor):
+            return isinstance(state.dtype, torch.dtype)
+        node.operation.accept_field(self.handlers[field])
+        node.operation.accept_globals(self.metadata[f"f{self.fieldname_to_fix[field]}"], self.memory_read)
+        try:
+            return bool(node.operation.declare_state_and_memory(state)[0].jit_mode)
+        except AssertionError:  # FFCV's own, without a word of what and why
+            return True
+
+    def operations(self) -> Iterator[tuple[int, Operation]]:
+        """All decoders and other operations, with the numbers of their nodes."""
+        for node in self.nodes:
+            if isinstance(node, DecoderNode):
+                yield node.id, node.decoder
+            elif isinstance(node, TransformNode):
+                yield node.id, node.operation
+
+    def operations_of(self, kind: type[Kind]) -> Iterator[tuple[int, Kind]]:
+        return ((node, operation) for node, operation in self.operations() if isinstance(operation, kind))
+
+    @property
+    def output_sizes(self) -> tuple[tuple[int, int] | None, ...]:
+        """What each operation's `output_size` is now; None for one that has none."""
+        sizes = (getattr(operation, "output_size", None) for _, operation in self.operations())
+        return tuple(None if size is None else tuple(size) for size in sizes)
+
+    @property
+    def cuda_device(self) -> torch.device | None:
+        """The CUDA device that the pipelines deliver to, None if they stay on the CPU."""
+        for _, operation in self.operations():
+            device = getattr(operation, "device", None)
+            if device is not None and torch.device(device).type == "cuda":
+                device = torch.device(device)
+                return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+        return None
+
+    @property
+    def decoded_fields(self) -> list[str]:
+        """Names of the file's fields that the pipelines read."""
+        return [node.field_name for node in self.nodes if isinstance(node, DecoderNode)]
+
+    def places(self, info: BetonInfo) -> tuple[int | None, int | None]:
+        """Which of the outputs are images and labels; None and what is left of the others where there are none."""
+        sources = [spec.source for spec in self.pipeline_specs.values()]
+
+        def place_of(field: str | None, other: int | None) -> int | None:
+            if field in sources:
+                return sources.index(field)
+            return next((place for place in range(len(sources)) if place != other), None)
+
+        labels = sources.index(info.label_field) if info.label_field in sources else None
+        inputs = place_of(info.image_field, labels)
+        return inputs, place_of(info.label_field, inputs)
+
+
+def _ancestors(node: Node) -> Iterator[Node]:
+    while node.parent is not None:
+        node = node.parent
+        yield node
+
+
+def _name(node: Node) -> str:
+    operation = node.decoder if isinstance(node, DecoderNode) else getattr(node, "operation", node)
+    return type(getattr(operation, "module", operation)).__name__

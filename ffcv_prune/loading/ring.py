@@ -1,0 +1,110 @@
+"""The buffers that batches are decoded into, and the decoding."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
+import numpy as np
+import torch
+from ffcv.loader.epoch_iterator import select_buffer
+from numpy.typing import NDArray
+
+from ffcv_prune.loading.augment import KeyedOperation, SharedOperation
+from ffcv_prune.loading.graph import PipelineGraph
+from ffcv_prune.loading.open_file import OpenFile
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the batches of an epoch are made with.
+
+    Attributes:
+        file: where the samples are.
+        graph: the operations.
+        code: FFCV's compiled stages, each with the nodes whose results it returns; and the nodes that are delivered.
+        batch_size: samples a batch.
+        batches_ahead: batches decoded in advance.
+        num_workers: threads that decode a batch together.
+        read_ahead: whether the disk is asked for what comes.
+        seed: of the keyed augmentations.
+        with_ids: whether the positions of the samples are delivered, too.
+    """
+
+    file: OpenFile
+    graph: PipelineGraph
+    code: tuple[Any, Any]
+    batch_size: int
+    batches_ahead: int
+    num_workers: int
+    read_ahead: bool
+    seed: int
+    with_ids: bool
+
+
+class Ring:
+    """The buffers of a loader, `batches_ahead + 2` slots, kept from epoch to epoch.
+
+    A slot is: one batch with the consumer, `batches_ahead` in the queue, one being written. On CUDA a slot
+    has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an event
+    `consumed` (the device buffer may be overwritten).
+    """
+
+    def __init__(self, decoding: Decoding) -> None:
+        graph = decoding.graph
+        self.slots = decoding.batches_ahead + 2
+        self.output_sizes = graph.output_sizes
+        rows = min(decoding.batch_size, decoding.file.info.num_samples)
+        memory = graph.allocate_memory(rows, self.slots)
+        self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
+        self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
+        self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(KeyedOperation)]
+        self.shared = {  # see SharedOperation
+            f"memory_{node}": (np.zeros(1, np.int64), np.empty((decoding.num_workers, op.scratch_bytes), np.uint8))
+            for node, op in graph.operations_of(SharedOperation)
+        }
+        cuda = graph.cuda_device
+        self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
+        # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
+        self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
+        self.consumed: list[torch.cuda.Event | None] = [None] * self.slots
+        for slots in self.buffers.values():  # a list of tensors, one a slot, where the dtype is torch's
+            for tensor, stream in zip(slots, self.streams, strict=True) if isinstance(slots, list) else ():
+                if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
+                    tensor.record_stream(stream)
+
+    def begin(self, seed: int, epoch: int, cuda: torch.device | None) -> None:
+        """Prepare for a new epoch; the thread of the previous one has ended."""
+        for key in self.keys:
+            key[...] = seed, epoch
+        if cuda:  # the device may still be reading the last batches of the previous epoch
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(cuda))
+            self.consumed = [event] * self.slots
+
+    def decode(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
+        """The outputs for the samples `ids`: views into the slot, which on CUDA may not be written yet."""
+        stream, copied, consumed = self.streams[slot], self.copied[slot], self.consumed[slot]
+        if copied is not None:
+            copied.synchronize()  # the pinned buffer's last copy, several batches ago
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            if stream is not None and consumed is not None:
+                stream.wait_event(consumed)
+            stages, outputs = decoding.code
+            manager = decoding.file.memory_manager
+            values: dict[str, Any] = {
+                "batch_indices": ids,
+                "storage_state": manager.context.state,
+                "metadata": manager.reader.metadata,
+            }
+            values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.buffers.items()}
+            for name, (taken, scratch) in self.shared.items():
+                taken[0] = 0
+                values[name] = (*values[name], taken, scratch)
+            for stage, nodes in stages:
+                values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
+            if copied is not None:
+                copied.record(stream)
+        return tuple(values[f"result_{node}"] for node in outputs)
