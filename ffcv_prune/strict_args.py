@@ -182,23 +182,29 @@ def read_settings(path: str | Path, _chain: tuple[str, ...] = ()) -> dict[str, S
     return read_settings(path.parent / base, (*_chain, real)) | flatten(content, str(path), level=len(_chain))
 
 
-def parse_command_line(argv: Sequence[str], options: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+def parse_command_line(
+    argv: Sequence[str], options: Collection[str], flags: Collection[str] = ()
+) -> tuple[dict[str, str], dict[str, str]]:
     """Split ``--name=value`` and ``--name value`` arguments (no abbreviations, no environment).
 
     Returns:
-        What was given for the names in `options`, and everything else: overrides, whose names `resolve`
-        judges. ``-h`` and ``--help`` are the option "help". Of a repeated name the last counts.
+        What was given for the names in `options`, or "" for those in `flags`, which take no value; and everything
+        else: overrides, whose names `resolve` judges. ``-h`` and ``--help`` are the flag "help". Of a repeated name
+        the last counts.
     """
     given: dict[str, str] = {}
     overrides: dict[str, str] = {}
     arguments = iter(argv)
     for argument in arguments:
-        if argument in ("-h", "--help"):
-            given["help"] = ""
-            continue
+        argument = "--help" if argument == "-h" else argument
         if not argument.startswith("--") or argument == "--":
             raise UserError(f'unexpected argument "{argument}"; write --key=value')
         name, equals, value = argument[2:].partition("=")
+        if name in ("help", *flags):
+            if equals:
+                raise UserError(f"--{name} takes no value; write --{name}")
+            given[name] = ""
+            continue
         if not equals:
             value = next(arguments, "--")
             if value.startswith("--"):

@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from ffcv_prune import strict_args
 from ffcv_prune.data.recipe import RECIPES, Recipe, Subset, load_recipe, recipe_names
-from ffcv_prune.data.sources import open_source, subsample
+from ffcv_prune.data.sources import hold_out, open_source, subsample
 from ffcv_prune.errors import UserError
 from tests.data_helpers import write_images, write_recipe
 
@@ -68,6 +68,7 @@ def test_recipes_of_the_project() -> None:
         ("cifar10", {"source.folder": "", "source.torchvision": "none"}, "names no source"),
         ("cifar10", {"source.idx_files": "x"}, "FashionMNIST"),
         ("cifar10", {"splits.train": " "}, "splits.train is empty"),
+        ("cifar10", {"splits.val": "60%", "splits.test": "40%"}, "leave some to train on"),
         ("cifar10", {"dataset.name": "../x"}, "plain folder name"),
         ("cifar10", {"dataset.seed": "-1"}, "an integer"),
     ],
@@ -145,6 +146,30 @@ def test_subsample_rules() -> None:
         subsample(labels, CLASSES, Subset(rates=(0.5, 0.5)), 0)
     with pytest.raises(UserError, match='takes 101 of the 100 training images of class "a"'):
         subsample(labels, CLASSES, Subset(per_class=101), 0)
+
+
+def test_holding_out_keeps_the_proportions_and_leaves_something_to_train_on() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 100))
+    parts = hold_out(labels, CLASSES, {"val": 0.1, "test": 0.25}, 0)
+    assert {name: np.bincount(labels[ids]).tolist() for name, ids in parts.items()} == {
+        "train": [65] * 10,
+        "val": [10] * 10,
+        "test": [25] * 10,
+    }
+    assert np.sort(np.concatenate(list(parts.values()))).tolist() == list(range(1000))
+    again, other = (hold_out(labels, CLASSES, {"val": 0.1}, seed)["val"] for seed in (0, 1))
+    assert set(again) == set(parts["val"])  # whatever else is held out
+    assert set(other) != set(parts["val"])
+    with pytest.raises(UserError, match=r'class "b" has 1 images.*leaves none'):
+        hold_out(np.array([0, 0, 0, 1]), ["a", "b"], {"val": 0.6}, 0)
+
+
+def test_a_share_of_a_torchvision_data_set_is_held_out(tmp_path: Path) -> None:
+    write_idx_files(tmp_path)
+    recipe = load_recipe("fashion_mnist", {"source.idx_files": str(tmp_path), "splits.val": "50%"})
+    assert recipe.split_sources() == {"train": ["train"], "test": ["test"]}
+    splits = open_source(recipe, tmp_path / "empty").splits
+    assert sorted(splits["val"].labels.tolist()) == sorted(splits["train"].labels.tolist()) == list(range(10))
 
 
 def test_folders_share_the_training_classes(tmp_path: Path) -> None:

@@ -131,13 +131,26 @@ def test_the_command_writes_the_report_and_fails_with_two(
     run = make_run(tmp_path, "run", [log_row(0, 0.5, 1.0)], {0: [1]})
     out = tmp_path / "new" / "r.html"
     monkeypatch.setattr(sys, "argv", ["analysis", str(run), "--out", str(out)])
-    runpy.run_module("ffcv_prune.analysis", run_name="__main__")
+    for _ in range(2):  # a report of ours may be replaced
+        runpy.run_module("ffcv_prune.analysis", run_name="__main__")
+        assert capsys.readouterr().out == f"report: {out}\n"
     assert out.exists()
     monkeypatch.setattr(sys, "argv", ["analysis", str(tmp_path / "nothing")])
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("ffcv_prune.analysis", run_name="__main__")
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("content", ["<html>thesis</html>", "", "run,sample\n"])
+@pytest.mark.parametrize("name", ["r.html", "r_groups.csv"])
+def test_a_file_of_somebody_else_s_is_not_replaced(tmp_path: Path, name: str, content: str) -> None:
+    run = make_run(tmp_path, "run", [log_row(0, 0.5, 1.0)], {0: [1]})
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} was not written by this command: .*--out"):
+        write_report([run], tmp_path / "r.html", fit=True)
+    assert (tmp_path / name).read_text() == content
+    assert len([*tmp_path.glob("r*.*")]) == 1  # nothing else was written
 
 
 def test_selections_are_counted_in_the_order_of_their_epochs(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,11 +41,17 @@ def source(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(source: Path, workers: int = 2, **overrides: str) -> Path:
+def write(source: Path, workers: int = 2, force: bool = False, skip_broken: bool = False, **overrides: str) -> Path:
     """Write the data set and return the path of train.beton."""
+    return write_all(source, workers, force, skip_broken, **overrides)[0]
+
+
+def write_all(
+    source: Path, workers: int = 2, force: bool = False, skip_broken: bool = False, **overrides: str
+) -> list[Path]:
     named = {name.replace("__", "."): value for name, value in overrides.items()}
     recipe = load_recipe(str(source / "small.yaml"), named)
-    return write_dataset(recipe, source, source / "out", workers)[0]
+    return write_dataset(recipe, source, source / "out", workers, force, skip_broken)
 
 
 def stored(path: Path) -> list[np.ndarray]:
@@ -154,9 +161,67 @@ def test_damaged_image_is_named_and_the_old_file_stays(source: Path, content: by
     before = path.stat()
     damaged = source / "train/dog/0007.png"
     damaged.write_bytes(damaged.read_bytes()[:100] if content is None else content)
-    expect_failure(lambda: write(source), source, r"train/dog/0007\.png as an image .* replace or remove")
+    expect_failure(lambda: write(source), source, r"cannot be read: \S*train/dog/0007\.png \(.*\); replace or remove")
     assert path.stat() == before
     assert Manifest.load(path).samples == 220
+
+
+def test_all_damaged_images_are_named_at_once_or_skipped(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = [source / f"train/{name}.png" for name in ("cat/0003", "dog/0007", "owl/0001")]
+    for file in damaged:
+        file.write_bytes(b"no image")
+    expect_failure(lambda: write(source), source, r"cat/0003\.png .*dog/0007\.png .*owl/0001\.png .*--skip-broken")
+    assert not list((source / "out").rglob("*.*"))
+    manifest = Manifest.load(write(source, skip_broken=True))
+    assert manifest.counts == [119, 59, 39]
+    assert manifest.available == list(COUNTS.values())
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert [str(file) in line for file, line in zip(damaged, skipped, strict=True)] == [True] * 3
+    images = [np.array(Image.open(file)) for file in sorted((source / "train").rglob("*.png")) if file not in damaged]
+    path = source / "out/small/train.beton"
+    assert all(np.array_equal(image.reshape(-1), got) for image, got in zip(images, stored(path), strict=True))
+
+
+def test_many_damaged_images_are_counted(source: Path) -> None:
+    for file in (source / "train").rglob("*.png"):
+        file.write_bytes(b"")
+    expect_failure(lambda: write(source, skip_broken=True), source, r"cat/0019\.png \(.*\) and 200 more;")
+
+
+def test_what_is_compiled_is_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(source)
+    expected = f"small: image folders in {source}; 3 classes (cat, dog, owl); images: train 220, test 3"
+    assert capsys.readouterr().out.splitlines()[0] == expected
+
+
+def test_a_data_set_of_another_source_is_not_replaced_unasked(source: Path) -> None:
+    path = write(source)
+    before = path.read_bytes()
+    Image.new("RGB", (8, 8)).save(source / "train/cat/more.png")
+    assert Manifest.load(write(source)).samples == 221  # the same source, with another image
+    write_images(source / "small/train", {"cat": 2})
+    write_images(source / "small/test", {"cat": 1})
+    expect_failure(lambda: write(source), source, rf"made from image folders in {source}, not .*small; .*--force")
+    shutil.rmtree(source / "small")
+    (source / "train/owl").rename(source / "train/yak")
+    expect_failure(lambda: write(source), source, "made of 3 other classes; .*--force")
+    manifest_path(path).unlink()  # somebody's own file
+    expect_failure(lambda: write(source), source, "no readable manifest .*--force")
+    assert path.read_bytes() != before
+    assert Manifest.load(write(source, force=True)).classes == ["cat", "dog", "yak"]
+
+
+def test_splits_of_a_folder_without_splits(source: Path) -> None:
+    (source / "train").rename(source / "small")
+    overrides = {"splits__train": ".", "splits__val": "10%", "splits__test": "5 %"}
+    manifests = [Manifest.load(path) for path in write_all(source, **overrides)]
+    assert [manifest.split for manifest in manifests] == ["train", "val", "test"]
+    assert [manifest.counts for manifest in manifests] == [[102, 51, 34], [12, 6, 4], [6, 3, 2]]
+    images = [[image.tobytes() for image in stored(source / f"out/small/{m.split}.beton")] for m in manifests]
+    assert len(set().union(*images)) == 220  # no image in two splits
+    write_all(source, dataset__seed="1", **overrides)
+    again = [image.tobytes() for image in stored(source / "out/small/val.beton")]
+    assert set(again) != set(images[1])
 
 
 def test_killed_worker(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +337,8 @@ def test_mean_and_std_are_exact_at_any_count() -> None:
         (["--dataset", "small.yaml", "--workers=0"], "0 workers"),
         (["--dataset=small.yaml", "--workers=two"], "expected an integer"),
         (["--dataset=small.yaml", "--image.mod=raw"], 'did you mean "image.mode"'),
+        (["--dataset=small.yaml", "--force=yes"], "--force takes no value"),
+        (["--dataset=small.yaml", "--forced", "yes"], 'did you mean "force"'),
         (["--dataset=imagnet"], 'did you mean "imagenet"'),
         ([], "no data set"),
     ],
@@ -303,3 +370,11 @@ def test_command(source: Path) -> None:
     assert "betons/small/train.beton: 220 images" in done.stdout
     assert check_beton(source / "betons/small/test.beton").num_samples == 3
     assert check_beton(source / "betons/small/train.beton").image_widths.max() == 8
+    (source / "train/owl").rename(source / "train/yak")
+    (source / "train/cat/0000.png").write_bytes(b"")
+    again = subprocess.run([*command, *options], cwd=source, capture_output=True, text=True, timeout=100)
+    assert again.returncode == 2 and "--force" in again.stderr
+    options += ["--force", "--skip-broken"]
+    again = subprocess.run([*command, *options], cwd=source, capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0 and "train/cat/0000.png" in again.stderr
+    assert "betons/small/train.beton: 219 images" in again.stdout

@@ -14,9 +14,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: report.html")
     parser.add_argument("--fit", action="store_true", help="fit always, sometimes and never groups (needs PyMC)")
     args = parser.parse_args()
-    from ffcv_prune.analysis.report import write_report  # seconds of imports, not needed before
+    from ffcv_prune.analysis.report import groups_path, write_report  # seconds of imports, not needed before
 
-    print(write_report(args.runs, args.out, fit=args.fit))
+    print(f"report: {write_report(args.runs, args.out, fit=args.fit)}")
+    if args.fit:
+        print(f"groups: {groups_path(args.out)}")
 
 
 if __name__ == "__main__":

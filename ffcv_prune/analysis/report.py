@@ -32,6 +32,8 @@ from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
 
 PAGES = Environment(loader=PackageLoader("ffcv_prune", "analysis"), autoescape=True)
+MARK = Markup('<meta name="generator" content="ffcv_prune">')  # a page of ours, which a later one may replace
+GROUPS_HEAD = ("run", "sample", "selected", *GROUPS, "group", "rhat")
 
 
 def write_report(
@@ -48,10 +50,16 @@ def write_report(
     OUT_groups.csv: it takes PyMC, and about half a minute for each setting.
 
     Raises:
-        UserError: no folder, a folder that is not a run folder, a file that cannot be written, no PyMC for `fit`.
+        UserError: no folder, a folder that is not a run folder, a file that cannot be written or is not ours to
+            replace, no PyMC for `fit`.
     """
     if not folders:
         raise UserError("no run folder given; name one or more, such as runs/fashion_ucb")
+    out = Path(out)
+    groups_file = groups_path(out)
+    _check_replaceable(out, MARK)
+    if fit:
+        _check_replaceable(groups_file, ",".join(GROUPS_HEAD))
     runs = sorted((read_run(folder) for folder in folders), key=lambda run: run.pruned)  # full data first
     pruned = [run for run in runs if run.counts is not None]
     classified = [run for run in pruned if run.dataset["classes"]]
@@ -60,6 +68,7 @@ def write_report(
     compared = len({run.samples_seen for run in runs}) > 1
     head, table = _table(runs)
     page = PAGES.get_template("report.html.j2").render(
+        mark=MARK,
         title=title or ", ".join(run.name for run in runs),
         remarks=remarks,
         head=head,
@@ -74,15 +83,32 @@ def write_report(
         classes=_picture(plot_class_rates(classified), "share of each class kept") if classified else "",
         made=_made(runs),
     )
-    out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
         if fit:
-            write_groups(counted, [fit for fit in fits if fit], out.with_name(f"{out.stem}_groups.csv"))
+            write_groups(counted, [fit for fit in fits if fit], groups_file)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from None
     return out
+
+
+def groups_path(out: Path) -> Path:
+    """Where the report `out` with `fit` writes the groups: OUT_groups.csv beside it."""
+    return out.with_name(f"{out.stem}_groups.csv")
+
+
+def _check_replaceable(path: Path, mark: str) -> None:
+    """UserError for a file that does not begin as ours do: somebody else's."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            ours = mark in file.read(1000)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another file with --out") from None
+    if not ours:
+        raise UserError(f"{path} was not written by this command: name another file with --out")
 
 
 def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -121,7 +147,7 @@ def write_groups(runs: Sequence[Run], fits: Sequence[Mixture], path: Path) -> No
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["run", "sample", "selected", *GROUPS, "group", "rhat"])
+        writer.writerow(GROUPS_HEAD)
         for run, fit in zip(runs, fits, strict=True):
             assert run.counts is not None
             probabilities = fit.responsibilities().round(4).tolist()

@@ -26,6 +26,7 @@ from ffcv_prune.data.recipe import Image
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError, uninterrupted
 
+NAMED = 20  # broken images that one message names
 CHUNK = 100  # samples handed to a worker at a time, as in FFCV
 MAX_SIDE = 2**16 - 1  # the file stores height and width in 16 bits
 
@@ -44,8 +45,8 @@ def encode_split(
     """Write the samples to `path`; return mean and standard deviation per channel, in units of 0..1.
 
     `seed` draws the images that become JPEG; `title` names the progress bar. The result does not depend on
-    `num_workers` (-1: one per core available). Raises UserError for an image that cannot be read and for a
-    worker that was killed, OSError for a full disk. The caller removes what was written until then.
+    `num_workers` (-1: one per core available). Raises `BrokenImages`, UserError for a worker that was killed,
+    OSError for a full disk. The caller removes what was written until then.
     """
     n = len(split.labels)
     samples = _Samples(split, image, seed)
@@ -54,6 +55,9 @@ def encode_split(
     encoder = _ImageEncoder(image.jpeg_quality)
     writer = _BetonWriter(path, encoder, samples.page_size, min(num_workers, -(-n // CHUNK)), title)
     writer.from_indexed_dataset(samples, chunksize=CHUNK)
+    broken = np.flatnonzero(np.frombuffer(samples.broken, np.bool_))
+    if len(broken):
+        raise BrokenImages(broken, [f"{split.describe(i)} ({samples.why_broken(i)})" for i in broken.tolist()])
     return mean_and_std(writer.histogram)
 
 
@@ -69,8 +73,23 @@ def mean_and_std(histogram: np.ndarray) -> tuple[list[float], list[float]]:
     return means, stds
 
 
+class BrokenImages(UserError):
+    """Images that cannot be read: `ids`, int64[k], their places in the split, and `reasons`, a text each."""
+
+    def __init__(self, ids: np.ndarray, reasons: list[str]) -> None:
+        self.ids, self.reasons = ids, reasons
+        named, more = ", ".join(reasons[:NAMED]), len(reasons) - NAMED
+        super().__init__(
+            f"images that cannot be read: {named}{f' and {more:,} more' if more > 0 else ''}; "
+            "replace or remove them, or leave them out with --skip-broken, which lists all"
+        )
+
+
 class _Samples:
-    """What FFCV's writer indexes: ``((pixels uint8[h, w, 3], whether to compress), label)``."""
+    """What FFCV's writer indexes: ``((pixels uint8[h, w, 3], whether to compress), label)``.
+
+    `broken` says, by sample, which images could not be read: the workers share it, go on, and store one pixel.
+    """
 
     def __init__(self, split: Split, image: Image, seed: int) -> None:
         self.split = split
@@ -80,6 +99,7 @@ class _Samples:
         share = {"raw": 0.0, "jpg": 1.0, "proportion": image.compress_probability}[image.mode]
         n = len(split.labels)
         self.compress = np.zeros(n, dtype=bool)
+        self.broken = multiprocessing.RawArray("b", n)
         self.compress[np.random.default_rng(seed).permutation(n)[: round(share * n)]] = True
 
     def __len__(self) -> int:
@@ -87,18 +107,26 @@ class _Samples:
 
     def __getitem__(self, i: int) -> tuple[tuple[np.ndarray, bool], int]:
         try:
-            pixels = resizer(np.array(self.split.load(i).convert("RGB")), self.max_resolution)
-        except Exception as error:  # whatever Pillow and OpenCV raise on a damaged or odd file
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise UserError(
-                f"cannot read {self.split.describe(i)} as an image ({reason}); replace or remove it"
-            ) from error
+            pixels = self._pixels(i)
+        except Exception:  # whatever Pillow and OpenCV raise on a damaged or odd file
+            self.broken[i] = True
+            pixels = np.zeros((1, 1, 3), np.uint8)
         if max(pixels.shape) > MAX_SIDE or pixels.nbytes > self.page_size:
             raise UserError(
                 f"{self.split.describe(i)} is too large ({pixels.shape[1]} x {pixels.shape[0]} pixels); "
                 "shrink images with --image.max_resolution=N"
             )
         return (pixels, bool(self.compress[i])), int(self.split.labels[i])
+
+    def _pixels(self, i: int) -> np.ndarray:
+        return resizer(np.array(self.split.load(i).convert("RGB")), self.max_resolution)
+
+    def why_broken(self, i: int) -> str:
+        try:
+            self._pixels(i)
+        except Exception as error:
+            return (str(error) or type(error).__name__).strip().splitlines()[0]
+        return "now it can be read"
 
 
 class _ImageEncoder:

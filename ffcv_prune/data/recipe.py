@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ RECIPES = Path(__file__).resolve().parents[2] / "write_datasets"
 
 # Names of options of write_datasets.py, so that a misspelt one finds its nearest among options and keys.
 OPTIONS = ("dataset", "data-dir", "out-dir", "workers")
+FLAGS = ("force", "skip-broken")
+_SHARE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*%\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,11 @@ class Source:
 class Splits:
     """the files written, each with the source's splits that go into it, in this order"""
 
-    train: str = key("train", "splits of the source that make train.beton; their folders name the classes")
-    val: str = key("", "splits that make val.beton; empty: not written")
-    test: str = key("", "splits that make test.beton; empty: not written")
+    train: str = key(
+        "train", "splits of the source that make train.beton; their folders name the classes; . for CLASS/ without any"
+    )
+    val: str = key("", "splits that make val.beton, or 10%: so much of each training class; empty: not written")
+    test: str = key("", "the same for test.beton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +93,21 @@ class Recipe:
             raise UserError("source.idx_files needs source.torchvision=FashionMNIST, KMNIST or MNIST")
         if not self.splits.train.split():
             raise UserError("splits.train is empty; name the source's split that is trained on")
+        if sum(self.held_out().values()) >= 1:
+            raise UserError("splits.val and splits.test hold out all images: leave some to train on")
         if self.subset.rates and self.subset.per_class:
             raise UserError("subset.rates and subset.per_class exclude each other; remove one")
 
     def split_sources(self) -> dict[str, list[str]]:
         """Return, for each file to write, the names of the source's splits that go into it."""
         named = {"train": self.splits.train, "val": self.splits.val, "test": self.splits.test}
-        return {split: text.split() for split, text in named.items() if text.split()}
+        held_out = self.held_out()
+        return {split: text.split() for split, text in named.items() if text.split() and split not in held_out}
+
+    def held_out(self) -> dict[str, float]:
+        """Return the share of each training class that goes into val or test, for those given in percent."""
+        matches = {name: _SHARE.fullmatch(getattr(self.splits, name)) for name in ("val", "test")}
+        return {name: float(match[1]) / 100 for name, match in matches.items() if match and float(match[1])}
 
 
 def recipe_names() -> list[str]:
@@ -119,7 +132,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
         path = RECIPES / f"{name_or_path}.yaml"
     settings = strict_args.read_settings(path)
     settings |= {name: Setting(text, "command line") for name, text in (overrides or {}).items()}
-    recipe = strict_args.resolve(Recipe, settings, options=OPTIONS)
+    recipe = strict_args.resolve(Recipe, settings, options=(*OPTIONS, *FLAGS))
     if recipe.dataset.name:
         return recipe
     return replace(recipe, dataset=replace(recipe.dataset, name=path.stem))

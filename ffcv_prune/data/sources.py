@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 
 from ffcv_prune.data.recipe import Recipe, Subset
 from ffcv_prune.errors import UserError
+
+_HOLD_OUT_STREAM = 1  # keeps these random numbers apart from those of `subsample`
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ def open_source(recipe: Recipe, data_dir: Path) -> OpenSource:
 
     Raises UserError where no source is to be had, a split or class is missing, or a file is damaged.
     """
+    opened = _open(recipe, data_dir)
+    held_out = recipe.held_out()
+    if not held_out:
+        return opened
+    train = opened.splits["train"]
+    parts = hold_out(train.labels, opened.classes, held_out, recipe.dataset.seed)
+    return replace(opened, splits=opened.splits | {name: train.take(ids) for name, ids in parts.items()})
+
+
+def _open(recipe: Recipe, data_dir: Path) -> OpenSource:
     source, wanted = recipe.source, recipe.split_sources()
     if source.folder:
         for root in (data_dir / source.folder, data_dir):
@@ -57,8 +69,35 @@ def open_source(recipe: Recipe, data_dir: Path) -> OpenSource:
         return _open_torchvision(source.torchvision, data_dir, source.idx_files, wanted)
     raise UserError(
         f"no images in {data_dir}; put them into {data_dir / source.folder}/SPLIT/CLASS/ "
-        f"(splits: {', '.join(chain(*wanted.values()))}) or name another folder with --data-dir"
+        f"(splits: {', '.join(chain(*wanted.values()))}), name another folder with --data-dir, or for CLASS/ "
+        "without splits set --splits.train=. and --splits.val=10%"
     )
+
+
+def hold_out(
+    labels: np.ndarray, classes: Sequence[str], shares: Mapping[str, float], seed: int
+) -> dict[str, np.ndarray]:
+    """Divide samples, class by class, into parts of these shares and "train", which gets the rest.
+
+    Returns the ids of each part, sorted int64[k]. Each class has its own generator, as in `subsample`.
+
+    Raises UserError for a class that leaves nothing to train on.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("train", *shares)}
+    for label, name in enumerate(classes):
+        ids = np.flatnonzero(labels == label)
+        drawn = np.random.default_rng([seed, label, _HOLD_OUT_STREAM]).permutation(ids)
+        for part, share in shares.items():
+            count = round(share * len(ids))
+            parts[part].append(drawn[:count])
+            drawn = drawn[count:]
+        if not len(drawn):
+            raise UserError(
+                f'class "{name}" has {len(ids)} images: holding out {" and ".join(shares)} leaves none to train on; '
+                "add some or hold out less"
+            )
+        parts["train"].append(drawn)
+    return {name: np.sort(np.concatenate(ids)) for name, ids in parts.items()}
 
 
 def subsample(labels: np.ndarray, classes: Sequence[str], subset: Subset, seed: int) -> np.ndarray:
@@ -103,7 +142,7 @@ def _open_folders(root: Path, wanted: dict[str, list[str]]) -> OpenSource:
     empty = np.flatnonzero(np.bincount(splits["train"].labels, minlength=len(classes)) == 0)
     if len(empty):
         raise UserError(f'class "{classes[empty[0]]}" of {root} has no training images; add or remove it')
-    return OpenSource("image folders", classes, splits)
+    return OpenSource(f"image folders in {root.resolve()}", classes, splits)
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,20 +15,29 @@ from pathlib import Path
 import numpy as np
 
 from ffcv_prune.data.beton import check_beton
-from ffcv_prune.data.encode import encode_split
+from ffcv_prune.data.encode import BrokenImages, encode_split
 from ffcv_prune.data.manifest import Manifest
 from ffcv_prune.data.recipe import Recipe
-from ffcv_prune.data.sources import open_source, subsample
+from ffcv_prune.data.sources import OpenSource, Split, open_source, subsample
 from ffcv_prune.errors import UserError
 
 RECORDED_VERSIONS = ("ffcv", "torchvision", "numpy", "pillow", "opencv-python")
 
 
-def write_dataset(recipe: Recipe, data_dir: Path, out_dir: Path, num_workers: int = -1) -> list[Path]:
+def write_dataset(
+    recipe: Recipe,
+    data_dir: Path,
+    out_dir: Path,
+    num_workers: int = -1,
+    force: bool = False,
+    skip_broken: bool = False,
+) -> list[Path]:
     """Write ``out_dir/NAME/SPLIT.beton`` and its manifest ``SPLIT.json`` for every split of the recipe.
 
     Args:
         num_workers: processes that read and encode images; -1: one per core available.
+        force: replace files that were made from another source.
+        skip_broken: leave out images that cannot be read, and list them on standard error.
 
     Returns the paths of the ``.beton`` files. A file appears under its name when it is whole and checked;
     whatever was there before stays until then. Raises UserError for what a user can mend.
@@ -43,16 +53,29 @@ def write_dataset(recipe: Recipe, data_dir: Path, out_dir: Path, num_workers: in
         if not len(split.labels):
             raise UserError(f"split {name} of {recipe.dataset.name} has no images in {data_dir}; add some")
 
+    folder = out_dir / recipe.dataset.name
+    print(_found(recipe.dataset.name, source, splits), flush=True)
+    for name in () if force else splits:
+        _check_same_source(folder / f"{name}.beton", source)
+
     def per_class(labels: np.ndarray) -> list[int]:
         return np.bincount(labels, minlength=len(source.classes)).tolist()
 
     written = []
     for name, split in splits.items():
-        path = out_dir / recipe.dataset.name / f"{name}.beton"
+        path = folder / f"{name}.beton"
         start = time.perf_counter()
         with _temporary(path) as temporary:
             title = f"{recipe.dataset.name} {name}"
-            mean, std = encode_split(split, temporary, recipe.image, recipe.dataset.seed, num_workers, title)
+            arguments = (temporary, recipe.image, recipe.dataset.seed, num_workers, title)
+            try:
+                mean, std = encode_split(split, *arguments)
+            except BrokenImages as error:
+                if not skip_broken or len(error.ids) == len(split.labels):
+                    raise
+                print(*(f"skipped: {reason}" for reason in error.reasons), sep="\n", file=sys.stderr)
+                split = split.take(np.delete(np.arange(len(split.labels)), error.ids))
+                mean, std = encode_split(split, *arguments)
             manifest = Manifest(
                 dataset=recipe.dataset.name,
                 split=name,
@@ -75,6 +98,29 @@ def write_dataset(recipe: Recipe, data_dir: Path, out_dir: Path, num_workers: in
         print(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
         written.append(path)
     return written
+
+
+def _found(name: str, source: OpenSource, splits: Mapping[str, Split]) -> str:
+    """What is going to be compiled, in a line: a wrong folder shows here."""
+    classes = source.classes
+    shown = ", ".join(classes if len(classes) <= 4 else (classes[0], classes[1], "…", classes[-1]))
+    counts = ", ".join(f"{split} {len(samples.labels):,}" for split, samples in splits.items())
+    return f"{name}: {source.description}; {len(classes):,} classes ({shown}); images: {counts}"
+
+
+def _check_same_source(path: Path, source: OpenSource) -> None:
+    """UserError if the file at `path` was made from other images."""
+    if not path.exists():
+        return
+    remedy = "replace it with --force, or set another --dataset.name or --out-dir"
+    try:
+        manifest = Manifest.load(path)
+    except UserError:
+        raise UserError(f"{path} exists, and has no readable manifest that says from what; {remedy}") from None
+    if manifest.source != source.description:
+        raise UserError(f"{path} exists, made from {manifest.source}, not {source.description}; {remedy}")
+    if manifest.classes != source.classes:
+        raise UserError(f"{path} exists, made of {len(manifest.classes)} other classes; {remedy}")
 
 
 @contextmanager
