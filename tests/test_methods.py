@@ -210,6 +210,14 @@ def test_a_state_that_is_taken_up_goes_on_as_if_it_had_never_stopped(
     assert_same(state.state_dict(), whole.state_dict())
 
 
+def test_what_was_recorded_before_a_state_is_taken_up_needs_no_pass() -> None:
+    state, resumed = (start("ucb", score_source="both") for _ in range(2))
+    state.record(np.arange(0, 60, 2), np.ones(30, np.float32), epoch=0)
+    resumed.load_state_dict(state.state_dict())
+    wanted = resumed.wanted(0)
+    assert wanted is not None and wanted.tolist() == list(range(1, 60, 2))
+
+
 def test_random_with_a_loss_cap_makes_passes() -> None:
     """Defect: it made passes and was counted as making none."""
     plain, capped = methods.build("random"), methods.build("random", loss_cap=0.1)
