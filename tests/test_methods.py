@@ -21,7 +21,7 @@ from ffcv_prune.methods.rule import Rule
 from ffcv_prune.methods.selectors import DropBelowMean, EpsilonGreedy, TopK, Uniform
 from ffcv_prune.methods.statistics import Last, MovingMean, UpperBound
 from ffcv_prune.methods.weights import InverseProbability
-from tests.rules import draw, samples_of
+from tests.rules import assert_same, draw, samples_of
 
 NAN = float("nan")
 ELEMENT = st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0, NAN])
@@ -174,15 +174,6 @@ def drive(state: methods.State, epochs: range) -> list[list[int]]:
         if selection is not None:
             found.append(selection.ids.tolist())
     return found
-
-
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert_same(one[name], other[name])
-    else:
-        np.testing.assert_array_equal(one, other)
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
