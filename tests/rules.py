@@ -27,3 +27,13 @@ def samples_of(
 
 def draw(rule: Rule, samples: Samples, k: int, seed: Any = 0, among: NDArray[np.int64] | None = None) -> Draw:
     return rule.draw(samples, k, np.random.default_rng(seed), among)
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Fail unless two states hold the same, bit by bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same(one[name], other[name])
+    else:
+        np.testing.assert_array_equal(one, other)

@@ -21,7 +21,7 @@ from ffcv_prune.methods.rule import Rule
 from ffcv_prune.methods.selectors import DropBelowMean, EpsilonGreedy, TopK, Uniform
 from ffcv_prune.methods.statistics import Last, MovingMean, UpperBound
 from ffcv_prune.methods.weights import InverseProbability
-from tests.rules import draw, samples_of
+from tests.rules import assert_same, draw, samples_of
 
 NAN = float("nan")
 ELEMENT = st.sampled_from([0.0, 0.5, 1.0, 1.5, 7.0, NAN])
@@ -176,15 +176,6 @@ def drive(state: methods.State, epochs: range) -> list[list[int]]:
     return found
 
 
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert_same(one[name], other[name])
-    else:
-        np.testing.assert_array_equal(one, other)
-
-
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in methods.PRESETS),
     *((name, {"random_share": 0.3, "loss_cap": 0.1, "class_floor": 0.7, "keep": 0.5}) for name in ("ucb", "random")),
@@ -208,6 +199,14 @@ def test_a_state_that_is_taken_up_goes_on_as_if_it_had_never_stopped(
         state.load_state_dict(stored)
     assert found == expected
     assert_same(state.state_dict(), whole.state_dict())
+
+
+def test_what_was_recorded_before_a_state_is_taken_up_needs_no_pass() -> None:
+    state, resumed = (start("ucb", score_source="both") for _ in range(2))
+    state.record(np.arange(0, 60, 2), np.ones(30, np.float32), epoch=0)
+    resumed.load_state_dict(state.state_dict())
+    wanted = resumed.wanted(0)
+    assert wanted is not None and wanted.tolist() == list(range(1, 60, 2))
 
 
 def test_random_with_a_loss_cap_makes_passes() -> None:

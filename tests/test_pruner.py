@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from ffcv.loader import Loader
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ffcv_prune.pruner
@@ -19,6 +22,7 @@ from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.tasks import Classification
 from tests.betons import Beton, write_beton
 from tests.nets import SmallNet
+from tests.rules import assert_same
 
 N = 203
 
@@ -43,7 +47,8 @@ def make_pruner(loaders: tuple[PrunedLoader, PrunedLoader], method: methods.Meth
     loaders[0].set_selection(None)
     loaders[0].set_epoch(0)
     options = {"keep": 0.3, "period": 2, "epochs": 6, "seed": 4} | options
-    return Pruner(*loaders, method, **options)  # type: ignore[arg-type]
+    given = {name: value for name, value in options.items() if value is not None}
+    return Pruner(*loaders, method, **given)  # type: ignore[arg-type]
 
 
 def test_ucb_selects_the_samples_of_highest_loss(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
@@ -94,30 +99,46 @@ def test_the_same_seed_selects_the_same(loaders: tuple[PrunedLoader, PrunedLoade
     assert any((ids != other).any() for ids, other in zip(first, run(5), strict=True))
 
 
-@pytest.mark.parametrize("stop", [0, 1, 2, 3])
-def test_resuming_equals_never_having_stopped(loaders: tuple[PrunedLoader, PrunedLoader], stop: int) -> None:
-    def run(pruner: Pruner, epochs: range) -> list[int]:
-        served: list[int] = []
-        for epoch in epochs:
-            pruner.begin_epoch(epoch, SmallNet(seed=epoch))
-            for _, _, ids in loaders[0]:
-                served += ids.tolist()
-        return served
+RESUMED: list[dict[str, Any]] = [
+    {"method": "ucb"},
+    {"method": "epsilon_greedy", "epsilon": 0.4, "class_floor": 0.5},
+    {"method": "ucb", "score_source": "both"},
+    {"method": "ema", "score_budget": 0.4, "period": 1},
+    {"method": "infobatch", "keep": None, "period": None},
+]
 
-    expected = run(make_pruner(loaders, "ucb"), range(6))
-    pruner = make_pruner(loaders, "ucb")
-    served = run(pruner, range(stop))
-    pruner.begin_epoch(stop, SmallNet(seed=stop))
-    iterator = iter(loaders[0])
-    for _ in range(2):
-        served += next(iterator)[2].tolist()
-    stored = io.BytesIO()
-    torch.save(pruner.state_dict(), stored)
-    stored.seek(0)
-    resumed = make_pruner(loaders, "ucb")
-    resumed.load_state_dict(torch.load(stored, weights_only=True))
-    served += run(resumed, range(stop, 6))
-    assert served == expected
+
+@pytest.mark.parametrize("options", RESUMED, ids=lambda options: "-".join(map(str, options.values())))
+def test_resuming_equals_never_having_stopped(
+    loaders: tuple[PrunedLoader, PrunedLoader], options: dict[str, Any]
+) -> None:
+    """Stopped after some batches of an epoch: what is served, and what each batch weighs, go on bit by bit."""
+
+    def train(pruner: Pruner, epoch: int, most: int | None = None) -> tuple[list[Any], dict[str, Any]]:
+        pruner.begin_epoch(epoch, SmallNet(seed=epoch))
+        served, batches = [], iter(loaders[0])
+        for _, labels, ids in itertools.islice(batches, most):
+            served.append((ids.tolist(), pruner.batch_loss(labels * 0.1 + epoch, ids).item()))
+        return served, pruner.state_dict()  # here the epoch is still running
+
+    whole = make_pruner(loaders, **options)
+    expected = [train(whole, epoch)[0] for epoch in range(6)]
+
+    @settings(max_examples=20, deadline=None)
+    @given(stop=st.integers(0, 5), batch=st.integers(0, 3))
+    def stop_and_resume(stop: int, batch: int) -> None:
+        stopped, stored = make_pruner(loaders, **options), io.BytesIO()
+        served = [train(stopped, epoch)[0] for epoch in range(stop)]
+        first, state = train(stopped, stop, batch)
+        torch.save(state, stored)
+        stored.seek(0)
+        resumed = make_pruner(loaders, **options)
+        resumed.load_state_dict(torch.load(stored, weights_only=True))
+        served.append(first + train(resumed, stop)[0])
+        served += [train(resumed, epoch)[0] for epoch in range(stop + 1, 6)]
+        assert served == expected
+
+    stop_and_resume()
 
 
 def test_foreign_state_is_refused(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
@@ -199,9 +220,7 @@ def test_a_selection_that_the_loader_refuses_is_made_again(
     refused, selection = run(refuse=True)
     expected, expected_selection = run(refuse=False)
     assert selection == expected_selection
-    assert refused.state.table.updates == expected.state.table.updates
-    for name, values in expected.state.table.state_dict().items():
-        np.testing.assert_array_equal(refused.state.table.state_dict()[name], values, err_msg=name)
+    assert_same(refused.state.state_dict(), expected.state.state_dict())
 
 
 def test_bad_arguments(loaders: tuple[PrunedLoader, PrunedLoader], tmp_path_factory: pytest.TempPathFactory) -> None:

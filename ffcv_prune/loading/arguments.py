@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numba
+
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 import torch
