@@ -1,0 +1,104 @@
+"""Lightning: a data module that prunes.
+
+Lightning asks a data module for its training data at the beginning of a fit, and again before each epoch if it is told
+so. There the selection is made. A callback would come too late: by `on_train_epoch_start` the length of the epoch is
+fixed, and its first batches may be on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ffcv_prune.adapters import require
+from ffcv_prune.errors import UserError
+from ffcv_prune.protocols import SampleLoader
+from ffcv_prune.pruner import Pruner
+
+require("lightning", "2.6")
+
+from lightning.pytorch import LightningDataModule  # noqa: E402
+
+
+class PrunedDataModule(LightningDataModule):
+    """The selections of a pruner for a Lightning `Trainer(reload_dataloaders_every_n_epochs=1)`.
+
+    `training_step` gets the batches of the pruner's loader. The module's `forward` maps inputs to what the pruner's
+    task expects: a scoring pass calls it. Lightning's checkpoint file holds the pruner's state, and a fit that goes on
+    from it goes on with the next batch.
+
+    Args:
+        pruner: or a function that makes one. In a fit on several processes it must be a function: a loader with
+            `distributed=True` can be built only after Lightning has joined them.
+        val_dataloaders: as Lightning takes them; None: no validation.
+
+    Raises:
+        UserError: at the beginning of the fit, if Lightning would not ask again before each epoch, or if the loader is
+            not shared by as many processes as train.
+    """
+
+    def __init__(self, pruner: Pruner | Callable[[], Pruner], val_dataloaders: Any = None) -> None:
+        super().__init__()
+        self._make = pruner
+        self._val_dataloaders = [] if val_dataloaders is None else val_dataloaders
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.pruner = self._make if isinstance(self._make, Pruner) else self._make()
+
+    def train_dataloader(self) -> _Epoch:
+        if self.trainer.reload_dataloaders_every_n_epochs != 1:
+            raise UserError(
+                "Lightning would ask for the first selection only: pass it reload_dataloaders_every_n_epochs=1"
+            )
+        loader = self.pruner.loader
+        if loader.world_size != self.trainer.world_size:
+            raise UserError(
+                f"{self.trainer.world_size} processes train, and {loader.world_size} share the loader: hand over a "
+                "function that builds it with distributed=True"
+            )
+        self.pruner.begin_epoch(self.trainer.current_epoch, self.trainer.lightning_module)
+        return _Epoch(loader)
+
+    def val_dataloader(self) -> Any:
+        return self._val_dataloaders
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move all but the positions, which `Pruner.batch_loss` takes from the CPU."""
+        if not (self.trainer.training and self.pruner.loader.with_ids):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if isinstance(batch, Mapping):
+            moved = super().transfer_batch_to_device({**batch, "ids": None}, device, dataloader_idx)
+            return {**moved, "ids": batch["ids"]}
+        *rest, ids = batch
+        return (*super().transfer_batch_to_device(tuple(rest), device, dataloader_idx), ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.pruner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pruner.load_state_dict(state_dict)
+
+
+class _Epoch:
+    """One epoch of the loader. Lightning may begin it several times before it takes the first batch."""
+
+    def __init__(self, loader: SampleLoader) -> None:
+        self._loader, self._epoch, self._first = loader, loader.next_epoch, loader.first_batch
+        self._batches = loader.first_batch + len(loader)  # a resumed epoch counts from its beginning, in Lightning too
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __iter__(self) -> Iterator[Any]:
+        if (self._loader.next_epoch, self._loader.first_batch) != (self._epoch, self._first):
+            self._loader.set_epoch(self._epoch, self._first)
+        yield from self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module has it. That there is one tells Lightning that an epoch can be resumed."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
