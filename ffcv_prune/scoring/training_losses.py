@@ -27,7 +27,7 @@ class TrainingLosses:
         self._values = torch.zeros(1 + facts, n)  # float32, moves to the device of the losses
 
     def record(self, values: Tensor, ids: Tensor) -> None:
-        """Take in the losses and facts of the samples `ids`, int64[B] on the CPU: float32[1 + facts, B], no gradient."""
+        """Take in losses and facts of the samples `ids`, int64[B] on the CPU: float32[1 + facts, B], no gradient."""
         self._values = self._values.to(values.device)
         self._values[:, ids.to(values.device, non_blocking=True)] = values
         self._batches += 1
