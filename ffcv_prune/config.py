@@ -134,6 +134,8 @@ class Config:
         if train.warmup_epochs >= train.epochs:
             raise UserError(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
         prune.phases.check(train.epochs)
+        if prune.values.get("proxy_model") == "":
+            raise UserError(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
         if prune.values.get("scores") == "":
             raise UserError(
                 f"prune.method={prune.name} needs prune.scores=FILE.npy, "

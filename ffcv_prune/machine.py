@@ -6,10 +6,11 @@ import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+AmpDtype = torch.dtype | None | Literal["auto"]  # None: float32; "auto": as the hardware has it
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy")  # by distribution: ffcv.__version__ is wrong
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with tiles, ARM
@@ -53,3 +54,9 @@ def _cpu_field(name: str) -> str:
             if field.strip() == name:
                 return value.strip()
     return ""
+
+
+def autocast(device: torch.device, amp_dtype: AmpDtype) -> torch.autocast:
+    """Mixed precision in this type; None computes in float32, "auto" as the hardware has it."""
+    dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives, methods
 from ffcv_prune.errors import UserError, wrong_kind
+from ffcv_prune.machine import AmpDtype
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
-from ffcv_prune.scoring.forward import AmpDtype, check_loader, device_of, score_pass
-from ffcv_prune.scoring.training_losses import TrainingLosses
+from ffcv_prune.scoring.batch_forward import Chosen
+from ffcv_prune.scoring.forward import check_loader, device_of
+from ffcv_prune.scoring.proxy import Proxy
+from ffcv_prune.scoring.values import Values, check_arguments
 from ffcv_prune.starved import StarvedClasses
 from ffcv_prune.tasks import Classification, Task
 
@@ -74,10 +77,13 @@ class Pruner:
         task: the loss of each sample in a scoring pass: that of training.
         amp_dtype: precision of the scoring pass, see `score_dataset`.
         scores: made before training, for the static methods, see `Method.start`.
+        proxy: the proxy net of a method that selects by one; its `score_loader` shuffles and augments as `loader` does,
+            in batches of the method's window.
         class_names: of the classes 0, 1, …, for the warning that some are starved; None: their numbers.
 
     Attributes:
         state: the run of the method: its table of statistics and its last selection.
+        values: where its values come from, and what they have cost.
         mean_weight: of the losses of the current selection; 1.0 for a method without weights.
         lr_factor: by which the method wants the learning rate multiplied now; 1.0 for nearly all of them.
     """
@@ -94,6 +100,7 @@ class Pruner:
         amp_dtype: AmpDtype = "auto",
         scores: ArrayLike | None = None,
         class_names: Sequence[str] | None = None,
+        proxy: Proxy | None = None,
         **parameters: Any,
     ) -> None:
         if isinstance(method, str):
@@ -105,33 +112,15 @@ class Pruner:
         if task is not None and not isinstance(task, Task):
             raise wrong_kind("task", task, "a task, such as tasks.Classification()")
         check_loader("training loader", loader)
-        self.loader, self.score_loader, self.method = loader, score_loader, method
+        self.loader, self.method = loader, method
         self.task = Classification() if task is None else task
-        self.amp_dtype = amp_dtype
         groups = loader.labels if method.needs_groups else None
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
-        self._check_loaders()
-        self._recorded = (
-            TrainingLosses(self.state.n, loader.world_size > 1, len(method.facts)) if method.records_losses else None
-        )
+        self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy)
+        self._epoch = self._batch = 0  # where `choose` is
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
         self._starved = None if loader.labels is None else StarvedClasses(loader.labels, class_names)
-
-    def _check_loaders(self) -> None:
-        if self.method.records_losses and not self.loader.with_ids:
-            raise UserError("training losses go by sample: build the training loader with with_ids=True")
-        if not self.method.makes_passes:
-            return
-        if self.score_loader is None:
-            raise UserError(f"method {self.method.name} scores the samples in a pass: give a score_loader")
-        check_loader("scoring loader", self.score_loader)
-        found, labels, own = self.score_loader.num_samples, self.score_loader.labels, self.loader.labels
-        if found != self.state.n or (labels is not None and own is not None and not np.array_equal(labels, own)):
-            reason = f"{found} samples, not {self.state.n}" if found != self.state.n else "other labels"
-            raise UserError(
-                f"against the training loader, the scoring loader has {reason}: read the same data set in both"
-            )
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.
@@ -153,11 +142,12 @@ class Pruner:
             )
         if self.loader.next_epoch != epoch:
             self.loader.set_epoch(epoch)
+        self._epoch, self._batch = epoch, self.loader.first_batch
         if not due:
             return None
         with self.state.whole_or_not_at_all():
             start = _now(model)
-            nonfinite = self._record_training_losses(epoch) + self._pass(epoch, model)
+            nonfinite = self.values.collect(epoch, model)
             scored = _now(model)
             selection = self.state.select(epoch)
             assert selection is not None
@@ -167,8 +157,7 @@ class Pruner:
                 raise UserError(f"method {self.method.name} leaves no sample for epoch {epoch}: let it drop fewer")
             selected = time.perf_counter()
             self.loader.set_selection(None if selection.ids.size == self.state.n else selection.ids)
-        if self._recorded is not None:
-            self._recorded.clear()
+        self.values.clear()
         self._set_weights()
         swapped = time.perf_counter()
         warning = None if self._starved is None or self.loader.rank else self._starved.look_at(selection.ids)
@@ -184,29 +173,19 @@ class Pruner:
             swap_seconds=swapped - selected,
         )
 
-    def _record_training_losses(self, epoch: int) -> int:
-        if self._recorded is None or self.state.selection is None:
-            return 0
-        ids, values = self._recorded.latest()
-        if not ids.size:
-            raise UserError("no training losses came back since the last selection: use batch_loss in your loop")
-        return self._record(ids, values, epoch)
+    def choose(self, model: nn.Module, inputs: Tensor, targets: Tensor, ids: Tensor) -> Chosen | None:
+        """Return the samples of a batch to train on, for a method that chooses in batches; of any other, all of them.
 
-    def _record(self, ids: NDArray[np.int64], values: NDArray[np.float32], epoch: int) -> int:
-        """`values` are the losses and the method's facts, float32[1 + facts, m]."""
-        facts: dict[str, Any] = dict(zip(self.method.facts, values[1:], strict=True))
-        return self.state.record(ids, values[0], epoch=epoch, **facts)
+        Call it once for each batch of the loader, in order. It makes a forward pass of the batch, with batch norms as
+        in evaluation, and waits for its losses.
 
-    def _pass(self, epoch: int, model: nn.Module) -> int:
-        ids = self.state.wanted(epoch)
-        if ids is None:
-            return 0
-        assert self.score_loader is not None
-        certainty = self.method.needs_certainty
-        values = score_pass(
-            model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids, certainty=certainty
-        )
-        return self._record(ids, values[:, ids], epoch)
+        Returns:
+            (inputs, targets, ids) to train on; None: nothing now, go on with the next batch.
+        """
+        if self.values.chooser is None:
+            return inputs, targets, ids
+        self._batch += 1
+        return self.values.chooser.choose(model, (inputs, targets, ids), self._epoch, self._batch - 1)
 
     def batch_loss(self, losses: Tensor, ids: Tensor, outputs: Any = None, targets: Tensor | None = None) -> Tensor:
         """Return the weighted mean of a batch's losses, a float32 scalar to call `backward` on.
@@ -220,34 +199,15 @@ class Pruner:
             outputs, targets: what the model returned for the batch, and its targets; for a method that needs to know
                 whether the model was right (kakurenbo).
         """
-        if losses.ndim != 1 or losses.shape != ids.shape or ids.dtype != torch.int64:
-            raise UserError(
-                f"losses {list(losses.shape)} with ids {list(ids.shape)}, {ids.dtype}: hand over one loss a sample "
-                '(reduction="none") and the ids of the batch as the loader gave them'
-            )
+        check_arguments(losses, ids)
         if self.state.selection is None and self.method.prunes:
             raise UserError("call begin_epoch before the first batch: nothing is selected yet")
         losses = losses.float()
-        if self._recorded is not None:
-            self._recorded.record(self._values(losses.detach(), outputs, targets), ids)
+        self.values.remember(losses.detach(), ids, outputs, targets)
         if self._weights is None:
             return losses.mean()
         self._weights = self._weights.to(losses.device)  # moves once a selection
         return (losses * self._weights[ids.to(losses.device, non_blocking=True)]).mean()
-
-    def _values(self, losses: Tensor, outputs: Any, targets: Tensor | None) -> Tensor:
-        """float32[1 + facts, B]: the losses and the facts that the method takes beside them."""
-        rows = [losses[None]]
-        if self.method.statistic.needs_batches:
-            rows.append(losses.mean().expand(1, len(losses)))
-        if self.method.needs_certainty:
-            if outputs is None or targets is None:
-                raise UserError(
-                    f"method {self.method.name} needs to know whether the model was right: "
-                    "call batch_loss(losses, ids, outputs, targets)"
-                )
-            rows.append(self.task.certainty(outputs, targets))
-        return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def total_steps(self) -> int:
         """Batches of a rank over the whole run, for schedulers that count steps.
@@ -277,7 +237,7 @@ class Pruner:
         """
         return {
             "method": _tensors(self.state.state_dict()),
-            "recorded": None if self._recorded is None else self._recorded.state_dict(),
+            "values": self.values.state_dict(),
             "loader": self.loader.state_dict(),
         }
 
@@ -286,7 +246,7 @@ class Pruner:
 
         Raises UserError for a state of another run; then nothing has changed, in the loader neither.
         """
-        if (state["recorded"] is None) != (self._recorded is None):
+        if not self.values.fits(state["values"]):
             raise UserError("the pruner's state is of a run with another score source: set score_source as it was")
         before = self.state.state_dict()
         self.state.load_state_dict(_arrays(state["method"]))
@@ -295,8 +255,7 @@ class Pruner:
         except UserError:
             self.state.load_state_dict(before)
             raise
-        if self._recorded is not None:
-            self._recorded.load_state_dict(state["recorded"])
+        self.values.load_state_dict(state["values"])
         self._set_weights()
 
 

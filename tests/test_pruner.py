@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import ffcv_prune.pruner
+import ffcv_prune.scoring.values
 from ffcv_prune import PrunedLoader, Pruner, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
@@ -155,7 +155,7 @@ def test_a_refused_state_changes_nothing(loaders: tuple[PrunedLoader, PrunedLoad
     damaged = {
         "method": {**state["method"], "table": {**state["method"]["table"], "alpha": 0.1}},
         "loader": {**state["loader"], "batch_size": 5},
-        "recorded": {"batches": 0},
+        "values": {**state["values"], "recorded": {"batches": 0}},
     }
     for part, content in damaged.items():
         with pytest.raises(UserError):
@@ -174,7 +174,7 @@ def test_losses_that_are_not_finite_are_counted_and_the_count_resumed(
     pruner = make_pruner(loaders, "ucb")
     losses = np.ones((1, N), np.float32)
     losses[0, 3] = np.inf
-    monkeypatch.setattr(ffcv_prune.pruner, "score_pass", lambda *args, **options: losses)
+    monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", lambda *args, **options: losses)
     made = pruner.begin_epoch(0, SmallNet())
     assert made is not None and made.nonfinite == pruner.state.nonfinite == 1
     resumed = make_pruner(loaders, "ucb")

@@ -16,8 +16,9 @@ from benchmarks.paper.grid import Run
 from ffcv_prune.config import Config
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import stored_size
+from ffcv_prune.machine import autocast
 from ffcv_prune.models import build_model
-from ffcv_prune.training.epoch import autocast, choose_amp_dtype
+from ffcv_prune.training.epoch import choose_amp_dtype
 from ffcv_prune.training.world import choose_device
 
 CLASSES = 10  # of the measured model: the head counts for nothing

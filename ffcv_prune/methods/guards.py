@@ -83,16 +83,18 @@ class Null(Guard):
         return "null" if self.null else ""
 
     def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
-        return rule.draw(self._shuffled(samples), k, rng, among)
+        return rule.draw(self._shuffled(samples, among), k, rng, among)
 
     def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
-        return rule.thresholds(self._shuffled(samples), k, among)
+        return rule.thresholds(self._shuffled(samples, among), k, among)
 
-    def _shuffled(self, samples: Samples) -> Samples:
+    def _shuffled(self, samples: Samples, among: Ids | None) -> Samples:
         moment = samples.moment
         epoch = 0 if samples.statistic.is_fixed else moment.epoch
-        rng = np.random.default_rng([moment.seed, epoch, _NULL_STREAM])
-        shown, known = samples.candidates(None), np.flatnonzero(~np.isnan(samples.scores(None)))
+        rng = np.random.default_rng([moment.seed, epoch, _NULL_STREAM, moment.batch or 0])
+        within = None if moment.batch is None else among  # a batch is shuffled within, else all are
+        shown = samples.candidates(None)
+        known = samples.candidates(within)[~np.isnan(samples.scores(within))]
         shown[known] = rng.permutation(known)
         return replace(samples, shuffled=shown)
 

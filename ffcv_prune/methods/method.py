@@ -127,6 +127,11 @@ class Method:
         return self.needs_values and any(part.needs_certainty for part in self.active_parts)
 
     @property
+    def chooses_in_batches(self) -> bool:
+        """Whether it chooses among the samples of each batch, by a forward pass of it."""
+        return self.source.in_batches
+
+    @property
     def facts(self) -> tuple[str, ...]:
         """What it takes beside the loss of each sample, by the names of `State.record`."""
         batches = ("batch_means",) if self.statistic.needs_batches else ()

@@ -81,6 +81,10 @@ class Phases(Part, ABC):
         """Return how many selections the epoch's phase has had before the one that the epoch trains on."""
         return (epoch - self._start(epoch, epochs)) // self.interval
 
+    def chooses(self, epoch: int, batch: int, epochs: int) -> bool:
+        """Return whether samples of this batch are chosen; of a method that chooses in batches."""
+        return self.phase(epoch, epochs) == "method"
+
     def _start(self, epoch: int, epochs: int) -> int:
         """The first epoch of the phase that the epoch is in."""
         warmup, last = self.warmup_epochs(epochs), epochs - self.final_phase(epochs)[0]

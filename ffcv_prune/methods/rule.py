@@ -26,12 +26,14 @@ class Moment:
         epoch, epochs: the first epoch that it is for, from 0, and how many the run has.
         turn: how many selections this phase has had before.
         seed: of the run. For draws that several selections share; those of one come from its `rng`.
+        batch: of the epoch, where samples of a batch are chosen; None: a selection before the epoch.
     """
 
     epoch: int = 0
     epochs: int = 1
     turn: int = 0
     seed: int = 0
+    batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,8 +158,8 @@ class DropBelowMean(Selector):
 class Proportional(Selector):
     """k samples, one after the other, each with a chance in proportion to its score among those that are left.
 
-    Drawn at once: the k smallest of the keys −log(U)/score, U uniform (Efraimidis and Spirakis, 2006). A score must not
-    be negative; samples without a value come first. The probability of a set has no closed form: it is not reported.
+    Drawn at once, by keys (Efraimidis and Spirakis, 2006). A score must not be negative; samples without a value come
+    first. The probability with which a sample is drawn has no closed form: it is not reported.
     """
 
     is_random: ClassVar[bool] = True
@@ -168,16 +168,18 @@ class Proportional(Selector):
 
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         candidates = samples.candidates(among)
-        scores = self.odds(samples, among)
-        with np.errstate(divide="ignore"):
-            keys = np.log(-np.log1p(-rng.random(candidates.size))) - np.log(scores, dtype=np.float64)
-        # NaN, no value yet, ranks above all; −inf, odds of 0, below all, with ties to the lower id.
-        chosen = kernels.top_k(np.where(np.isnan(scores), np.nan, -keys).astype(np.float32), k)
+        chosen = smallest_keys(samples.scores(among).astype(np.float64), k, rng)
         return Draw(candidates[chosen], lambda: np.full(candidates.size, np.nan))
 
-    def odds(self, samples: Samples, among: Ids | None) -> Scores:
-        """float32[m]: what the chance of each sample in `among` is proportional to, ≥ 0; NaN: no value yet."""
-        return samples.scores(among)
+
+def smallest_keys(odds: NDArray[np.float64], k: int, rng: np.random.Generator) -> Ids:
+    """int64[k], ascending: places drawn one after the other without replacement, in proportion to `odds`, float64[m].
+
+    The k smallest of −log(U)/odds. NaN is drawn before all, odds of 0 after all, the lower place first.
+    """
+    with np.errstate(divide="ignore"):
+        keys = np.log(odds) - np.log(-np.log1p(-rng.random(odds.size)))
+    return kernels.top_k(keys.astype(np.float32), k)
 
 
 def least_of_draws(n: int, share: float) -> int:

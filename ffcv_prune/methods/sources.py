@@ -23,10 +23,14 @@ class Source(Part, ABC):
     Attributes:
         records: whether it takes the training losses of each sample.
         passes: whether it asks for passes.
+        in_batches: whether it asks for a forward pass of each batch, just before it is trained on.
+        by_proxy: whether its passes are those of a proxy net, which trains on the batches that it scores.
     """
 
     records: ClassVar[bool] = False
     passes: ClassVar[bool] = True
+    in_batches: ClassVar[bool] = False
+    by_proxy: ClassVar[bool] = False
 
     @property
     def budget(self) -> ScoreBudget:

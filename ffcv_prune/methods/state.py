@@ -178,8 +178,33 @@ class State:
         self._fresh[:] = False
         return self.selection
 
-    def _samples_at(self, epoch: int) -> Samples:
-        moment = Moment(epoch, self.epochs, self.method.phases.turn(epoch, self.epochs), self.seed)
+    def choose(self, ids: ArrayLike, losses: ArrayLike, *, epoch: int, batch: int) -> Ids:
+        """Choose the samples of a batch to train on, for a method that chooses in batches.
+
+        Args:
+            ids: int64[B], unique, of the batch.
+            losses: float32[B], of a forward pass that was just made.
+            epoch, batch: from 0; with the seed they decide what is drawn.
+
+        Returns:
+            int64[m], ascending: places in `ids`; all of them in a batch that the method leaves whole.
+
+        Raises:
+            UserError: a method that does not choose in batches; see `record`.
+        """
+        if not self.method.chooses_in_batches:
+            raise UserError(f"method {self.method.name} selects before an epoch, not in a batch: call select")
+        ids = np.asarray(ids)
+        self.record(ids, losses, epoch=epoch)
+        if not self.method.phases.chooses(epoch, batch, self.epochs):
+            return np.arange(ids.size)
+        order = np.argsort(ids)
+        rng = np.random.default_rng([self.seed, epoch, _SELECTION_STREAM, batch])
+        drawn = self._rule.draw(self._samples_at(epoch, batch), ids.size, rng, ids[order])
+        return np.sort(order[np.searchsorted(ids[order], drawn.ids)])
+
+    def _samples_at(self, epoch: int, batch: int | None = None) -> Samples:
+        moment = Moment(epoch, self.epochs, self.method.phases.turn(epoch, self.epochs), self.seed, batch)
         return replace(self.samples, moment=moment, previous=None if self.selection is None else self.selection.ids)
 
     def _count_trained(self, epoch: int) -> None:

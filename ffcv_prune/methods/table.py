@@ -18,18 +18,20 @@ STATE_ARRAYS = ("mean", "var", "last", "last_scored")
 
 @dataclass(frozen=True)
 class Column:
-    """One value for each of n samples that a part of a method remembers.
+    """Values that a part of a method remembers, one for each of n samples.
 
     Attributes:
         name: one name, one meaning, in all methods.
         dtype: of the array [n], or of [n, width] for a width above 1.
         start: the value before anything is known.
+        length: of an array that is not by sample; 0: n.
     """
 
     name: str
     dtype: type
     start: float
     width: int = 1
+    length: int = 0
 
 
 # Of the columns that are not of one part alone: epochs that a sample was trained in, and the last of these epochs, −1
@@ -79,7 +81,8 @@ class ScoreTable:
     def add(self, *columns: Column) -> None:
         """Remember these columns from now on; one that is there already stays as it is."""
         for column in columns:
-            shape = self.n if column.width == 1 else (self.n, column.width)
+            length = column.length or self.n
+            shape = length if column.width == 1 else (length, column.width)
             self.columns.setdefault(column.name, np.full(shape, column.start, column.dtype))
 
     def update(self, losses: ArrayLike, ids: ArrayLike | None = None) -> int:

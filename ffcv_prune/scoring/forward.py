@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives
 from ffcv_prune.errors import UserError, wrong_kind
-from ffcv_prune.machine import default_amp_dtype
+from ffcv_prune.machine import AmpDtype, autocast
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from ffcv_prune.tasks import Classification, Task
 
-AmpDtype = torch.dtype | None | Literal["auto"]
 Criterion = Callable[[Any, Tensor], Tensor]  # float32 outputs, targets -> float32[B]
 
 
@@ -73,24 +72,23 @@ def score_pass(
             "the scoring loader must serve every sample in order: build it with shuffle=False, drop_last=False"
         )
     device = torch.device(device) if device is not None else device_of(model)
-    dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
-    plain = _unwrap(model)
+    plain = unwrap(model)
     scorer: _Scorer | None = None
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
     share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
     values = torch.empty(3 if certainty else 1, share, dtype=torch.float32, device=device)
     with (
-        _evaluating(model),
+        evaluating(model),
         torch.inference_mode(),
         nullcontext(fold_batch_norm(plain)) as folded,  # before the loader's thread runs, which may hold modules
         closing(score_loader.batches(0, scored)) as batches,
-        torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
+        autocast(device, amp_dtype),
     ):
         for batch in batches:
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
-            images = _on(device, batch.inputs)
+            images = on_device(device, batch.inputs)
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
@@ -167,7 +165,7 @@ class _Scorer:
         return scores
 
 
-def _on(device: torch.device, inputs: Any) -> Tensor:
+def on_device(device: torch.device, inputs: Any) -> Tensor:
     if not isinstance(inputs, Tensor):
         raise UserError(
             f"the scoring loader's inputs are a {type(inputs).__name__}, not a tensor: let its batches begin with the "
@@ -183,13 +181,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     # DistributedDataParallel's forward may synchronise buffers, and ranks may score different numbers of batches.
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, then each module's own mode again (a frozen batch norm stays frozen)."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -14,13 +14,15 @@ from tqdm import tqdm
 from ffcv_prune.config import Train
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.machine import default_amp_dtype
+from ffcv_prune.machine import autocast, default_amp_dtype
 from ffcv_prune.protocols import SampleLoader, Step
 from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
 
 # Losses float32[B], ids int64[B], the model's outputs, targets -> the scalar to minimise.
 BatchLoss = Callable[[Tensor, Tensor, Any, Any], Tensor]
+# Inputs, targets, ids of a batch -> those to train on; None: nothing this time.
+Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None]
 
 
 class Stepper:
@@ -28,6 +30,7 @@ class Stepper:
 
     Attributes:
         task: the loss of each sample; None given: a classification with the settings' label smoothing.
+        trained: samples of the last whole pass that were trained on, over all ranks.
         observers: each is called in every step, once its losses are known. None may wait for the device.
     """
 
@@ -36,14 +39,7 @@ class Stepper:
     ) -> None:
         self.model = model
         self.forward: nn.Module = model
-        self.lr_schedule = LRSchedule(
-            settings.lr,
-            settings.epochs,
-            settings.lr_schedule,
-            settings.lr_milestones,
-            settings.lr_factor,
-            settings.warmup_epochs,
-        )
+        self.lr_schedule = LRSchedule.of(settings, settings.lr)
         self.amp_dtype = amp_dtype
         self.task = Classification(settings.label_smoothing) if task is None else task
         self.observers: list[Callable[[Step], None]] = []
@@ -62,7 +58,8 @@ class Stepper:
             for parameter in model.parameters():
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
-        # Over the batches of the running epoch; on the device, so that no step waits for it.
+        # Over the steps of the running epoch. The sum is on the device, so that no step waits for it.
+        self.steps = self.samples = self.trained = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def distribute(self) -> None:
@@ -80,28 +77,35 @@ class Stepper:
         bar: tqdm,
         after_step: Callable[[], None],
         lr_factor: float = 1.0,
+        choose: Choose | None = None,
     ) -> float:
         """One pass over the loader's selection, or the rest of one: returns the mean loss of the whole pass.
 
         That mean is unweighted. `batch_loss` makes of the losses of a batch the scalar to minimise. `lr_factor`
-        multiplies the scheduled learning rate. `after_step` is called between two steps, when `state_dict` and the
-        loader's agree. With a distributed loader the loss is that of all ranks, and all ranks end with the main
-        rank's batch-norm statistics.
+        multiplies the scheduled learning rate, and `choose` says what of a batch is trained on. `after_step` is called
+        between two steps, when `state_dict` and the loader's agree. With a distributed loader the loss is that of all
+        ranks, and all ranks end with the main rank's batch-norm statistics.
         """
         self.model.train()
         first, steps = loader.first_batch, loader.first_batch + len(loader)
         with closing(iter(loader)) as batches:
-            for step, (inputs, targets, ids) in enumerate(batches, first):
-                self.step(inputs, targets, ids, batch_loss, lr_factor * self.lr_schedule(epoch, step, steps))
-                bar.update(len(ids) * loader.world_size)
+            for step, batch in enumerate(batches, first):
+                chosen = batch if choose is None else choose(*batch)
+                if chosen is not None:
+                    inputs, targets, ids = chosen
+                    lr = lr_factor * self.lr_schedule(epoch, step, steps)
+                    self.step(inputs, targets, ids, batch_loss, lr)
+                bar.update(len(batch[-1]) * loader.world_size)
                 after_step()
-        loss_sum = self.loss_sum.clone()
+        loss_sum, made = self.loss_sum.clone(), self.steps * loader.world_size
+        self.trained = self.samples * loader.world_size
+        self.steps = self.samples = 0
         self.loss_sum.zero_()
         if loader.world_size > 1:
             dist.all_reduce(loss_sum)
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
-        return loss_sum.item() / (steps * loader.world_size)  # waits for the device: once an epoch
+        return loss_sum.item() / made  # waits for the device: once an epoch
 
     def step(self, inputs: Tensor, targets: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
         """One step of SGD on a batch: inputs uint8[B, 3, H, W], targets as the task has them, ids int64[B]."""
@@ -118,6 +122,8 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.loss_sum += losses.detach().mean()
+        self.steps += 1
+        self.samples += len(losses)
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimiser and loss scaler: the same on all ranks. The learning rate follows from the position."""
@@ -156,10 +162,6 @@ def evaluate(model: nn.Module, loader: SampleLoader, task: Task, amp_dtype: torc
     if loader.world_size > 1:
         dist.all_reduce(sums)
     return task.summarise(sums, loader.num_samples)
-
-
-def autocast(device: torch.device, amp_dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None)
 
 
 def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,34 +148,36 @@ class Loaders:
         check_score_side(config, self.dataset)
         self._data, self._batch_size, self._score_batch_size, self.world, _ = self.settings
         self._train: PrunedLoader | None = None
+        self._proxy: PrunedLoader | None = None
 
     def train(self, seed: int) -> PrunedLoader:
         """The training loader at epoch 0, serving all samples."""
         if self._train is None:
-            red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
-            pipelines = train_pipelines(
-                self.dataset.train,
-                self._data.augment,
-                self._data.size,
-                self.world.device,
-                fill=(red, green, blue),
-                target=self.dataset.target.field,
-            )
-            self._train = _compiled(
-                PrunedLoader(
-                    self.dataset.train.path,
-                    self._batch_size,
-                    self._num_workers(),
-                    pipelines=pipelines,
-                    shuffle=True,
-                    distributed=self.world.size > 1,
-                    with_ids=True,
-                )
-            )
+            self._train = self._augmented(self._batch_size, distributed=self.world.size > 1, with_ids=True)
         self._train.seed = seed
         self._train.set_selection(None)
         self._train.set_epoch(0)
         return self._train
+
+    def proxy(self, seed: int, window: int) -> PrunedLoader:
+        """What `train` serves when it serves all, in one process, in batches of `window`; the last may be smaller."""
+        if self._proxy is None or self._proxy.batch_size != window:
+            self._proxy = self._augmented(window, drop_last=False)
+        self._proxy.seed = seed
+        return self._proxy
+
+    def _augmented(self, batch_size: int, **options: Any) -> PrunedLoader:
+        red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
+        pipelines = train_pipelines(
+            self.dataset.train,
+            self._data.augment,
+            self._data.size,
+            self.world.device,
+            fill=(red, green, blue),
+            target=self.dataset.target.field,
+        )
+        path, threads = self.dataset.train.path, self._num_workers()
+        return _compiled(PrunedLoader(path, batch_size, threads, pipelines=pipelines, shuffle=True, **options))
 
     @cached_property
     def score(self) -> PrunedLoader:
@@ -207,7 +210,7 @@ class Loaders:
 
     def close(self) -> None:
         """End the threads of epochs that are still running."""
-        built = [self._train, *(self.__dict__.get(name) for name in ("score", "test"))]
+        built = [self._train, self._proxy, *(self.__dict__.get(name) for name in ("score", "test"))]
         for loader in built:
             if loader is not None:
                 loader.close()

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ffcv_prune.config import Train
+
 # In epochs. Milestones are fractions of the run: 0.333333333 of 90 epochs must fall on epoch 30.
 _ROUNDING = 1e-6
 
@@ -35,6 +37,11 @@ class LRSchedule:
     milestones: Sequence[float] = (0.3, 0.6, 0.8)
     factor: float = 0.2
     warmup_epochs: float = 0.0
+
+    @classmethod
+    def of(cls, train: Train, base_lr: float) -> LRSchedule:
+        """The schedule of a run's section train, with another learning rate."""
+        return cls(base_lr, train.epochs, train.lr_schedule, train.lr_milestones, train.lr_factor, train.warmup_epochs)
 
     def __call__(self, epoch: int, step: int, steps: int) -> float:
         """Learning rate of step `step` (0-based) of `steps` in epoch `epoch` (0-based)."""

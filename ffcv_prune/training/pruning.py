@@ -6,9 +6,12 @@ import torch
 
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
+from ffcv_prune.models import build_model
 from ffcv_prune.pruner import Pruner
+from ffcv_prune.scoring.proxy import Proxy
 from ffcv_prune.tasks import Task
 from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.lr import LRSchedule
 from ffcv_prune.training.score_file import with_static_scores
 
 
@@ -20,9 +23,15 @@ def build_pruner(
     if not config.prune.prunes:
         return None, 0.0
     method, scores, seconds = with_static_scores(config, loaders.dataset)
+    score_loader, proxy = None, None
+    if method.source.by_proxy:
+        score_loader = loaders.proxy(config.run.seed, method.values["window"])
+        proxy = build_proxy(config, loaders, amp_dtype, task)
+    elif method.makes_passes:
+        score_loader = loaders.score
     pruner = Pruner(
         loaders.train(config.run.seed),
-        loaders.score if method.makes_passes else None,
+        score_loader,
         method,
         epochs=config.train.epochs,
         seed=config.run.seed,
@@ -30,8 +39,24 @@ def build_pruner(
         amp_dtype=amp_dtype,
         scores=scores,
         class_names=loaders.dataset.classes or None,
+        proxy=proxy,
     )
     return pruner, seconds
+
+
+def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> Proxy:
+    """The proxy net of a run, trained as its main net is but for the learning rate."""
+    data, train, values = loaders.dataset, config.train, config.prune.values
+    model = build_model(values["proxy_model"], data.outputs, data.mean, data.std).to(loaders.world.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=values["proxy_lr"],
+        momentum=train.momentum,
+        nesterov=train.nesterov,
+        weight_decay=train.weight_decay,
+    )
+    schedule = LRSchedule.of(train, values["proxy_lr"])
+    return Proxy(model, optimizer, schedule, values["proxy_size"], task, amp_dtype)
 
 
 def check_batches(config: Config, num_samples: int) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -220,7 +221,7 @@ class Trainer:
             "nonfinite_losses": state.nonfinite if state and selected else 0,
             **selection_facts(self.loader.selection, self.dataset),
             "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
-            "samples_seen": seen + steps * self.config.train.batch_size,
+            "samples_seen": seen + self.stepper.trained,
             "steps": steps,
             "lr": self._lr_factor * self.stepper.lr_schedule(epoch, steps - 1, steps),
             "train_loss": loss,
@@ -244,7 +245,13 @@ class Trainer:
             bar.reset(total=steps * self.config.train.batch_size)
             bar.update(done * self.config.train.batch_size)
             loss = self.stepper.train_epoch(
-                self.loader, epoch, batch_loss, bar, lambda: self._after_step(folder, stop), self._lr_factor
+                self.loader,
+                epoch,
+                batch_loss,
+                bar,
+                lambda: self._after_step(folder, stop),
+                self._lr_factor,
+                partial(self.pruner.choose, self.stepper.model) if self.pruner else None,
             )
             self._lap_training()
         return loss, steps
@@ -291,6 +298,8 @@ class Trainer:
         device = self.stepper.device
         own = {
             "loss_sum": self.stepper.loss_sum.item(),
+            "steps": self.stepper.steps,
+            "samples": self.stepper.samples,
             "cpu_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
@@ -309,6 +318,8 @@ class Trainer:
         self.clock.seconds.update(state["seconds"])
         ranks = state["ranks"]
         self.stepper.loss_sum.fill_(sum(other["loss_sum"] for other in ranks[rank::size]) * (size / len(ranks)))
+        self.stepper.steps = ranks[0]["steps"]
+        self.stepper.samples = ranks[0]["samples"] * len(ranks) // size
         if rank < len(ranks):
             torch.set_rng_state(ranks[rank]["cpu_random"])
             if device.type == "cuda" and ranks[rank]["cuda_random"] is not None:

@@ -1,0 +1,162 @@
+"""The values that a method selects by, from wherever its source says: training, a pass, a proxy, each batch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ffcv_prune.errors import UserError
+from ffcv_prune.machine import AmpDtype
+from ffcv_prune.methods import State
+from ffcv_prune.methods.table import CERTAINTY, NonFiniteLossError
+from ffcv_prune.protocols import SampleLoader
+from ffcv_prune.scoring.batch_forward import BatchChooser
+from ffcv_prune.scoring.forward import check_loader, score_pass
+from ffcv_prune.scoring.proxy import Proxy, check_proxy_loader
+from ffcv_prune.scoring.training_losses import TrainingLosses
+from ffcv_prune.tasks import Task
+
+
+class Values:
+    """Brings the state of a method the values that it wants.
+
+    Attributes:
+        chooser: of a method that chooses in batches; else None.
+        passes, forwards: scoring passes made so far, and the samples that went through the model, or through a proxy
+            net, for the sake of the method.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        loader: SampleLoader,
+        score_loader: SampleLoader | None,
+        task: Task,
+        amp_dtype: AmpDtype,
+        proxy: Proxy | None,
+    ) -> None:
+        self.state, self.method, self.task, self.amp_dtype = state, state.method, task, amp_dtype
+        self.score_loader, self.proxy = score_loader, proxy
+        self._check(loader)
+        ranks, facts = loader.world_size, len(self.method.facts)
+        self.chooser = BatchChooser(state, task, amp_dtype, ranks) if self.method.chooses_in_batches else None
+        self._recorded = TrainingLosses(state.n, ranks > 1, facts) if self.method.records_losses else None
+        self._passes = self._scored = 0
+
+    def _check(self, loader: SampleLoader) -> None:
+        """UserError for loaders or a proxy that do not fit the method."""
+        method = self.method
+        if method.records_losses and not loader.with_ids:
+            raise UserError("training losses go by sample: build the training loader with with_ids=True")
+        if self.proxy is None and method.source.by_proxy:
+            raise UserError(f"method {method.name} selects by a proxy net: give proxy=Proxy(model, optimizer)")
+        if self.proxy is not None and not method.source.by_proxy:
+            raise UserError(f"method {method.name} has no proxy net: leave it out")
+        if not method.makes_passes:
+            return
+        if self.score_loader is None:
+            raise UserError(f"method {method.name} scores the samples in a pass: give a score_loader")
+        check_loader("scoring loader", self.score_loader)
+        if self.proxy is not None:
+            check_proxy_loader(self.score_loader, loader, method.values["window"])
+        found, labels, own = self.score_loader.num_samples, self.score_loader.labels, loader.labels
+        if found != self.state.n or (labels is not None and own is not None and not np.array_equal(labels, own)):
+            reason = f"{found} samples, not {self.state.n}" if found != self.state.n else "other labels"
+            raise UserError(
+                f"against the training loader, the scoring loader has {reason}: read the same data set in both"
+            )
+
+    @property
+    def passes(self) -> int:
+        return self._passes
+
+    @property
+    def forwards(self) -> int:
+        by_others = (part.forwards for part in (self.chooser, self.proxy) if part is not None)
+        return self._scored + sum(by_others)
+
+    def collect(self, epoch: int, model: nn.Module) -> int:
+        """Record what is wanted before the selection of `epoch`; returns how many losses were not finite."""
+        return self._record_training(epoch) + self._record_pass(epoch, model)
+
+    def _record_training(self, epoch: int) -> int:
+        if self._recorded is None or self.state.selection is None:
+            return 0
+        ids, values = self._recorded.latest()
+        if not ids.size:
+            raise UserError("no training losses came back since the last selection: use batch_loss in your loop")
+        facts: dict[str, Any] = dict(zip(self.method.facts, values[1:], strict=True))
+        return self.state.record(ids, values[0], epoch=epoch, **facts)
+
+    def _record_pass(self, epoch: int, model: nn.Module) -> int:
+        ids = self.state.wanted(epoch)
+        if ids is None:
+            return 0
+        assert self.score_loader is not None
+        self._passes += 1
+        if self.proxy is not None:
+            of = self.method.values
+            order, losses = self.proxy.run(self.score_loader, epoch, of["keep"], of["window"], of["stride"])
+            try:
+                return self.state.record(order, losses, epoch=epoch)
+            except NonFiniteLossError as error:
+                raise UserError("the proxy diverged: lower its learning rate, which is prune.proxy_lr") from error
+        self._scored += ids.size
+        certainty = self.method.needs_certainty
+        values = score_pass(
+            model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids, certainty=certainty
+        )[:, ids]
+        names = [column.name for column in CERTAINTY if certainty]
+        facts: dict[str, Any] = dict(zip(names, values[1:], strict=True))
+        return self.state.record(ids, values[0], epoch=epoch, **facts)
+
+    def remember(self, losses: Tensor, ids: Tensor, outputs: Any, targets: Tensor | None) -> None:
+        """Keep the losses of a batch, float32[B], without gradient, where the method takes those of training."""
+        if self._recorded is None:
+            return
+        rows = [losses[None]]
+        if self.method.statistic.needs_batches:
+            rows.append(losses.mean().expand(1, len(losses)))
+        if self.method.needs_certainty:
+            if outputs is None or targets is None:
+                raise UserError(
+                    f"method {self.method.name} needs to know whether the model was right: "
+                    "call batch_loss(losses, ids, outputs, targets)"
+                )
+            rows.append(self.task.certainty(outputs, targets))
+        self._recorded.record(torch.cat(rows) if len(rows) > 1 else rows[0], ids)
+
+    def clear(self) -> None:
+        """Forget the losses of training: a selection was made of them."""
+        if self._recorded is not None:
+            self._recorded.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain containers. With training losses and a distributed loader, all ranks must call."""
+        parts = {"recorded": self._recorded, "chooser": self.chooser, "proxy": self.proxy}
+        own = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+        return own | {"counts": [self._passes, self._scored]}
+
+    def fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether `state` is of a run with the same source."""
+        return (state["recorded"] is None) == (self._recorded is None)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, part in {"recorded": self._recorded, "chooser": self.chooser, "proxy": self.proxy}.items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        self._passes, self._scored = state["counts"]
+
+
+def check_arguments(losses: NDArray[Any] | Tensor, ids: Tensor) -> None:
+    """UserError unless there is one loss for each of the batch's int64 ids."""
+    if losses.ndim != 1 or losses.shape != ids.shape or ids.dtype != torch.int64:
+        raise UserError(
+            f"losses {list(losses.shape)} with ids {list(ids.shape)}, {ids.dtype}: hand over one loss a sample "
+            '(reduction="none") and the ids of the batch as the loader gave them'
+        )

@@ -1,0 +1,325 @@
+"""Methods that choose in batches, and by a proxy net: their rules by hand, in a loop of one's own, and on the way."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ffcv_prune import PrunedLoader, Pruner, methods
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.pipelines import train_pipelines
+from ffcv_prune.methods.presets.selective_backprop import HISTORY, chance_by_history, odds_by_rank
+from ffcv_prune.scoring.proxy import Proxy
+from tests.betons import Beton, write_beton
+from tests.nets import SmallNet
+
+N, BATCH, WINDOW = 203, 16, 32
+
+
+class TestComposer:
+    @pytest.mark.parametrize(
+        ("keep", "expected"),
+        [
+            (0.5, [0.0625, 0.1875, 0.3125, 0.4375]),
+            (0.25, [0.002, 0.0544, 0.252, 0.6915]),
+            (0.75, [0.1649, 0.2378, 0.2819, 0.3154]),
+        ],
+    )
+    def test_odds_and_first_draws(self, keep: float, expected: list[float]) -> None:
+        """(a)."""
+        assert odds_by_rank(4, keep) == pytest.approx(expected, abs=1e-4)
+        losses = np.array([0.3, 0.9, 0.1, 0.7], np.float32)  # ranks 1, 3, 0, 2
+        counts, draws = np.zeros(4), 2000
+        state = methods.build("selective_backprop", keep=0.25, start=0.0, end=1.0, interrupt=0).start(4, epochs=draws)
+        for epoch in range(1, draws):
+            counts[state.choose(np.arange(4), losses, epoch=epoch, batch=0)] += 1
+        assert counts / draws == pytest.approx(np.array([0.0544, 0.6915, 0.002, 0.252]), abs=0.04)
+
+    def test_when_it_chooses(self) -> None:
+        """(d), (e): twenty batches of a hundred; at keep 1 all samples of all of them."""
+        state = methods.build("selective_backprop").start(64, epochs=10)
+        chosen = {
+            (epoch, batch)
+            for epoch in range(10)
+            for batch in range(10)
+            if len(state.choose(np.arange(8), np.arange(8, dtype=np.float32), epoch=epoch, batch=batch)) == 4
+        }
+        assert chosen == {(epoch, batch) for epoch in (5, 6, 7, 8) for batch in (0, 2, 4, 6, 8)}
+        whole = methods.build("selective_backprop", keep=1.0, start=0.0, end=1.0, interrupt=0).start(64, epochs=10)
+        for epoch in range(10):
+            rows = whole.choose(np.arange(8), np.ones(8, np.float32), epoch=epoch, batch=0)
+            assert rows.tolist() == list(range(8))
+
+    def test_rows_are_places_in_the_batch(self) -> None:
+        state = methods.build("selective_backprop", keep=0.25, start=0, end=1, interrupt=0).start(99, epochs=400)
+        ids, losses = np.array([40, 7, 98, 13]), np.array([0, 0, 50, 0], np.float32)
+        found = [state.choose(ids, losses, epoch=1, batch=batch).tolist() for batch in range(200)]
+        assert sum(rows == [2] for rows in found) > 100 and {len(rows) for rows in found} == {1}
+
+    def test_null_shuffles_within_the_batch(self) -> None:
+        parameters: dict[str, Any] = {"keep": 0.25, "start": 0, "end": 1, "interrupt": 0, "null": True}
+        state = methods.build("selective_backprop", **parameters).start(8, epochs=400)
+        counts = np.zeros(4)
+        for batch in range(800):
+            losses = np.array([1, 2, 50, 3], np.float32)
+            counts[state.choose(np.array([3, 1, 7, 2]), losses, epoch=1, batch=batch)] += 1
+        assert counts / 800 == pytest.approx([0.25] * 4, abs=0.06)
+
+
+class TestJiang:
+    def test_chances(self) -> None:
+        """(b)."""
+        losses = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+        assert chance_by_history(losses, losses, 1).tolist() == [0, 0.25, 0.5, 0.75]
+        assert chance_by_history(losses, losses, 2).tolist() == [0, 0.0625, 0.25, 0.5625]
+
+    def test_the_history_holds_the_latest_losses_and_the_lowest_is_never_taken(self) -> None:
+        state = methods.build("selective_backprop", form="jiang", start=0, end=1, interrupt=0).start(500, epochs=9)
+        rng, seen = np.random.default_rng(0), np.zeros(0, np.float32)
+        for batch in range(30):
+            ids, losses = rng.permutation(500)[:100], rng.random(100, np.float32)
+            rows = state.choose(ids, losses, epoch=1, batch=batch)
+            seen = np.concatenate([seen, losses])[-HISTORY:]
+            history = state.table.columns["history"]
+            assert np.sort(history[~np.isnan(history)]).tolist() == np.sort(seen).tolist()
+            assert losses.argmin() not in rows or losses.min() > seen.min()
+
+    def test_a_batch_as_large_as_the_history(self) -> None:
+        state = methods.build("selective_backprop", form="jiang", start=0, end=1).start(3000, epochs=9)
+        losses = np.random.default_rng(0).random(3000).astype(np.float32)
+        state.choose(np.arange(3000), losses, epoch=1, batch=0)
+        assert np.sort(state.table.columns["history"]).tolist() == np.sort(losses[-HISTORY:]).tolist()
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
+    return write_beton(tmp_path_factory.mktemp("batches") / "train.beton", n=N)
+
+
+def make_loader(beton: Beton, batch_size: int = BATCH, **options: Any) -> PrunedLoader:
+    pipelines = train_pipelines(check_beton(beton.path), "pad_crop_flip", 16, torch.device("cpu"), fill=(0, 0, 0))
+    return PrunedLoader(beton.path, batch_size, 1, pipelines=pipelines, shuffle=True, **options)
+
+
+def train(
+    pruner: Pruner, epochs: range, model: torch.nn.Module, stop: int | None = None, state: dict[str, Any] | None = None
+) -> list[list[int]]:
+    """Plain SGD; returns the ids of each step. After batch `stop` it leaves the pruner's state in `state`."""
+    made = []
+    for epoch in epochs:
+        pruner.begin_epoch(epoch, model)
+        model.train()
+        for number, (images, labels, ids) in enumerate(pruner.loader):
+            chosen = pruner.choose(model, images, labels, ids)
+            if chosen is not None:
+                images, labels, ids = chosen
+                losses = F.cross_entropy(model(images), labels, reduction="none")
+                pruner.batch_loss(losses, ids).backward()
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter -= 0.05 * parameter.grad
+                        parameter.grad = None
+                made.append(ids.tolist())
+            if number == stop and state is not None:
+                state |= copy.deepcopy(pruner.state_dict())
+                return made
+    return made
+
+
+SELECTIVE: dict[str, Any] = {"start": 0.0, "end": 1.0, "interrupt": 0}
+
+
+class TestLoop:
+    @pytest.mark.parametrize("form", ["composer", "jiang"])
+    def test_selection_leaves_the_model_as_it_is(self, beton: Beton, form: str) -> None:
+        """(c): batch norms are as before, and so is the mode."""
+        pruner = Pruner(make_loader(beton, with_ids=True), None, "selective_backprop", epochs=4, form=form, **SELECTIVE)
+        model = SmallNet()
+        train(pruner, range(1), model)
+        pruner.begin_epoch(1, model)
+        before = copy.deepcopy(model.state_dict())
+        model.train()
+        images, labels, ids = next(iter(pruner.loader))
+        pruner.choose(model, images, labels, ids)
+        assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert pruner.values.forwards >= BATCH
+
+    def test_keep_1_is_plain_training(self, beton: Beton) -> None:
+        """(e), bit by bit."""
+        ends = []
+        for name, parameters in (("full", {}), ("selective_backprop", {"keep": 1.0, **SELECTIVE})):
+            torch.manual_seed(0)
+            model = SmallNet()
+            train(Pruner(make_loader(beton, with_ids=True), None, name, epochs=3, **parameters), range(3), model)
+            ends.append(model.state_dict())
+        assert all(torch.equal(ends[0][name], value) for name, value in ends[1].items())
+
+    def test_the_queue_fills_batches(self, beton: Beton) -> None:
+        pruner = Pruner(
+            make_loader(beton, with_ids=True), None, "selective_backprop", epochs=4, form="jiang", **SELECTIVE
+        )
+        made = train(pruner, range(4), SmallNet())
+        assert {len(ids) for ids in made} == {BATCH}
+        batches = N // BATCH
+        assert batches < len(made) < 4 * batches - 5  # the first epoch whole, about half of the others
+
+    @pytest.mark.parametrize("form", ["composer", "jiang"])
+    @pytest.mark.parametrize("stop", [0, 6])
+    def test_resuming_within_an_epoch_equals_never_having_stopped(self, beton: Beton, form: str, stop: int) -> None:
+        def make() -> Pruner:
+            loader = make_loader(beton, with_ids=True)
+            return Pruner(loader, None, "selective_backprop", epochs=3, form=form, **SELECTIVE)
+
+        torch.manual_seed(0)
+        model = SmallNet()
+        expected = train(make(), range(3), model)
+        torch.manual_seed(0)
+        stopped = SmallNet()
+        pruner, state = make(), {}
+        found = train(pruner, range(1), stopped) + train(pruner, range(1, 2), stopped, stop, state)
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert found + train(resumed, range(1, 3), stopped) == expected
+        assert all(torch.equal(model.state_dict()[name], value) for name, value in stopped.state_dict().items())
+
+
+class TestProxyRule:
+    def test_the_highest_of_each_window(self) -> None:
+        """(a), (b): windows are as the losses came; the last one is shorter."""
+        for losses, expected in (([0.1, 0.9, 0.3, 0.7], [1, 3]), ([1, 1, 1, 1], [0, 1])):
+            state = methods.build("proxy_batch", keep=0.5, window=4).start(4, epochs=9)
+            state.record(np.arange(4), np.array(losses, np.float32), epoch=0)
+            selection = state.select(0)
+            assert selection is not None and selection.ids.tolist() == expected
+        state = methods.build("proxy_batch", keep=0.5, window=4).start(10, epochs=9)
+        for epoch in range(9):
+            wanted = state.wanted(epoch)
+            assert wanted is not None and wanted.tolist() == list(range(10))
+            order = np.random.default_rng(epoch).permutation(10)
+            losses = np.random.default_rng(epoch + 50).integers(0, 4, 10).astype(np.float32)
+            for first in range(0, 10, 5):  # how they are handed over does not matter
+                state.record(order[first : first + 5], losses[order[first : first + 5]], epoch=epoch)
+            selection = state.select(epoch)
+            assert selection is not None
+            expected = []
+            for window in (order[:4], order[4:8], order[8:]):
+                ranked = sorted(window.tolist(), key=lambda i: (-losses[i], i))
+                expected += ranked[: round(0.5 * len(window))]
+            assert selection.ids.tolist() == sorted(expected)
+            assert selection.ids.size == state.method.kept(10, epoch, 9) == 5
+
+    def test_a_window_larger_than_the_data_is_refused(self) -> None:
+        with pytest.raises(UserError, match="window=1024 is larger than the data set of 10 samples"):
+            methods.build("proxy_batch").start(10)
+
+
+class TestProxy:
+    def make(self, beton: Beton, stride: int = 4, epochs: int = 3, **options: Any) -> Pruner:
+        torch.manual_seed(1)
+        net = SmallNet()
+        proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9), **options)
+        loaders = make_loader(beton, with_ids=True), make_loader(beton, WINDOW, drop_last=False)
+        return Pruner(*loaders, "proxy_batch", epochs=epochs, proxy=proxy, window=WINDOW, stride=stride)
+
+    def test_the_proxy_sees_what_the_main_net_will(self, beton: Beton) -> None:
+        """(c), and batches are the kept part of windows: permute, then mask."""
+        pruner = self.make(beton)
+        pruner.begin_epoch(0, SmallNet())
+        assert pruner.values.score_loader is not None
+        windows = [(b.ids.tolist(), b.inputs.clone()) for b in pruner.values.score_loader.batches(0)]
+        seen = {i: image for ids, images in windows for i, image in zip(ids, images, strict=True)}
+        order = list(seen)
+        served = []
+        for images, _, ids in pruner.loader:
+            assert all(torch.equal(seen[int(i)], image) for i, image in zip(ids, images, strict=True))
+            served += ids.tolist()
+        kept = [i for i in order if i in set(pruner.loader.selection.tolist())]
+        assert served == kept[: len(served)]
+
+    def test_all_epochs_first_or_one_before_each(self, beton: Beton) -> None:
+        """(d): the proxy does not look at the main net."""
+        one, other = self.make(beton), self.make(beton)
+        first = [one.begin_epoch(epoch, SmallNet()) for epoch in range(3)]
+        model, second = SmallNet(), []
+        for epoch in range(3):
+            second.append(other.begin_epoch(epoch, model))
+            for images, labels, ids in other.loader:
+                other.batch_loss(F.cross_entropy(model(images), labels, reduction="none"), ids).backward()
+        assert all(
+            a is not None and b is not None and (a.ids == b.ids).all() for a, b in zip(first, second, strict=True)
+        )
+        assert first[0].ids.tolist() != first[1].ids.tolist()  # type: ignore[union-attr]
+
+    def test_it_steps_at_every_stride_and_is_part_of_the_state(self, beton: Beton) -> None:
+        """(e)."""
+        pruner = self.make(beton, stride=4)
+        windows = -(-N // WINDOW)
+        pruner.begin_epoch(0, SmallNet())
+        proxy = pruner.values.proxy
+        assert proxy is not None and (proxy.windows, proxy.steps) == (windows, 2) == (7, 2)
+        pruner.begin_epoch(1, SmallNet())
+        assert (proxy.steps, proxy.forwards) == (4, 2 * N)  # at windows 0, 4, 8, 12
+        resumed = self.make(beton, stride=4)
+        resumed.load_state_dict(copy.deepcopy(pruner.state_dict()))
+        ends = [run.begin_epoch(2, SmallNet()) for run in (pruner, resumed)]
+        assert (ends[0].ids == ends[1].ids).all()  # type: ignore[union-attr]
+
+    def test_reduced_images_and_a_schedule(self, beton: Beton) -> None:
+        rates: list[tuple[int, int, int]] = []
+
+        def lr(*position: int) -> float:
+            rates.append(position)
+            return 0.1
+
+        pruner = self.make(beton, size=8, lr=lr)
+        pruner.begin_epoch(0, SmallNet())
+        assert rates == [(0, window, 7) for window in range(7)]
+        assert len(pruner.loader.selection) == 6 * 16 + round(0.5 * (N - 6 * WINDOW))
+
+    def test_what_does_not_fit_is_refused(self, beton: Beton) -> None:
+        net = SmallNet()
+        proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        loader = make_loader(beton, with_ids=True)
+        cases: list[tuple[PrunedLoader, Proxy | None, str, str]] = [
+            (make_loader(beton, WINDOW, drop_last=False), None, "proxy_batch", "give proxy=Proxy"),
+            (make_loader(beton, 20, drop_last=False), proxy, "proxy_batch", "give it batch_size=32"),
+            (make_loader(beton, WINDOW, drop_last=True), proxy, "proxy_batch", "drop_last=False"),
+            (make_loader(beton, WINDOW, drop_last=False, seed=3), proxy, "proxy_batch", "the same seed"),
+            (make_loader(beton, WINDOW, drop_last=False), proxy, "random", "no proxy net"),
+        ]
+        for score_loader, given, name, message in cases:
+            parameters = {"window": WINDOW} if name == "proxy_batch" else {}
+            with pytest.raises(UserError, match=message):
+                Pruner(loader, score_loader, name, epochs=3, proxy=given, **parameters)
+
+    def test_a_proxy_that_diverges_is_an_error_and_the_selection_stays(self, beton: Beton) -> None:
+        pruner = self.make(beton)
+        pruner.begin_epoch(0, SmallNet())
+        before = pruner.loader.selection.copy()
+        proxy = pruner.values.proxy
+        assert proxy is not None
+        torch.nn.init.constant_(proxy.model.head.bias, float("nan"))  # type: ignore[arg-type, union-attr]
+        with pytest.raises(UserError, match="the proxy diverged: lower its learning rate"):
+            pruner.begin_epoch(1, SmallNet())
+        assert (pruner.loader.selection == before).all() and pruner.state.table.updates == 1
+
+
+def test_a_queue_is_for_one_process() -> None:
+    from ffcv_prune.scoring.batch_forward import BatchChooser
+    from ffcv_prune.tasks import Classification
+
+    state = methods.build("selective_backprop", form="jiang").start(8, epochs=3)
+    with pytest.raises(UserError, match="train with one process, or set form=composer"):
+        BatchChooser(state, Classification(), None, 2)
+
+
+def test_choosing_is_for_methods_that_choose_in_batches(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="selects before an epoch"):
+        methods.build("ucb").start(8, epochs=3).choose(np.arange(2), np.ones(2, np.float32), epoch=0, batch=0)
