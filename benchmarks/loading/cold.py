@@ -50,7 +50,7 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.loader import usable_cores
+from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.loading.read_ahead import WINDOW_BYTES, WINDOWS_AHEAD, byte_ranges
 
@@ -214,7 +214,7 @@ def _select_stock(loader: Loader, ids: NDArray[np.int64]) -> Any:
 
 def _forgetting(cached: PageCache, loader: PrunedLoader) -> Callable[[NDArray[np.int64]], None]:
     """A function of the ids to come that drops what a memory too small would not hold."""
-    fields = loader.decoded_fields
+    fields = loader.graph.decoded_fields
     ahead = int(WINDOWS_AHEAD * WINDOW_BYTES / loader.file.sample_bytes)
 
     def forget(coming: NDArray[np.int64]) -> None:

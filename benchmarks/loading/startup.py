@@ -74,7 +74,7 @@ COMMANDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ffcv_prune.loading.loader import usable_cores
+    from ffcv_prune.loading.arguments import usable_cores
 
     parser.add_argument("--samples", type=positive, default=512, help="of each file; default: %(default)s")
     parser.add_argument(

@@ -55,7 +55,7 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.loader import usable_cores
+from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.order import PrunedOrder, validate_ids
 from ffcv_prune.loading.pipelines import train_pipelines
 

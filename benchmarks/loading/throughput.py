@@ -51,7 +51,7 @@ from ffcv_prune.data import recipe
 from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split, open_source
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.loading.loader import usable_cores
+from ffcv_prune.loading.arguments import usable_cores
 
 TITLE = "Throughput on changing subsets"
 COLUMNS = (
