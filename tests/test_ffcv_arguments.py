@@ -11,6 +11,9 @@ import torch
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
 from ffcv.transforms import (
     Convert,
     NormalizeImage,
@@ -26,6 +29,8 @@ from ffcv.traversal_order import Sequential
 from ffcv_prune import PrunedLoader
 from ffcv_prune.errors import UserError
 from tests.betons import Beton
+
+IMAGE, LABEL = SimpleRGBImageDecoder(), IntDecoder()
 
 
 def served(loader: PrunedLoader) -> list[int]:
@@ -104,6 +109,30 @@ def test_no_seed_is_one_of_chance_as_in_ffcv(beton: Beton) -> None:
     assert served(first) != served(second)
 
 
+def test_more_batches_ahead_than_an_epoch_has(beton: Beton) -> None:
+    loader = PrunedLoader(beton.path, 64, batches_ahead=2**60, drop_last=False, with_ids=True)
+    assert served(loader) == list(range(203))
+    assert loader.ring.slots == 4 + 2
+    whole = PrunedLoader(beton.path, 2**60, drop_last=False, with_ids=True)
+    assert served(whole) == list(range(203))
+
+
+def test_buffers_that_find_no_room(beton: Beton) -> None:
+    loader = PrunedLoader(beton.path, 64, pipelines={"image": [IMAGE, Huge(), ToTensor()]})
+    with pytest.raises(UserError, match=r"batches of 64 samples find no room in memory .*: use a smaller batch_size"):
+        iter(loader)
+
+
+class Huge(Operation):
+    """Wants more memory than any machine has."""
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        return previous_state, AllocationQuery((2**50,), np.dtype(np.uint8))
+
+    def generate_code(self) -> Any:
+        return lambda values, room: values
+
+
 class Odd:
     """Something that no argument is."""
 
@@ -162,7 +191,6 @@ def test_what_cannot_be_honoured_is_one_line(beton: Beton, options: dict[str, An
 
 
 NORMALIZE = NormalizeImage(np.zeros(3), np.ones(3), np.float32)
-IMAGE, LABEL = SimpleRGBImageDecoder(), IntDecoder()
 
 
 @pytest.mark.parametrize(
@@ -176,6 +204,7 @@ IMAGE, LABEL = SimpleRGBImageDecoder(), IntDecoder()
         ("image", [IMAGE, ToTorchImage()], "ToTorchImage works on tensors"),
         ("image", [ToDevice(torch.device("cpu")), ToTensor()], "ToDevice works on tensors"),
         ("image", [ToTensor(), ToDevice("cpu")], r"ToDevice has 'cpu': write ToDevice\(torch.device\('cpu'\)\)"),
+        ("image", [ToTensor(), ToDevice(torch.device("cuda", 99))], "ToDevice has cuda:99, but this process sees"),
         ("label", [LABEL, Squeeze(1), ToTensor()], "Squeeze works on tensors"),
         ("label", [IMAGE, ToTensor()], "SimpleRGBImageDecoder is not the first .* begin with a IntDecoder"),
         ("image", [IMAGE, IMAGE], "SimpleRGBImageDecoder is not the first"),

@@ -6,13 +6,15 @@ The same for recipes is in test_recipes.py, for .beton files in test_fuzz_beton.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -87,6 +89,31 @@ def test_a_loader_serves_any_selection_that_it_does_not_refuse(loader: PrunedLoa
     assert len(batches) == len(loader.selection) // 4
     served = np.concatenate(batches)
     np.testing.assert_array_equal(served, loader.selection[: len(served)])
+
+
+class Evil:
+    """What can neither be printed in a line nor be asked whether it is true."""
+
+    def __repr__(self) -> str:
+        return "a\nb"
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither\nnor")
+
+
+HOSTILE: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 2.5, float("nan"), 10**30, "x", "x\ny", b"x", [], (), {}, {1}, [[1], [1, 2]], int),
+    *(np.zeros(3), np.array(3), np.array(["a"]), torch.zeros(2), Evil(), [Evil()], {"image": Evil()}, {Evil(): []}),
+    *({"image": [Evil()]}, {"image": [int]}, {"image": [None]}, {"image": 5}, {"label": torch.nn.Flatten()}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(inspect.signature(PrunedLoader).parameters))
+def test_any_argument_is_taken_or_refused(beton: Beton, name: str) -> None:
+    for value in HOSTILE:
+        options = {"fname": beton.path, "batch_size": 4, "num_workers": 1, "pipelines": {"image": None}, name: value}
+        with refusal_is_one_line():
+            PrunedLoader(**options)
 
 
 # ---- statistics --------------------------------------------------------------------------------------------

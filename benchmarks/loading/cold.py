@@ -214,7 +214,7 @@ def _select_stock(loader: Loader, ids: NDArray[np.int64]) -> Any:
 
 def _forgetting(cached: PageCache, loader: PrunedLoader) -> Callable[[NDArray[np.int64]], None]:
     """A function of the ids to come that drops what a memory too small would not hold."""
-    fields = loader.decoded_fields
+    fields = loader.graph.decoded_fields
     ahead = int(WINDOWS_AHEAD * WINDOW_BYTES / loader.file.sample_bytes)
 
     def forget(coming: NDArray[np.int64]) -> None:

@@ -50,6 +50,14 @@ def check_flags(**flags: Any) -> None:
             raise UserError(f"{name} is {reprlib.repr(value)}: it must be True or False")
 
 
+def refuse_unsupported(os_cache: Any, order_kwargs: Any) -> None:
+    check_flags(os_cache=os_cache)
+    if not os_cache:
+        raise UserError("os_cache=False, a cache in the process, is not supported: leave os_cache out, or pass True")
+    if order_kwargs is not None and not (isinstance(order_kwargs, Mapping) and len(order_kwargs) == 0):
+        raise UserError("order_kwargs belong to a TraversalOrder, which is not supported: use set_selection")
+
+
 def shuffles(order: Any, shuffle: Any) -> bool:
     """Whether each epoch has a permutation of its own, by FFCV's `order` or, in its place, by `shuffle`."""
     if shuffle is not None:

@@ -44,8 +44,8 @@ class PipelineGraph(Graph):
         if isinstance(operation, _DECODERS):
             decoder = self.handlers[field].get_decoder_class().__name__
             raise UserError(f"{name} is not the first operation, or decodes other fields: begin with a {decoder}")
-        if isinstance(operation, ToDevice) and not isinstance(operation.device, torch.device):
-            raise UserError(f"{name} has {operation.device!r}: write ToDevice(torch.device({operation.device!r}))")
+        if isinstance(operation, ToDevice):
+            _check_device(name, operation.device)
         if state.jit_mode and isinstance(operation, _OF_TENSORS):
             raise UserError(f"{name} works on tensors and gets a NumPy array: put ToTensor() before it")
         if not state.jit_mode and self._works_on_arrays(node, state, field):
@@ -106,6 +106,14 @@ class PipelineGraph(Graph):
         labels = sources.index(info.label_field) if info.label_field in sources else None
         inputs = place_of(info.image_field, labels)
         return inputs, place_of(info.label_field, inputs)
+
+
+def _check_device(name: str, device: Any) -> None:
+    if not isinstance(device, torch.device):
+        raise UserError(f"{name} has {device!r}: write ToDevice(torch.device({device!r}))")
+    seen = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= seen:
+        raise UserError(f"{name} has {device}, but this process sees {seen} such devices: use one of them, or the CPU")
 
 
 def _ancestors(node: Node) -> Iterator[Node]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import weakref
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from ffcv_prune.loading.arguments import (
     file_path,
     positions,
     rank_and_world_size,
+    refuse_unsupported,
     shuffles,
     usable_workers,
     whole,
@@ -88,20 +88,16 @@ class PrunedLoader(Loader):
         with_ids: bool = False,
         read_ahead: bool = True,
     ) -> None:
-        path = file_path(fname)
+        self.path = file_path(fname)
         check_flags(distributed=distributed, drop_last=drop_last, recompile=recompile)
-        check_flags(os_cache=os_cache, with_ids=with_ids, read_ahead=read_ahead)
+        check_flags(with_ids=with_ids, read_ahead=read_ahead)
+        refuse_unsupported(os_cache, order_kwargs)
         shuffle = shuffles(order, shuffle)
-        if not os_cache:
-            raise UserError(
-                "os_cache=False, a cache in the process, is not supported: leave os_cache out, or pass True"
-            )
-        if order_kwargs:
-            raise UserError("order_kwargs belong to a TraversalOrder, which is not supported: use set_selection")
+        ranks = rank_and_world_size(distributed)
         if seed is None and distributed:
             seed = 0  # as in FFCV: all ranks need the same one
-        self.file = open_file(path, check_custom_fields(custom_fields))
-        self.path, info = path, self.file.info
+        self.file = open_file(self.path, check_custom_fields(custom_fields))
+        info = self.file.info
         self.num_samples = info.num_samples
         self.labels: NDArray[np.int64] | None = info.labels
         self.with_ids = with_ids
@@ -114,7 +110,7 @@ class PrunedLoader(Loader):
         served = positions(indices, self.num_samples)
         with ffcv_constructor(self.file):
             super().__init__(
-                str(path),
+                str(self.path),
                 whole("batch_size", batch_size, 1),
                 num_workers=usable_workers(num_workers),
                 seed=None if seed is None else whole("seed", seed, 0),
@@ -126,7 +122,6 @@ class PrunedLoader(Loader):
                 recompile=recompile,
             )
         self.distributed = distributed
-        ranks = rank_and_world_size(distributed)
         self.traversal_order = PrunedOrder(self, self.num_samples, shuffle, drop_last, *ranks, indices=served)
         self._check_length(self.traversal_order.num_selected)
 
@@ -256,17 +251,7 @@ class PrunedLoader(Loader):
 
     def _settings(self) -> dict[str, Any]:
         """What a position depends on."""
-        order = self.traversal_order
-        return {
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "batch_size": self.batch_size * order.world_size,
-            "shuffle": order.shuffle,
-            "drop_last": order.drop_last,
-            "indices": None
-            if order.indices is None
-            else hashlib.blake2b(order.indices.tobytes(), digest_size=8).hexdigest(),
-        }
+        return self.traversal_order.settings() | {"batch_size": self.batch_size * self.world_size}
 
     def filter(self, field_name: str, condition: Any) -> Loader:
         """Not offered: FFCV's `filter` would build a second loader that ignores the selection."""
@@ -305,7 +290,7 @@ class PrunedLoader(Loader):
     def _checked(self, ids: ArrayLike | None) -> NDArray[np.int64] | None:
         """A selection as `PrunedOrder` takes it. UserError for one that cannot be served."""
         checked = None if ids is None else self.traversal_order.checked(ids)
-        self._check_length(self.traversal_order.num_selected if checked is None else len(checked))
+        self._check_length(self.traversal_order.count(checked))
         return checked
 
     def _check_length(self, samples: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,12 @@ class PrunedOrder:
 
     @property
     def num_selected(self) -> int:
-        if self.ids is not None:
-            return len(self.ids)
-        return self.num_samples if self.indices is None else len(self.indices)
+        return self.count(self.ids)
+
+    def count(self, ids: NDArray[np.int64] | None) -> int:
+        """Number of the samples `ids`; None: of all."""
+        served = self.indices if ids is None else ids
+        return self.num_samples if served is None else len(served)
 
     def num_served(self, selected: int) -> int:
         """Number of ids that this rank's epoch of so many selected samples serves (before whole batches are cut)."""
@@ -84,6 +88,12 @@ class PrunedOrder:
     def select(self, ids: NDArray[np.int64] | None) -> None:
         """Exchange the selection: sorted, valid int64 ids as `validate_ids` returns them, or None for all."""
         self.ids = ids
+
+    def settings(self) -> dict[str, Any]:
+        """What the order of an epoch depends on."""
+        indices = None if self.indices is None else hashlib.blake2b(self.indices.tobytes(), digest_size=8).hexdigest()
+        own = {"shuffle": self.shuffle, "drop_last": self.drop_last, "indices": indices}
+        return {"num_samples": self.num_samples, "seed": self.loader.seed, **own}
 
     def global_order(self, epoch: int, ids: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """int64[k]: the order of the samples `ids` (None: all) over all ranks together, before sharding."""

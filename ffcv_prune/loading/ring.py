@@ -12,6 +12,7 @@ import torch
 from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
+from ffcv_prune.errors import UserError
 from ffcv_prune.loading.augment import KeyedOperation, SharedOperation
 from ffcv_prune.loading.graph import PipelineGraph
 from ffcv_prune.loading.open_file import OpenFile
@@ -45,7 +46,7 @@ class Decoding:
 
 
 class Ring:
-    """The buffers of a loader, `batches_ahead + 2` slots, kept from epoch to epoch.
+    """The buffers of a loader, `batches_ahead + 2` slots at most, kept from epoch to epoch.
 
     A slot is: one batch with the consumer, `batches_ahead` in the queue, one being written. On CUDA a slot
     has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an event
@@ -54,10 +55,16 @@ class Ring:
 
     def __init__(self, decoding: Decoding) -> None:
         graph = decoding.graph
-        self.slots = decoding.batches_ahead + 2
+        samples = decoding.file.info.num_samples
+        self.slots = min(decoding.batches_ahead, -(-samples // decoding.batch_size)) + 2  # no epoch has more batches
         self.output_sizes = graph.output_sizes
-        rows = min(decoding.batch_size, decoding.file.info.num_samples)
-        memory = graph.allocate_memory(rows, self.slots)
+        try:
+            memory = graph.allocate_memory(min(decoding.batch_size, samples), self.slots)
+        except (MemoryError, RuntimeError) as error:
+            raise UserError(
+                f"{self.slots} batches of {decoding.batch_size} samples find no room in memory ({error}): "
+                "use a smaller batch_size or batches_ahead"
+            ) from error
         self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
         self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
         self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(KeyedOperation)]
