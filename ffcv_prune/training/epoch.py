@@ -36,14 +36,7 @@ class Stepper:
     ) -> None:
         self.model = model
         self.forward: nn.Module = model
-        self.lr_schedule = LRSchedule(
-            settings.lr,
-            settings.epochs,
-            settings.lr_schedule,
-            settings.lr_milestones,
-            settings.lr_factor,
-            settings.warmup_epochs,
-        )
+        self.lr_schedule = LRSchedule(settings)
         self.amp_dtype = amp_dtype
         self.task = Classification(settings.label_smoothing) if task is None else task
         self.observers: list[Callable[[Step], None]] = []

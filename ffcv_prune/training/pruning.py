@@ -12,13 +12,9 @@ from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.score_file import with_static_scores
 
 
-def build_pruner(
-    config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task
-) -> tuple[Pruner | None, float]:
-    """The pruner, and the seconds that its static scores cost; None for a method that never selects."""
+def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> tuple[Pruner, float]:
+    """The pruner, and the seconds that its static scores cost."""
     check_batches(config, loaders.dataset.train.num_samples)
-    if not config.prune.prunes:
-        return None, 0.0
     method, scores, seconds = with_static_scores(config, loaders.dataset)
     pruner = Pruner(
         loaders.train(config.run.seed),
