@@ -1,46 +1,54 @@
-"""What ranks exchange over `torch.distributed`'s default group. Every rank must call each function equally often.
+"""What ranks exchange over `torch.distributed`. Every rank must call each function equally often.
 
-One rule for the device: NCCL moves tensors of the current CUDA device, gloo those of the CPU. The result is where the
-argument was. `training.world` makes the group, and has its own for what must never wait for a device.
+A `group` of None is the default one. One rule for the device: NCCL moves tensors of the current CUDA device, gloo those
+of the CPU. The result is where the argument was. Objects travel as pickles, and so by gloo wherever speed counts.
 """
 
 from __future__ import annotations
+
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ffcv_prune.errors import UserError
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without a group."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+T = TypeVar("T")
 
 
 def total(tensor: Tensor) -> Tensor:
     """The elementwise sum over the ranks."""
-    return _reduced(tensor, dist.ReduceOp.SUM)
+    return _reduced(tensor, dist.ReduceOp.SUM, None)
 
 
-def maximum(tensor: Tensor) -> Tensor:
+def maximum(tensor: Tensor, group: Any = None) -> Tensor:
     """The elementwise maximum over the ranks."""
-    return _reduced(tensor, dist.ReduceOp.MAX)
+    return _reduced(tensor, dist.ReduceOp.MAX, group)
 
 
 def interleaved(share: Tensor, size: int) -> Tensor:
     """The [size] elements of which each rank r of w has every w-th, from the r-th on."""
-    _, world_size = rank_and_world_size()
-    padded = share.new_zeros(-(-size // world_size), device=_device())
+    world_size = dist.get_world_size()
+    padded = share.new_zeros(-(-size // world_size), device=_device(None))
     padded[: len(share)] = share
     parts = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(parts, padded)
     return torch.stack(parts, dim=1).flatten()[:size].to(share.device)  # [longest, w] read row by row
 
 
-def texts(own: str) -> list[str]:
+def gather(own: T, group: Any = None) -> list[T]:
     """What each rank passed, by rank."""
-    every = [""] * dist.get_world_size()
-    dist.all_gather_object(every, own)
+    every: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(every, own, group=group)
     return every
+
+
+def share(main: T, group: Any = None) -> T:
+    """What the main rank passed."""
+    shared = [main]
+    dist.broadcast_object_list(shared, src=0, group=group)
+    return shared[0]
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -49,11 +57,19 @@ def share_buffers(model: nn.Module) -> None:
         dist.broadcast(buffer, src=0)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+def check_same(own: Any, complaint: str, group: Any = None) -> None:
+    """UserError on all ranks unless all passed the same; {} in the complaint are those that differ from rank 0."""
+    every = gather(own, group)
+    different = [str(rank) for rank, other in enumerate(every) if other != every[0]]
+    if different:
+        raise UserError(complaint.format(", ".join(different)), agreed=True)
 
 
-def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-    reduced = tensor.to(_device(), copy=True)
-    dist.all_reduce(reduced, operation)
+def _device(group: Any) -> torch.device:
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+
+
+def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType, group: Any) -> Tensor:
+    reduced = tensor.to(_device(group), copy=True)
+    dist.all_reduce(reduced, operation, group)
     return reduced.to(tensor.device)

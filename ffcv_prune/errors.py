@@ -30,11 +30,11 @@ class UserError(ValueError):
             through the interpreter they may abort the process.
     """
 
-    agreed = False
     alone = False
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, agreed: bool = False) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        self.agreed = agreed
 
 
 class Terminated(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,13 @@ def default_amp_dtype(device: torch.device) -> torch.dtype | None:
     if device.type == "cpu" and BF16_INSTRUCTIONS & _cpu_flags():
         return torch.bfloat16
     return None
+
+
+def now(device: torch.device) -> float:
+    """time.perf_counter, once the device's work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _cpu_flags() -> set[str]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ffcv_prune import collectives, methods
+from ffcv_prune import collectives, machine, methods
 from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.machine import AmpDtype
 from ffcv_prune.methods.phases import Phase
@@ -146,13 +146,17 @@ class Pruner:
         if not due:
             return None
         with self.state.whole_or_not_at_all():
-            start = _now(model)
+            start = machine.now(device_of(model))  # after its work is done: the parts are charged rightly
             nonfinite = self.values.collect(epoch, model)
-            scored = _now(model)
+            scored = machine.now(device_of(model))
             selection = self.state.select(epoch)
             assert selection is not None
             if self.loader.world_size > 1:
-                _check_ranks_agree(epoch, selection.ids)
+                collectives.check_same(
+                    hashlib.blake2b(selection.ids.tobytes()).hexdigest(),
+                    f"at the selection of epoch {epoch}, rank {{}} selected other samples than rank 0: "
+                    "give all ranks the same data, method and seed",
+                )
             if not selection.ids.size:
                 raise UserError(f"method {self.method.name} leaves no sample for epoch {epoch}: let it drop fewer")
             selected = time.perf_counter()
@@ -248,13 +252,9 @@ class Pruner:
         """
         if not self.values.fits(state["values"]):
             raise UserError("the pruner's state is of a run with another score source: set score_source as it was")
-        before = self.state.state_dict()
-        self.state.load_state_dict(_arrays(state["method"]))
-        try:
+        with self.state.whole_or_not_at_all():
+            self.state.load_state_dict(_arrays(state["method"]))
             self.loader.load_state_dict(state["loader"])
-        except UserError:
-            self.state.load_state_dict(before)
-            raise
         self.values.load_state_dict(state["values"])
         self._set_weights()
 
@@ -271,22 +271,3 @@ def _arrays(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {name: _arrays(value) for name, value in state.items()}
     return state.numpy(force=True) if isinstance(state, Tensor) else state
-
-
-def _check_ranks_agree(epoch: int, ids: NDArray[np.int64]) -> None:
-    """UserError on all ranks unless they selected the same; otherwise each would train on other data in silence."""
-    digests = collectives.texts(hashlib.blake2b(ids.tobytes()).hexdigest())
-    different = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
-    if different:
-        raise UserError(
-            f"at the selection of epoch {epoch}, rank {', '.join(different)} selected other samples than rank 0: "
-            "give all ranks the same data, method and seed"
-        )
-
-
-def _now(model: nn.Module) -> float:
-    """perf_counter after the device's work is done: twice a selection, so that its parts are charged rightly."""
-    device = device_of(model)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

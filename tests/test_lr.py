@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from ffcv_prune.config import Train
 from ffcv_prune.training.lr import LRSchedule
 
 
@@ -14,12 +15,12 @@ from ffcv_prune.training.lr import LRSchedule
     [(0, 0.1), (59, 0.1), (60, 0.02), (119, 0.02), (120, 0.004), (160, 0.0008), (199, 0.0008)],
 )
 def test_the_papers_schedule_divides_by_five_at_60_120_160(epoch: int, expected: float) -> None:
-    assert LRSchedule(0.1, 200)(epoch, 0, 390) == pytest.approx(expected)
+    assert LRSchedule(Train(lr=0.1, epochs=200))(epoch, 0, 390) == pytest.approx(expected)
 
 
 def test_milestones_fall_on_the_first_step_at_or_after_the_fraction() -> None:
     for epochs in range(1, 301):
-        schedule = LRSchedule(1.0, epochs, factor=0.5)
+        schedule = LRSchedule(Train(lr=1.0, epochs=epochs, lr_factor=0.5))
         for tenths, factor in ((3, 0.5), (6, 0.25), (8, 0.125)):
             epoch, step = divmod(tenths * epochs, 10)  # exact integers: the milestone is epoch + step / 10
             assert schedule(epoch, step, 10) == pytest.approx(factor)
@@ -30,13 +31,13 @@ def test_milestones_fall_on_the_first_step_at_or_after_the_fraction() -> None:
 
 def test_the_number_of_steps_in_an_epoch_does_not_move_the_schedule() -> None:
     for shape in ("step", "cosine"):
-        schedule = LRSchedule(0.1, 10, shape=shape)
+        schedule = LRSchedule(Train(lr=0.1, epochs=10, lr_schedule=shape))
         assert schedule(4, 0, 1) == schedule(4, 0, 1000)
         assert schedule(4, 1, 2) == schedule(4, 500, 1000)
 
 
 def test_cosine_falls_from_the_base_to_nearly_zero() -> None:
-    schedule = LRSchedule(0.4, 5, shape="cosine")
+    schedule = LRSchedule(Train(lr=0.4, epochs=5, lr_schedule="cosine"))
     rates = [schedule(epoch, step, 100) for epoch in range(5) for step in range(100)]
     assert rates[0] == 0.4
     assert all(a > b for a, b in pairwise(rates))
@@ -45,7 +46,7 @@ def test_cosine_falls_from_the_base_to_nearly_zero() -> None:
 
 @pytest.mark.parametrize("shape", ["step", "cosine"])
 def test_warmup_is_linear_and_reaches_the_base(shape: str) -> None:
-    schedule = LRSchedule(0.4, 10, shape=shape, warmup_epochs=2)
+    schedule = LRSchedule(Train(lr=0.4, epochs=10, lr_schedule=shape, warmup_epochs=2))
     assert schedule(0, 0, 10) == pytest.approx(0.4 / 20)
     assert schedule(0, 9, 10) == pytest.approx(0.2)
     assert schedule(1, 9, 10) == pytest.approx(0.4)

@@ -150,7 +150,7 @@ def start(name: str, n: int = 60, **parameters: Any) -> methods.State:
     method = methods.build(name, **parameters)
     scores = None
     if "scores" in method.parameters:
-        scores = np.random.default_rng(1).random((3, n) if method.statistic.is_per_model else n)
+        scores = np.random.default_rng(1).random((3, n))
     return method.start(n, epochs=12, groups=np.arange(n) % 3, seed=4, scores=scores)
 
 
@@ -277,7 +277,7 @@ def test_a_start_that_cannot_be_is_refused() -> None:
         methods.build("static").start(10)
     with pytest.raises(UserError, match="hold NaN"):
         methods.build("static").start(3, scores=[1, NAN, 2])
-    with pytest.raises(UserError, match="needs two models"):
+    with pytest.raises(UserError, match=r"shape \(1, 3\): UCB needs two models or more, raise static\.models"):
         methods.build("static_ucb").start(3, scores=[[1, 2, 3]])
     with pytest.raises(UserError, match="outside the run"):
         methods.build("random").start(10, epochs=3).select(3)

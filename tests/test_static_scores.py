@@ -75,7 +75,7 @@ def el2n_file(config_file: Path, loaders: Loaders, tmp_path_factory: pytest.Temp
 
 
 def copy(file: Path, to: Path) -> Path:
-    for suffix in (".npy", ".trials.npy", ".json"):
+    for suffix in (".npy", ".json"):
         shutil.copy(file.with_suffix(suffix), to / f"copy{suffix}")
     return to / "copy.npy"
 
@@ -92,10 +92,11 @@ def test_el2n_is_the_mean_over_models_by_dataset_position(settings: Settings, lo
         with torch.inference_mode():
             probability = model(as_tensor(beton)).double().softmax(1).numpy()
         expected.append(np.linalg.norm(probability - np.eye(10)[beton.labels], axis=1))
-    assert made.trials().dtype == made.scores().dtype == np.float32
-    np.testing.assert_allclose(made.trials(), expected, rtol=1e-4)
-    np.testing.assert_allclose(made.scores(), np.mean(expected, axis=0), rtol=1e-4)
+    assert made.scores().dtype == np.float32
+    np.testing.assert_allclose(made.scores(), expected, rtol=1e-4)
     assert (expected[0] != expected[1]).any()
+    state = build("static", scores=str(made.path)).start(len(beton))
+    np.testing.assert_allclose(state.table.fixed, np.mean(expected, axis=0), rtol=1e-4)
 
 
 def test_grand_is_computed_at_initialisation(settings: Settings, loaders: Loaders, beton: Beton) -> None:
@@ -103,7 +104,7 @@ def test_grand_is_computed_at_initialisation(settings: Settings, loaders: Loader
     description = json.loads(made.path.with_suffix(".json").read_text())
     torch.manual_seed(description["seeds"][0])
     model = build_model("basic_cnn", 10, loaders.dataset.mean, loaders.dataset.std).eval()
-    np.testing.assert_allclose(made.scores(), naive_grand(model, as_tensor(beton), beton.labels), rtol=1e-4)
+    np.testing.assert_allclose(made.scores(), [naive_grand(model, as_tensor(beton), beton.labels)], rtol=1e-4)
     assert made.seconds["train"] == 0
     assert 0 < made.seconds["score"] <= made.seconds["total"]
 
@@ -125,8 +126,8 @@ def test_forgetting_is_counted_on_the_training_steps(settings: Settings, loaders
     finally:
         hook.remove()
     assert len(presentations) == 3 * (len(beton) // BATCH) * BATCH
-    assert made.scores().tolist() == naive_forget_scores(len(beton), presentations, 3)
-    assert len(set(made.scores().tolist())) > 1
+    assert made.scores().tolist() == [naive_forget_scores(len(beton), presentations, 3)]
+    assert len(set(made.scores()[0].tolist())) > 1
 
 
 def test_the_same_seed_repeats_the_scores_bit_by_bit(settings: Settings, loaders: Loaders, el2n_file: Path) -> None:
@@ -234,7 +235,7 @@ def test_a_static_run_keeps_the_highest_scores_and_names_their_cost(
     settings: Settings, loaders: Loaders, el2n_file: Path
 ) -> None:
     method, row, selections = run(settings(prune__method="static", prune__scores=el2n_file), loaders)
-    scores = np.load(el2n_file)
+    scores = np.load(el2n_file).mean(axis=0)
     assert method == row["method"] == "el2n"
     assert [ids.tolist() for ids in selections] == [top(scores, round(KEEP * len(scores)))] * 3
     seconds = json.loads(el2n_file.with_suffix(".json").read_text())["seconds"]
@@ -248,8 +249,9 @@ def test_static_epsilon_greedy_draws_a_share_anew_each_time(
 ) -> None:
     own = settings(prune__method="static_epsilon_greedy", prune__scores=el2n_file, prune__epsilon=0.5)
     method, _, selections = run(own, loaders)
-    k = round(KEEP * len(np.load(el2n_file)))
-    always = set(top(np.load(el2n_file), k - round(0.5 * k)))
+    scores = np.load(el2n_file).mean(axis=0)
+    k = round(KEEP * len(scores))
+    always = set(top(scores, k - round(0.5 * k)))
     assert method == "el2n_epsilon_greedy"
     assert all(always <= set(ids.tolist()) and len(ids) == k for ids in selections)
     assert len({ids.tobytes() for ids in selections}) == 3
@@ -258,7 +260,7 @@ def test_static_epsilon_greedy_draws_a_share_anew_each_time(
 def test_static_ucb_takes_the_models_for_checkpoints(settings: Settings, loaders: Loaders, el2n_file: Path) -> None:
     own = settings(prune__method="static_ucb", prune__scores=el2n_file, prune__alpha=0.6, prune__c=40)
     method, _, selections = run(own, loaders)
-    first, second = np.load(el2n_file.with_suffix(".trials.npy")).astype(np.float64)
+    first, second = np.load(el2n_file).astype(np.float64)
     scores = 0.6 * second + 0.4 * first + 40 * 0.6 * (second - first) ** 2
     k = round(KEEP * len(scores))
     assert method == "el2n_ucb"

@@ -446,7 +446,7 @@ def test_every_method_trains_on_it(name: str, parameters: dict[str, Any]) -> Non
     method = methods.build(name, **parameters)
     scores = None
     if "scores" in known:
-        scores = np.random.default_rng(0).random((3, N) if method.statistic.is_per_model else N)
+        scores = np.random.default_rng(0).random((3, N))
     pruner = Pruner(loader, plain, method, epochs=4, scores=scores)
     model = SmallNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

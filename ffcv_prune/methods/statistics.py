@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -28,12 +27,10 @@ class Statistic(Part, ABC):
 
     Attributes:
         is_fixed: made before training, so that no value need be recorded.
-        is_per_model: made of the scores by each of several models, not of their mean.
         needs_batches: whether `take` is given the mean loss of each sample's batch.
     """
 
     is_fixed: ClassVar[bool] = False
-    is_per_model: ClassVar[bool] = False
     needs_batches: ClassVar[bool] = False
 
     def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
@@ -155,18 +152,19 @@ class _Fixed(Statistic):
 class _FromFile(_Fixed):
     scores: str = key("", "static: the scores' file, see section static", pattern=r"(.*[^/]\.npy)?")
 
-    def given_or_stored(self, given: ArrayLike | None, suffix: str) -> Scores:
+    def given_or_stored(self, given: ArrayLike | None) -> Scores:
         if given is None and not self.scores:
             raise UserError("a static method needs its scores: start(n, scores=ARRAY), or the name of their file")
-        return np.asarray(np.load(Path(self.scores).with_suffix(suffix)) if given is None else given, dtype=np.float32)
+        return np.asarray(np.load(self.scores) if given is None else given, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedScores(_FromFile):
-    """A ranking made before training, float32[n]: EL2N, GraNd or forget scores."""
+    """A ranking made before training, float32[n], or [models, n] to take the mean of: EL2N, GraNd or forget scores."""
 
     def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
-        return self.given_or_stored(given, ".npy")
+        scores = self.given_or_stored(given)
+        return scores.mean(axis=0, dtype=np.float64).astype(np.float32) if scores.ndim == 2 else scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +174,17 @@ class FixedUpperBound(_FromFile):
     Made of float32[models, n], the scores by each model, taken in one after the other.
     """
 
-    is_per_model: ClassVar[bool] = True
     alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
     c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
 
     def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
-        trials = self.given_or_stored(given, ".trials.npy")
-        if trials.ndim != 2 or len(trials) < 2:
-            raise UserError(f"scores over models have the shape {trials.shape}: UCB needs two models or more")
-        table = ScoreTable(trials.shape[1], self.alpha)
-        for scores in trials:
+        by_model = self.given_or_stored(given)
+        if by_model.ndim != 2 or len(by_model) < 2:
+            raise UserError(
+                f"static scores of shape {by_model.shape}: UCB needs two models or more, raise static.models"
+            )
+        table = ScoreTable(by_model.shape[1], self.alpha)
+        for scores in by_model:
             table.update(scores)
         return kernels.ucb_scores(table.mean, table.var, self.c)
 

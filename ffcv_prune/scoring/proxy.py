@@ -50,16 +50,22 @@ class Proxy:
         self.windows = self.steps = self.forwards = 0
 
     def run(
-        self, loader: SampleLoader, epoch: int, keep: float, window: int, stride: int
+        self,
+        loader: SampleLoader,
+        epoch: int,
+        keep: float,
+        window: int,
+        stride: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Go through all samples as `epoch` will serve them, and train on the way.
 
-        With several ranks the main one does so, and the others wait for what it found.
+        With several ranks, which must all call, the main one does so, and the others wait for what it found.
 
         Returns:
             ids int64[n], in the order of the windows, and their losses float32[n].
         """
-        rank, world_size = collectives.rank_and_world_size()
         found = torch.zeros(2, loader.num_samples, dtype=torch.float64)
         if rank == 0:
             found[0], found[1] = self._train(loader, epoch, keep, window, stride)

@@ -44,6 +44,7 @@ class Values:
         self.score_loader, self.proxy = score_loader, proxy
         self._check(loader)
         ranks, facts = loader.world_size, len(self.method.facts)
+        self._rank = loader.rank, ranks
         self.chooser = BatchChooser(state, task, amp_dtype, ranks) if self.method.chooses_in_batches else None
         self._recorded = TrainingLosses(state.n, ranks > 1, facts) if self.method.records_losses else None
         self._passes = self._scored = 0
@@ -101,7 +102,9 @@ class Values:
         self._passes += 1
         if self.proxy is not None:
             of = self.method.values
-            order, losses = self.proxy.run(self.score_loader, epoch, of["keep"], of["window"], of["stride"])
+            order, losses = self.proxy.run(
+                self.score_loader, epoch, of["keep"], of["window"], of["stride"], *self._rank
+            )
             try:
                 return self.state.record(order, losses, epoch=epoch)
             except NonFiniteLossError as error:

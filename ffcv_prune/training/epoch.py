@@ -7,10 +7,10 @@ from contextlib import closing
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ffcv_prune import collectives
 from ffcv_prune.config import Train
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
@@ -39,7 +39,7 @@ class Stepper:
     ) -> None:
         self.model = model
         self.forward: nn.Module = model
-        self.lr_schedule = LRSchedule.of(settings, settings.lr)
+        self.lr_schedule = LRSchedule(settings)
         self.amp_dtype = amp_dtype
         self.task = Classification(settings.label_smoothing) if task is None else task
         self.observers: list[Callable[[Step], None]] = []
@@ -102,9 +102,8 @@ class Stepper:
         self.steps = self.samples = 0
         self.loss_sum.zero_()
         if loader.world_size > 1:
-            dist.all_reduce(loss_sum)
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, src=0)
+            loss_sum = collectives.total(loss_sum)
+            collectives.share_buffers(self.model)
         return loss_sum.item() / made  # waits for the device: once an epoch
 
     def step(self, inputs: Tensor, targets: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
@@ -160,7 +159,7 @@ def evaluate(model: nn.Module, loader: SampleLoader, task: Task, amp_dtype: torc
             task.check(outputs, batch.targets)
             sums += task.counts(outputs, batch.targets)
     if loader.world_size > 1:
-        dist.all_reduce(sums)
+        sums = collectives.total(sums)
     return task.summarise(sums, loader.num_samples)
 
 

@@ -8,7 +8,6 @@ steps from one epoch to the next, so nothing here counts steps over the whole ru
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ffcv_prune.config import Train
@@ -21,35 +20,21 @@ _ROUNDING = 1e-6
 class LRSchedule:
     """Learning rate of each step of a run.
 
-    Args:
-        base_lr: the learning rate after the warm-up, > 0.
-        epochs: length of the run.
-        shape: ``step`` multiplies by `factor` at each milestone; ``cosine`` falls to 0 at the end of the run.
-        milestones: for ``step``: fractions of the run, rising. The paper's 60/120/160 of 200 epochs
-            are (0.3, 0.6, 0.8), and scale with the epochs.
-        factor: for ``step``: the paper divides by 5, 0.2.
-        warmup_epochs: the learning rate grows linearly from 0 to `base_lr` over so many epochs.
+    The shape ``step`` multiplies by lr_factor at each milestone; ``cosine`` falls to 0 at the end of the run. The
+    paper's 60/120/160 of 200 epochs are the milestones (0.3, 0.6, 0.8), and scale with the epochs. The learning rate
+    grows linearly from 0 in the warm-up.
     """
 
-    base_lr: float
-    epochs: int
-    shape: str = "step"
-    milestones: Sequence[float] = (0.3, 0.6, 0.8)
-    factor: float = 0.2
-    warmup_epochs: float = 0.0
-
-    @classmethod
-    def of(cls, train: Train, base_lr: float) -> LRSchedule:
-        """The schedule of a run's section train, with another learning rate."""
-        return cls(base_lr, train.epochs, train.lr_schedule, train.lr_milestones, train.lr_factor, train.warmup_epochs)
+    settings: Train
 
     def __call__(self, epoch: int, step: int, steps: int) -> float:
         """Learning rate of step `step` (0-based) of `steps` in epoch `epoch` (0-based)."""
-        if epoch + (step + 1) / steps <= self.warmup_epochs:
-            return self.base_lr * (epoch + (step + 1) / steps) / self.warmup_epochs
+        run = self.settings
+        if epoch + (step + 1) / steps <= run.warmup_epochs:
+            return run.lr * (epoch + (step + 1) / steps) / run.warmup_epochs
         position = epoch + step / steps
-        if self.shape == "cosine":
-            done = max(0.0, position - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
-            return self.base_lr * 0.5 * (1.0 + math.cos(math.pi * done))
-        passed = sum(position >= m * self.epochs - _ROUNDING for m in self.milestones)
-        return self.base_lr * self.factor**passed
+        if run.lr_schedule == "cosine":
+            done = max(0.0, position - run.warmup_epochs) / (run.epochs - run.warmup_epochs)
+            return run.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+        passed = sum(position >= m * run.epochs - _ROUNDING for m in run.lr_milestones)
+        return run.lr * run.lr_factor**passed

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-import torch
-
 from ffcv_prune.config import Config
 from ffcv_prune.loading.loader import PrunedLoader
+from ffcv_prune.machine import now
 from ffcv_prune.training.clock import PHASES
 from ffcv_prune.training.epoch import Stepper, mean_loss
 from ffcv_prune.training.loaders import Dataset
@@ -121,7 +120,7 @@ def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dic
     """
     device, ranks = stepper.device, loader.world_size
     served, first = 0, []
-    start = _now(device)
+    start = now(device)
     while time.perf_counter() - start < SECONDS:
         begun = time.perf_counter()
         with closing(iter(loader)) as batches:
@@ -132,23 +131,16 @@ def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dic
                 served += len(images)
                 if time.perf_counter() - start >= SECONDS:
                     break
-    loader_alone = ranks * served / (_now(device) - start)
+    loader_alone = ranks * served / (now(device) - start)
     own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype, stepper.task)
     own.model.train()
     own.step(*batch, mean_loss, lr=0.0)
-    steps, start = 0, _now(device)
+    steps, start = 0, now(device)
     while time.perf_counter() - start < SECONDS:
         own.step(*batch, mean_loss, lr=0.0)
         steps += 1
-    model_alone = ranks * steps * len(batch[0]) / (_now(device) - start)
+    model_alone = ranks * steps * len(batch[0]) / (now(device) - start)
     return {"loader_alone": loader_alone, "model_alone": model_alone, "first_batch_seconds": statistics.median(first)}
-
-
-def _now(device: torch.device) -> float:
-    """perf_counter after the device's work is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def profile_text(made: Mapping[str, Any]) -> str:

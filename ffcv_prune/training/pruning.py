@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ffcv_prune.config import Config
@@ -15,13 +17,9 @@ from ffcv_prune.training.lr import LRSchedule
 from ffcv_prune.training.score_file import with_static_scores
 
 
-def build_pruner(
-    config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task
-) -> tuple[Pruner | None, float]:
-    """The pruner, and the seconds that its static scores cost; None for a method that never selects."""
+def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> tuple[Pruner, float]:
+    """The pruner, and the seconds that its static scores cost."""
     check_batches(config, loaders.dataset.train.num_samples)
-    if not config.prune.prunes:
-        return None, 0.0
     method, scores, seconds = with_static_scores(config, loaders.dataset)
     score_loader, proxy = None, None
     if method.source.by_proxy:
@@ -55,7 +53,7 @@ def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None,
         nesterov=train.nesterov,
         weight_decay=train.weight_decay,
     )
-    schedule = LRSchedule.of(train, values["proxy_lr"])
+    schedule = LRSchedule(replace(train, lr=values["proxy_lr"]))
     return Proxy(model, optimizer, schedule, values["proxy_size"], task, amp_dtype)
 
 

@@ -1,8 +1,7 @@
 """Static scores on the disk: computed once, used by any number of runs on the same data.
 
-NAME.npy          float32[n]: the score of each sample by dataset position, the mean over the models
-NAME.trials.npy   float32[models, n]: the scores by each model, where there are several
-NAME.json         what made them; written last: without it the others do not count
+NAME.npy    float32[models, n]: the score of each sample, by dataset position, by each model
+NAME.json   what made them; written last: without it the other does not count
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class ScoreFile:
         recipe: the keys of the configuration that decide the scores, and their values.
         data: fingerprint of the training set.
         seconds: by phase; "total" is their cost.
-        digests: of the arrays, by suffix.
+        digest: of the array's file.
     """
 
     path: Path
@@ -46,42 +45,26 @@ class ScoreFile:
     recipe: dict[str, Any]
     data: str
     seconds: dict[str, float]
-    digests: dict[str, str]
+    digest: str
 
     def scores(self) -> Floats:
-        """Return float32[n]."""
-        return self._array(".npy")
-
-    def trials(self) -> Floats:
-        """Return float32[models, n]; UserError where only one model scored."""
-        if ".trials.npy" not in self.digests:
-            raise UserError(f"{self.path} holds the scores by one model, UCB needs several: raise static.models")
-        return self._array(".trials.npy")
-
-    def _array(self, suffix: str) -> Floats:
-        path = self.path.with_suffix(suffix)
+        """Return float32[models, n]."""
         try:
-            content = path.read_bytes()
+            content = self.path.read_bytes()
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}; {REMEDY}") from error
-        if _digest(content) != self.digests[suffix]:
-            raise UserError(f"{path} is damaged, or not what its .json describes; {REMEDY}")
+            raise UserError(f"cannot read {self.path}: {error.strerror}; {REMEDY}") from error
+        if _digest(content) != self.digest:
+            raise UserError(f"{self.path} is damaged, or not what its .json describes; {REMEDY}")
         return np.load(io.BytesIO(content))
 
 
-def save(path: Path, trials: Floats, description: Mapping[str, Any]) -> None:
+def save(path: Path, scores: Floats, description: Mapping[str, Any]) -> None:
     """Write the scores float32[models, n]; `description` holds what `ScoreFile` says and may hold more."""
-    arrays = {".npy": trials.mean(axis=0, dtype=np.float64).astype(np.float32)}
-    if len(trials) > 1:
-        arrays[".trials.npy"] = trials
-    digests = {}
-    for suffix, array in arrays.items():
-        content = io.BytesIO()
-        np.save(content, array)
-        digests[suffix] = _digest(content.getbuffer())
-        replace_file(path.with_suffix(suffix), content.getbuffer(), f"mend that, then {REMEDY}")
-    text = json.dumps({**description, "digests": digests}, indent=2, ensure_ascii=False)
-    replace_file(path.with_suffix(".json"), (text + "\n").encode(), f"mend that, then {REMEDY}")
+    array = io.BytesIO()
+    np.save(array, scores)
+    text = json.dumps({**description, "digest": _digest(array.getbuffer())}, indent=2, ensure_ascii=False)
+    for suffix, content in ((".npy", array.getvalue()), (".json", (text + "\n").encode())):
+        replace_file(path.with_suffix(suffix), content, f"mend that, then {REMEDY}")
 
 
 def load(path: str | Path, data: str) -> ScoreFile:
@@ -97,10 +80,10 @@ def load(path: str | Path, data: str) -> ScoreFile:
     description = path.with_suffix(".json")
     try:
         content = json.loads(description.read_text(encoding="utf-8"))
-        kinds = {"method": str, "model": str, "recipe": dict, "data": str, "seconds": dict, "digests": dict}
+        kinds = {"method": str, "model": str, "recipe": dict, "data": str, "seconds": dict, "digest": str}
         if not all(isinstance(content[name], kind) for name, kind in kinds.items()):
             raise TypeError
-        float(content["seconds"]["total"]), str(content["digests"][".npy"])
+        float(content["seconds"]["total"])
     except FileNotFoundError:
         raise UserError(f"{description} does not exist: no static scores there yet; {REMEDY}") from None
     except OSError as error:
@@ -118,7 +101,7 @@ def with_static_scores(config: Config, dataset: Dataset) -> tuple[Method, Floats
     The scores are None, and cost nothing, for a method without.
 
     Raises:
-        UserError: see `load`, and files that are damaged or hold the scores by one model where UCB needs several.
+        UserError: see `load`, and files that are damaged.
     """
     method = config.prune
     path = method.values.get("scores")
@@ -126,8 +109,7 @@ def with_static_scores(config: Config, dataset: Dataset) -> tuple[Method, Floats
         return method, None, 0.0
     file = load(path, dataset.fingerprints["train"])
     made = file.method if file.model == config.model.name else f"{file.method}({file.model})"
-    scores = file.trials() if method.statistic.is_per_model else file.scores()
-    return replace(method, name=made + method.name.removeprefix("static")), scores, file.seconds["total"]
+    return replace(method, name=made + method.name.removeprefix("static")), file.scores(), file.seconds["total"]
 
 
 def _digest(content: bytes | memoryview) -> str:

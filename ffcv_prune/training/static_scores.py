@@ -72,18 +72,18 @@ def compute(config: Config, loaders: Loaders | None = None) -> ScoreFile:
         _make_folder(path.parent)
         setup_seconds = time.perf_counter() - start
         seeds = [_seed(config.run.seed, number) for number in range(config.static.models)]
-        trials, seconds = scorer.score_all(seeds)
+        scores, seconds = scorer.score_all(seeds)
     made = {
         "method": config.static.method,
         "model": recipe["model.name"],
-        "samples": trials.shape[1],
+        "samples": scores.shape[1],
         "data": data,
         "seconds": seconds | {"setup": setup_seconds},
         "seeds": seeds,
         "recipe": recipe,
         "machine": provenance(),
     }
-    score_file.save(path, trials, made)
+    score_file.save(path, scores, made)
     return score_file.load(path, data)
 
 
@@ -109,10 +109,10 @@ class _Scorer:
     def score_all(self, seeds: list[int]) -> tuple[NDArray[np.float32], dict[str, float]]:
         """Return float32[models, n], the scores by a model of each seed, and the seconds by phase."""
         self.clock.start()
-        trials = np.stack([self._score(number, seed) for number, seed in enumerate(seeds)])
-        if not np.isfinite(trials).all():
+        scores = np.stack([self._score(number, seed) for number, seed in enumerate(seeds)])
+        if not np.isfinite(scores).all():
             raise UserError("some static scores are not finite: a model diverged; lower train.lr, or set train.amp=off")
-        return trials, {phase: seconds for phase, seconds in self.clock.take().items() if phase in _PHASES}
+        return scores, {phase: seconds for phase, seconds in self.clock.take().items() if phase in _PHASES}
 
     def _score(self, number: int, seed: int) -> NDArray[np.float32]:
         """Return float32[n], the scores by model `number`, counted from 0."""

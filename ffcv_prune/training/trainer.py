@@ -20,18 +20,12 @@ from ffcv_prune.models import build_model
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
-from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, mean_loss
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
 from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
-from ffcv_prune.training.run_log import (
-    RunResult,
-    epoch_line,
-    kept_share,
-    result_row,
-    selection_facts,
-)
+from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, result_row, selection_facts
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.world import join, naming_lost_ranks
 
@@ -129,7 +123,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     seconds = {phase: saving[phase] + sum(row["seconds"][phase] for row in folder.rows) for phase in saving}
     result = RunResult(
         folder=folder.path,
-        method=trainer.method.label,
+        method=trainer.pruner.method.label,
         keep=kept_share(trainer.config, folder.rows),
         metrics={name: last[f"test_{name}"] for name in trainer.stepper.task.metrics},
         samples_seen=last["samples_seen"],
@@ -169,8 +163,7 @@ class Trainer:
         task = self.dataset.target.build_task(config.train)
         self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype, task)
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
-        self.method = self.pruner.method if self.pruner else config.prune
-        if self.pruner is not None:
+        if self.pruner.method.prunes:
             warm_up()
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.clock = Clock()
@@ -212,18 +205,18 @@ class Trainer:
     ) -> dict[str, Any]:
         """The log's line about an epoch that has ended; `rows` are those before."""
         seen = rows[-1]["samples_seen"] if rows else 0
-        state = self.pruner.state if self.pruner else None
-        selected = state is not None and state.selection is not None and state.selection.epoch == epoch
+        state = self.pruner.state
+        selected = state.selection is not None and state.selection.epoch == epoch
         return {
             "epoch": epoch,
-            "phase": state.phase(epoch) if state else "full",
+            "phase": state.phase(epoch),
             "selected": selected,
-            "nonfinite_losses": state.nonfinite if state and selected else 0,
+            "nonfinite_losses": state.nonfinite if selected else 0,
             **selection_facts(self.loader.selection, self.dataset),
-            "mean_weight": round(self.pruner.mean_weight, 6) if self.pruner else 1.0,
+            "mean_weight": round(self.pruner.mean_weight, 6),
             "samples_seen": seen + self.stepper.trained,
             "steps": steps,
-            "lr": self._lr_factor * self.stepper.lr_schedule(epoch, steps - 1, steps),
+            "lr": self.pruner.lr_factor * self.stepper.lr_schedule(epoch, steps - 1, steps),
             "train_loss": loss,
             **{f"test_{name}": metrics.get(name) for name in ("accuracy", "top5", *self.stepper.task.metrics)},
             "seconds": self.clock.take(),
@@ -234,7 +227,6 @@ class Trainer:
         description = f"epoch {epoch + 1}/{self.config.train.epochs}"
         disable = None if folder is not None else True  # None: where there is no terminal
         with tqdm(desc=description, total=0, unit="img", leave=False, disable=disable) as bar:
-            batch_loss = self.pruner.batch_loss if self.pruner else mean_loss
             made = self._begin_epoch(epoch, folder, stop)
             if made is not None:
                 with self.world.together():
@@ -247,23 +239,17 @@ class Trainer:
             loss = self.stepper.train_epoch(
                 self.loader,
                 epoch,
-                batch_loss,
+                self.pruner.batch_loss,
                 bar,
                 lambda: self._after_step(folder, stop),
-                self._lr_factor,
-                partial(self.pruner.choose, self.stepper.model) if self.pruner else None,
+                self.pruner.lr_factor,
+                partial(self.pruner.choose, self.stepper.model),
             )
             self._lap_training()
         return loss, steps
 
-    @property
-    def _lr_factor(self) -> float:
-        return self.pruner.lr_factor if self.pruner else 1.0
-
     def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Swap | None:
         """Score and select if it is due. One process breaks off at a signal: a resumed run repeats this."""
-        if self.pruner is None:
-            return None
         try:
             with stop.at_once() if self.world.size == 1 else nullcontext():
                 return self.pruner.begin_epoch(epoch, self.stepper.model)
@@ -305,7 +291,7 @@ class Trainer:
         }
         return {
             "stepper": self.stepper.state_dict(),
-            "pruning": (self.pruner or self.loader).state_dict(),  # a pruner's holds its loader's
+            "pruning": self.pruner.state_dict(),  # and the loader's
             "seconds": dict(self.clock.seconds),
             "ranks": self.world.gather(own),
         }
@@ -314,7 +300,7 @@ class Trainer:
         """Go on from `state`. With another number of ranks, the random states of dropout are not the same."""
         device, rank, size = self.stepper.device, self.world.rank, self.world.size
         self.stepper.load_state_dict(state["stepper"])
-        (self.pruner or self.loader).load_state_dict(state["pruning"])
+        self.pruner.load_state_dict(state["pruning"])
         self.clock.seconds.update(state["seconds"])
         ranks = state["ranks"]
         self.stepper.loss_sum.fill_(sum(other["loss_sum"] for other in ranks[rank::size]) * (size / len(ranks)))

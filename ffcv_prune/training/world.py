@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ffcv_prune import collectives
 from ffcv_prune.errors import Terminated, UserError
 
 T = TypeVar("T")
@@ -55,27 +56,21 @@ class World:
 
     def gather(self, own: T) -> list[T]:
         """What each rank passed, by rank. All ranks must call."""
-        if self.size == 1:
-            return [own]
-        every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, own, group=self._group)
-        return every
+        return [own] if self.size == 1 else collectives.gather(own, self._group)
 
     def share(self, main: T) -> T:
         """What the main rank passed. All ranks must call."""
-        if self.size == 1:
-            return main
-        shared = [main]
-        dist.broadcast_object_list(shared, src=0, group=self._group)
-        return shared[0]
+        return main if self.size == 1 else collectives.share(main, self._group)
 
     def agree(self, number: int) -> int:
         """The largest number that a rank passed. All ranks must call."""
-        if self.size == 1:
-            return number
-        largest = torch.tensor(number)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
-        return int(largest)
+        return number if self.size == 1 else int(collectives.maximum(torch.tensor(number), self._group))
+
+    def check_same(self, what: str, own: Any) -> None:
+        """UserError on all ranks, naming those that differ from rank 0, unless all passed the same."""
+        if self.size > 1:
+            complaint = f"rank {{}} has another {what} than rank 0; start all ranks alike"
+            collectives.check_same(own, complaint, self._group)
 
     @contextmanager
     def together(self, setup: bool = False) -> Iterator[None]:
@@ -97,15 +92,6 @@ class World:
                     error = UserError(message if rank == 0 else f"rank {rank}: {message}")
         if error is not None:
             error.agreed = self.size > 1
-            raise error
-
-    def check_same(self, what: str, own: Any) -> None:
-        """UserError on all ranks, naming those that differ from rank 0, unless all passed the same."""
-        every = self.gather(own)
-        different = [str(rank) for rank, other in enumerate(every) if other != every[0]]
-        if different:
-            error = UserError(f"rank {', '.join(different)} has another {what} than rank 0; start all ranks alike")
-            error.agreed = True
             raise error
 
 

@@ -97,8 +97,11 @@ def train(checkout: Path, data: Path, out: Path, case: str, how: str) -> Path:
 
 def outcome(run: Path) -> dict[str, str]:
     """Digests of the selection of every epoch that made one, of static scores if there are any, and of the weights."""
-    arrays = [*(run / "selections").iterdir(), *run.parent.glob("scores*.npy")]
-    found = {file.stem: hashlib.blake2b(np.load(file).tobytes()).hexdigest() for file in arrays}
+    arrays = {file.stem: file for file in (run / "selections").iterdir()}
+    by_model = [run.parent / name for name in ("scores.trials.npy", "scores.npy")]  # then, and now
+    if by_model[1].exists():
+        arrays["scores"] = by_model[0] if by_model[0].exists() else by_model[1]
+    found = {name: hashlib.blake2b(np.load(file).tobytes()).hexdigest() for name, file in arrays.items()}
     weights = hashlib.blake2b()
     for name, tensor in sorted(torch.load(run / "weights.pt", weights_only=True).items()):
         weights.update(name.encode() + tensor.numpy().tobytes())
