@@ -123,6 +123,13 @@ class Pruner:
             raise UserError("training losses go by sample: build the training loader with with_ids=True")
         if not self.method.makes_passes:
             return
+        n, epochs = self.state.n, self.state.epochs
+        if self.method.selector.has_fixed_size and self.method.samples_seen(epochs, n) == n * epochs:
+            warnings.warn(
+                f"method {self.method.label} keeps all {n} samples: it scores them and prunes nothing; "
+                "lower keep, or use the method full",
+                stacklevel=3,
+            )
         if self.score_loader is None:
             raise UserError(f"method {self.method.name} scores the samples in a pass: give a score_loader")
         check_loader("scoring loader", self.score_loader)
