@@ -20,7 +20,13 @@ from ffcv_prune.methods.sources import SOURCES, Source
 from ffcv_prune.settings import REQUIRED, key
 from ffcv_prune.strict_args import Setting
 
-USAGE = "usage: python train_imagenet.py --config FILE | --resume RUN [--profile] [--section.key=value ...]"
+USAGE = """\
+usage: python train_imagenet.py --config FILE | --resume RUN | --init-from RUN [--profile] [--section.key=value ...]
+
+  --config      file of a run, or the name of one in rn_configs/
+  --resume      go on with a run that was interrupted, as if it had not been
+  --init-from   begin a new run like RUN, from the weights that it ended with
+  --profile     print where the time went when the run ends"""
 _SCORE_SOURCE = "losses for the scores: a pass over all samples, those of training, or both (a pass over the others)"
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
 CHANGEABLE = (
@@ -32,6 +38,11 @@ CHANGEABLE = (
     "data.num_workers",
     "train.device",
 )
+
+
+# `models.MODELS` without torch, which a command that only reads its arguments does not import.
+MODEL_NAMES = ("basic_cnn", "resnet18_cifar", "resnet34_cifar", "resnet_small", "resnet_tiny", "vgg16")
+CONFIGS = Path(__file__).resolve().parents[1] / "rn_configs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +79,12 @@ class Data:
 class Model:
     """the network"""
 
-    name: str = key(REQUIRED, "name of the model, for example resnet18_cifar")
+    name: str = key(
+        REQUIRED,
+        f"{', '.join(MODEL_NAMES)}, a classification model of torchvision or timm such as resnet18, or "
+        "package.module:function, which gets num_classes",
+    )
+    weights: str = key("", "file with the state_dict to begin with; empty: random weights")
     classes: int = key(0, "number of classes; 0: from the data set's manifest", within="[0, inf)")
 
 
@@ -121,26 +137,36 @@ class Config:
     static: StaticScores
 
     def __post_init__(self) -> None:
-        """Check what one key's range cannot tell: UserError."""
+        """Check what one key's range cannot tell: a `UserError` names all faults."""
         train, prune = self.train, self.prune
+        faults = []
         if "/" in self.run.name or self.run.name.startswith("."):
-            raise UserError(f"run.name={self.run.name}: not a plain folder name; run.out says where it goes")
+            faults.append(f"run.name={self.run.name}: not a plain folder name; run.out says where it goes")
         if self.data.num_workers == 0:
-            raise UserError("data.num_workers=0: the loader needs threads; use -1 for all cores")
+            faults.append("data.num_workers=0: the loader needs threads; use -1 for all cores")
         if list(train.lr_milestones) != sorted(set(train.lr_milestones)):
-            raise UserError(f"train.lr_milestones={train.lr_milestones}: must rise from one to the next")
+            faults.append(f"train.lr_milestones={train.lr_milestones}: must rise from one to the next")
         if train.nesterov and train.momentum == 0:
-            raise UserError("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
+            faults.append("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
         if train.warmup_epochs >= train.epochs:
+<<<<<<< HEAD
             raise UserError(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
         prune.phases.check(train.epochs)
         if prune.values.get("proxy_model") == "":
             raise UserError(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
+=======
+            faults.append(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
+        try:
+            prune.phases.check(train.epochs)
+        except UserError as error:
+            faults.append(str(error))
+>>>>>>> newuser
         if prune.values.get("scores") == "":
-            raise UserError(
+            faults.append(
                 f"prune.method={prune.name} needs prune.scores=FILE.npy, "
                 "which python -m ffcv_prune.static_scores --config FILE writes"
             )
+        strict_args.refuse(faults)
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
@@ -173,7 +199,7 @@ def load(argv: Sequence[str]) -> Config:
 
 
 def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path | None]:
-    """Read ``--config FILE`` or ``--resume RUN``, ``--profile`` and ``[--section.key=value …]``.
+    """Read ``--config FILE``, ``--resume RUN`` or ``--init-from RUN``, ``--profile`` and ``[--section.key=value …]``.
 
     ``--help`` prints all keys and exits with 0. Everything that is wrong is a `UserError`: an unknown key (it
     names the nearest), a value of the wrong type or out of range, a missing or unreadable file, a key that
@@ -183,28 +209,51 @@ def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path 
         The configuration, and the run folder to go on with; None for a new run.
     """
     argv = ["--run.profile=true" if argument == "--profile" else argument for argument in argv]
-    options, overrides = strict_args.parse_command_line(argv, options=("config", "resume"))
+    options, overrides = strict_args.parse_command_line(argv, options=("config", "resume", "init-from"))
     if "help" in options:
         print(usage, strict_args.help_text(_keys(_prune_section(*methods.PRESETS.values()))), sep="\n")
         raise SystemExit(0)
-    if "config" in options and "resume" in options:
-        raise UserError("--resume takes the configuration of its run; leave out --config")
+    if len(options) > 1:
+        raise UserError(
+            f"--{' and --'.join(options)} exclude each other: each says what to train; leave out all but one"
+        )
     if "resume" in options:
-        run = Path(options["resume"])
+        run = _run_folder(options["resume"])
         for name in overrides:
             if name not in CHANGEABLE:
                 raise UserError(
                     f"{name} may not change when a run is resumed (only {', '.join(CHANGEABLE)} may); "
                     "leave it out, or begin a new run with --config"
                 )
-        if not (run / "config.yaml").is_file():
-            raise UserError(f"{run} is not the folder of a run: it has no config.yaml")
         return _resolve(run / "config.yaml", overrides), run
+    if "init-from" in options:
+        run = _run_folder(options["init-from"])
+        if not (run / "weights.pt").is_file():
+            raise UserError(f"{run} did not finish, and has no weights.pt: go on with it by --resume")
+        return _resolve(run / "config.yaml", {"model.weights": str(run / "weights.pt")} | overrides), None
     if "config" not in options:
-        raise UserError(f"no config file; {usage}")
-    path = Path(options["config"])
+        raise UserError(f"no config file; {usage.splitlines()[0]}")
+    path = _config_file(options["config"])
     config = _resolve(path, overrides)
     return config if config.run.name else replace(config, run=replace(config.run, name=path.stem)), None
+
+
+def _run_folder(name: str) -> Path:
+    run = Path(name)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is not the folder of a run: it has no config.yaml")
+    return run
+
+
+def _config_file(name: str) -> Path:
+    """A path, or what stands in rn_configs/ under a name without any suffix."""
+    path = Path(name)
+    if path.suffix or path.exists():
+        return path
+    known = {path.stem: path for path in CONFIGS.glob("*.yaml")}
+    if name not in known:
+        raise UserError(f'no config "{name}"{nearest(name, known)} (or give the path of a .yaml file)')
+    return known[name]
 
 
 def _resolve(path: Path, overrides: dict[str, str]) -> Config:
@@ -213,8 +262,11 @@ def _resolve(path: Path, overrides: dict[str, str]) -> Config:
     return resolve(settings)
 
 
-def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", "resume", "profile", "base")) -> Config:
-    """Make a configuration of dotted keys; `UserError` for unknown, missing and unacceptable ones.
+def resolve(
+    settings: dict[str, Setting],
+    options: Collection[str] = ("config", "resume", "init-from", "profile", "base", "version"),
+) -> Config:
+    """Make a configuration of dotted keys; a `UserError` names all unknown, missing and unacceptable ones.
 
     Which keys the section prune has, the method says. Keys that another method left in a file below that which names
     the method do not count.
@@ -231,14 +283,15 @@ def resolve(settings: dict[str, Setting], options: Collection[str] = ("config", 
     known, others = (
         {f"prune.{field.name}" for field in fields(of)} for of in (section, _prune_section(*methods.PRESETS.values()))
     )
+    faults = []
     for name in sorted((settings.keys() & others) - known):
         if settings[name].level <= named.level:
-            raise UserError(
+            faults.append(
                 f"{name} ({settings[name].source}): method {method.name} takes no {name.removeprefix('prune.')}; "
                 f"{'leave it out' if method.prunes else 'set prune.method, such as random, or leave it out'}"
             )
         del settings[name]
-    keys: Any = strict_args.resolve(_keys(section), settings, options)
+    keys: Any = strict_args.resolve(_keys(section), settings, options, faults)
     prune = asdict(keys.prune)
     sections = {name: getattr(keys, name) for name in get_type_hints(Config) if name != "prune"}
     return Config(**sections, prune=methods.build(prune.pop("method"), **prune))

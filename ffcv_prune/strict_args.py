@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
@@ -189,8 +190,8 @@ def parse_command_line(
 
     Returns:
         What was given for the names in `options`, or "" for those in `flags`, which take no value; and everything
-        else: overrides, whose names `resolve` judges. ``-h`` and ``--help`` are the flag "help". Of a repeated name
-        the last counts.
+        else: overrides, whose names `resolve` judges. ``-h`` and ``--help`` are the flag "help"; ``--version``
+        prints it and exits. Of a repeated name the last counts.
     """
     given: dict[str, str] = {}
     overrides: dict[str, str] = {}
@@ -200,9 +201,12 @@ def parse_command_line(
         if not argument.startswith("--") or argument == "--":
             raise UserError(f'unexpected argument "{argument}"; write --key=value')
         name, equals, value = argument[2:].partition("=")
-        if name in ("help", *flags):
+        if name in ("help", "version", *flags):
             if equals:
                 raise UserError(f"--{name} takes no value; write --{name}")
+            if name == "version":
+                print(f"ffcv_prune {version('ffcv_prune')}")
+                raise SystemExit(0)
             given[name] = ""
             continue
         if not equals:
@@ -237,33 +241,45 @@ def declare(config_class: type) -> fastargs.Config:
     return declared
 
 
-def resolve(config_class: type[T], settings: Mapping[str, Setting], options: Collection[str] = ()) -> T:
-    """Build `config_class` from dotted keys; UserError for unknown, missing and unacceptable ones.
+def resolve(
+    config_class: type[T], settings: Mapping[str, Setting], options: Collection[str] = (), faults: Sequence[str] = ()
+) -> T:
+    """Build `config_class` from dotted keys; a UserError names all unknown, missing and unacceptable ones.
 
-    `options` are names of the command line that are no keys, so that a misspelt one finds its nearest.
+    `options` are names of the command line that are no keys, so that a misspelt one finds its nearest. `faults` were
+    found before.
     """
     declared = declare(config_class)
     known = {".".join(path): param for path, param in declared.entries.items()}
     sections = get_type_hints(config_class)
     # a section whose keys are all commented out is an empty text to YAML
     settings = {name: s for name, s in settings.items() if not (name in sections and s.text == "")}
+    found = list(faults)
     for name, setting in settings.items():
         if name not in known:
             others = {*known, *options} - {name}
-            raise UserError(f'unknown key "{name}" ({setting.source}){nearest(name, others)}')
-    declared.collect({name: setting.text for name, setting in settings.items()})
+            found.append(f'unknown key "{name}" ({setting.source}){nearest(name, others)}')
+    declared.collect({name: setting.text for name, setting in settings.items() if name in known})
     for path, error in declared.validate(mode="errordict").items():
         name = ".".join(path)
         param = known[name]
         if isinstance(error, MissingValueError):
-            raise UserError(f"{name} is required ({param.desc}); set it in the file or with --{name}=…")
+            found.append(f"{name} is required ({param.desc}); set it in the file or with --{name}=…")
+            continue
         text, source, _ = settings[name]
         shown = ",".join(map(str, text)) if isinstance(text, list) else text
-        raise UserError(f"{name}={shown} ({source}): {param.checker.complaint(text)}")
+        found.append(f"{name}={shown} ({source}): {param.checker.complaint(text)}")
+    refuse(found)
     values: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for section, name in declared.entries:
         values[section][name] = declared[(section, name)]
     return config_class(**{section: sections[section](**given) for section, given in values.items()})
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raise a UserError, in one line, if there are any."""
+    if faults:
+        raise UserError(" | ".join(faults))
 
 
 def to_yaml(sections: Mapping[str, Mapping[str, Any]]) -> str:

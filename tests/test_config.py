@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,38 @@ def test_malformed_command_lines(argv: list[str]) -> None:
         load(argv)
 
 
+def test_all_faults_are_told_at_once(minimal: Path) -> None:
+    message = refusal(
+        minimal, "--prune.method=random", "--prune.c=2", "--prune.epsilon=1", "--train.lrr=1", "--train.epochs=0"
+    )
+    for fragment in ("takes no c;", "takes no epsilon;", 'mean "train.lr"?', "train.epochs=0"):
+        assert fragment in message
+    assert message.count(" | ") == 3
+    message = refusal(minimal, "--train.warmup_epochs=30", "--train.momentum=0", "--data.num_workers=0")
+    assert message.count(" | ") == 2
+
+
+def test_a_config_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(["--config=cifar10_ucb"]) == load_with(CONFIGS / "cifar10_ucb.yaml")
+    assert 'no config "cifar10_ubc"; did you mean "cifar10_ucb"?' in refusal(Path("cifar10_ubc"))
+    write(tmp_path / "cifar10_ucb", MINIMAL)  # a file there is what is meant
+    assert load(["--config=cifar10_ucb"]).model.name == "basic_cnn"
+
+
+def test_a_run_to_go_on_from(minimal: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write(run / "config.yaml", load_with(minimal, "--prune.method=ucb").to_yaml())
+    with pytest.raises(UserError, match=r"did not finish.*--resume"):
+        load(["--init-from", str(run)])
+    write(run / "weights.pt", "")
+    config = load(["--init-from", str(run), "--train.epochs=7"])
+    assert (config.model.weights, config.train.epochs, config.run.name) == (str(run / "weights.pt"), 7, "minimal")
+    for options in (["--config", str(minimal)], ["--resume", str(run)]):
+        with pytest.raises(UserError, match="exclude each other"):
+            load([*options, "--init-from", str(run)])
+
+
 def test_help_lists_every_key_and_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load(["--help"])
@@ -258,6 +291,14 @@ def test_help_lists_every_key_and_exits_with_0(capsys: pytest.CaptureFixture[str
         assert f"\n{section.name}: " in text
     assert "--train.lr_milestones" in text
     assert "default 0.3,0.6,0.8" in text
+    assert "resnet18_cifar, " in text and "timm" in text
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"ffcv_prune {version('ffcv_prune')}\n"
 
 
 def test_config_is_immutable(minimal: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from ffcv_prune.config import MODEL_NAMES
 from ffcv_prune.errors import UserError
-from ffcv_prune.models import MODELS, build_model
+from ffcv_prune.models import MODELS, build_model, load_weights
 from ffcv_prune.models.normalize import Normalize
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
@@ -32,7 +36,8 @@ def random_images(batch: int, side: int, seed: int = 0) -> Tensor:
 
 
 def test_every_model_is_listed_with_its_size() -> None:
-    assert set(SIZES) == set(MODELS)
+    assert set(SIZES) == {*MODELS, "resnet18", "resnet34"}  # the latter are torchvision's
+    assert set(MODEL_NAMES) == set(MODELS)  # what --help lists
 
 
 # ---------------------------------------------------------------------------------------------- normalisation
@@ -183,6 +188,78 @@ def test_basic_cnn_fits_both_sizes(side: int) -> None:
 def test_unknown_model_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r'"resnet18_cifra".*did you mean "resnet18_cifar"'):
         build_model("resnet18_cifra", 10, MEAN, STD)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "resnet10t", "torchvision.models:squeezenet1_1"])
+def test_models_of_other_libraries(name: str) -> None:
+    if name == "resnet10t":
+        pytest.importorskip("timm")
+    assert build_model(name, 7, MEAN, STD).eval()(random_images(2, side=64)).shape == (2, 7)
+
+
+OWN = """
+from torch import nn
+def net(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes))
+def other(classes, width): ...
+def none(num_classes): ...
+"""
+
+
+def test_a_model_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package" / "nets.py").write_text(OWN)
+    (tmp_path / "own_package" / "broken.py").write_text("import no_such_thing")
+    monkeypatch.chdir(tmp_path)
+    assert build_model("own_package.nets:net", 7, MEAN, STD)(random_images(2, side=8)).shape == (2, 7)
+    for name, message in [
+        ("own_package.nets:nett", 'own_package.nets has no "nett"; did you mean "net"'),
+        ("own_package.nots:net", "no module own_package.nots"),
+        ("nowhere:net", "no module nowhere"),
+        (":net", "write package.module:function"),
+        ("own_package.nets:other", "must take num_classes=7 alone"),
+        ("own_package.nets:none", "the result of own_package.nets:none is of type NoneType"),
+    ]:
+        with pytest.raises(UserError, match=re.escape(message)):
+            build_model(name, 7, MEAN, STD)
+    with pytest.raises(ModuleNotFoundError, match="no_such_thing"):  # a defect of theirs, with its traceback
+        build_model("own_package.broken:net", 7, MEAN, STD)
+
+
+def test_weights_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    saved = build_model("resnet_tiny", 10, MEAN, STD)
+    images = random_images(2, side=28)
+    torch.save(saved.state_dict(), tmp_path / "whole.pt")
+    torch.save(saved.network.state_dict(), tmp_path / "network.pt")
+    for name in ("whole.pt", "network.pt"):
+        model = build_model("resnet_tiny", 10, MEAN, STD)
+        load_weights(model, tmp_path / name)
+        assert torch.equal(model.eval()(images), saved.eval()(images))
+    assert capsys.readouterr().err == ""
+    model = build_model("resnet_tiny", 7, MEAN, STD)
+    head = model.network[-1].weight.clone()
+    load_weights(model, tmp_path / "network.pt")
+    assert torch.equal(model.network[0].weight, saved.network[0].weight)
+    assert torch.equal(model.network[-1].weight, head)
+    (notice,) = capsys.readouterr().err.splitlines()
+    last = len(model.network) - 1
+    assert f"{last}.weight, {last}.bias" in notice
+
+
+def test_weights_that_do_not_fit_are_a_user_error(tmp_path: Path) -> None:
+    model = build_model("resnet_tiny", 10, MEAN, STD)
+    torch.save(build_model("basic_cnn", 10, MEAN, STD).state_dict(), tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    for name, message in [
+        ("none.pt", "does not exist"),
+        ("other.pt", "of another network"),
+        ("list.pt", "holds no state_dict"),
+        ("text.pt", "cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_weights(model, tmp_path / name)
 
 
 def test_a_model_without_classes_is_a_user_error() -> None:

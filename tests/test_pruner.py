@@ -320,3 +320,8 @@ def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[P
         warnings.simplefilter("error")
         pruner.begin_epoch(1, SmallNet())  # still: said once
         make_pruner(loaders, "static", keep=0.5, class_floor=1.0, scores=scores).begin_epoch(0, SmallNet())
+
+
+def test_a_method_that_scores_and_keeps_everything_says_so(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    with pytest.warns(UserWarning, match="method ucb keeps all 203 samples: .*prunes nothing; lower keep"):
+        make_pruner(loaders, "ucb", keep=1.0)

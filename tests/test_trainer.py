@@ -309,6 +309,22 @@ def test_a_selection_that_loses_classes_warns_once(
     assert len(caught) == 1
 
 
+def test_a_finished_run_is_gone_on_from(settings: Settings, loaders: Loaders, tmp_path: Path) -> None:
+    first = train(settings(train__lr=1e-9, train__weight_decay=0), loaders).folder
+    options = ["--init-from", str(first), "--run.seed=5", "--prune.method=random", f"--prune.keep={KEEP}"]
+    second = train(config.load([*options, "--prune.period=1"]), loaders).folder
+    assert second == first.with_name("small_2")
+    before, after = (torch.load(folder / "weights.pt") for folder in (first, second))
+    for name, value in before.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)  # of another seed, but for its beginning
+
+
+def test_a_run_of_other_weights_is_refused(settings: Settings, tmp_path: Path) -> None:
+    torch.save(build_model("resnet_tiny", 10, [0.5] * 3, [0.5] * 3).state_dict(), tmp_path / "other.pt")
+    refuse(settings(model__weights=tmp_path / "other.pt"), "of another network")
+
+
 def test_loaders_of_other_settings_are_refused(settings: Settings, loaders: Loaders) -> None:
     with pytest.raises(ValueError, match="other data settings"):
         train(settings(train__batch_size=16), loaders)

@@ -1,10 +1,8 @@
-"""The networks by name, each with its normalisation inside.
+"""The networks by name, each with its normalisation inside. torchvision, timm and your own modules have more.
 
 ================  =========================================================  ==============
 name              network                                                    made for
 ================  =========================================================  ==============
-resnet18          torchvision's ResNet-18                                    224x224
-resnet34          torchvision's ResNet-34                                    224x224
 resnet18_cifar    ResNet-18, 3x3 stem with stride 1, no max-pooling          32x32
 resnet34_cifar    ResNet-34, 3x3 stem with stride 1, no max-pooling          32x32
 vgg16             VGG16 with batch norm, one linear layer as head            32x32
@@ -16,19 +14,24 @@ resnet_tiny       3x3 stem with stride 2, 2 basic blocks, 32/64 wide         28x
 
 from __future__ import annotations
 
+import inspect
+import os
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision import models
 
-from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.errors import UserError, nearest, wrong_kind
 from ffcv_prune.models.basic_cnn import basic_cnn
 from ffcv_prune.models.normalize import Normalize
 from ffcv_prune.models.resnet import (
-    resnet18,
     resnet18_cifar,
-    resnet34,
     resnet34_cifar,
     resnet_small,
     resnet_tiny,
@@ -36,8 +39,6 @@ from ffcv_prune.models.resnet import (
 from ffcv_prune.models.vgg import vgg16
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
     "resnet18_cifar": resnet18_cifar,
     "resnet34_cifar": resnet34_cifar,
     "vgg16": vgg16,
@@ -53,7 +54,8 @@ def build_model(name: str, num_classes: int, mean: Sequence[float], std: Sequenc
     """Build the model `name` with random weights, all parameters in the channels_last memory format.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `MODELS`; a classification model of torchvision or timm; or ``package.module:function``, which
+            is called with ``num_classes=`` and returns a module that takes float images [B, 3, H, W].
         num_classes: width of the output, at least 1.
         mean, std: of each of the 3 channels of the training images, in units of 0 to 1 (a manifest has them).
 
@@ -65,9 +67,79 @@ def build_model(name: str, num_classes: int, mean: Sequence[float], std: Sequenc
     Raises:
         UserError: unknown name, no classes, or statistics that cannot normalise.
     """
-    if name not in MODELS:
-        raise UserError(f'model.name is "{name}"{nearest(name, MODELS)}')
     if num_classes < 1:
         raise UserError(f"model.classes is {num_classes}; a model needs at least 1 class")
-    layers = OrderedDict(normalize=Normalize(mean, std), network=MODELS[name](num_classes))
+    layers = OrderedDict(normalize=Normalize(mean, std), network=_network(name, num_classes))
     return nn.Sequential(layers).to(memory_format=torch.channels_last)
+
+
+def _network(name: str, num_classes: int) -> nn.Module:
+    if ":" in name:
+        return _own_network(name, num_classes)
+    if name in MODELS:
+        return MODELS[name](num_classes)
+    torchvisions = models.list_models(module=models)
+    if name in torchvisions:
+        return models.get_model(name, num_classes=num_classes)
+    timms = []
+    if find_spec("timm"):  # not among our dependencies
+        import timm
+
+        timms = timm.list_models()
+        if name in timms:
+            return timm.create_model(name, num_classes=num_classes)
+    raise UserError(f'model.name is "{name}"{nearest(name, [*MODELS, *torchvisions, *timms])}')
+
+
+def _own_network(name: str, num_classes: int) -> nn.Module:
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:  # a command has the folder of its own file in it
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # something that the module imports
+        raise UserError(f"model.name is {name}: there is no module {module_name} here or installed") from None
+    except (TypeError, ValueError):
+        raise UserError(f"model.name is {name}: write package.module:function") from None
+    if not hasattr(module, function_name):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise UserError(f'model.name is {name}: {module_name} has no "{function_name}"{nearest(function_name, known)}')
+    try:
+        inspect.signature(getattr(module, function_name)).bind(num_classes=num_classes)
+    except TypeError as error:
+        raise UserError(f"model.name is {name}: it must take num_classes={num_classes} alone ({error})") from None
+    network = getattr(module, function_name)(num_classes=num_classes)
+    if not isinstance(network, nn.Module):
+        raise wrong_kind(f"result of {name}", network, "a torch.nn.Module")
+    return network
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state_dict from a file into a model of `build_model`, or into its network alone.
+
+    The values of another shape, such as those of a head for other classes, stay as they were made: a notice on
+    standard error names them.
+
+    Raises:
+        UserError: no such file, one that is no state_dict, or one of another network.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"model.weights={path} does not exist") from None
+    except Exception as error:  # a damaged file can make zipfile and the unpickler raise anything
+        raise UserError(f"model.weights={path} cannot be read as a state_dict ({type(error).__name__})") from None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"model.weights={path} holds no state_dict: save one with torch.save(model.state_dict(), …)")
+    whole = any(name.startswith("network.") for name in state)
+    target = model if whole else model.get_submodule("network")
+    own = target.state_dict()
+    differing = sorted(state.keys() ^ own.keys())
+    if differing:
+        raise UserError(f"model.weights={path} is of another network: only one of the two has {differing[0]}")
+    other = [name for name, value in state.items() if value.shape != own[name].shape]
+    target.load_state_dict({name: own[name] if name in other else value for name, value in state.items()})
+    if other:
+        print(f"notice: {path} has other shapes for {', '.join(other)}: they stay random", file=sys.stderr)

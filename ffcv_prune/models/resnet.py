@@ -1,36 +1,24 @@
-"""Residual networks: torchvision's ResNet-18/34 with both stems, and two small ones of the same blocks."""
+"""Residual networks: torchvision's ResNet-18/34 with a stem for small images, and two small ones of the same blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from torch import nn
-from torchvision.models import ResNet
-from torchvision.models import resnet18 as torchvision_resnet18
-from torchvision.models import resnet34 as torchvision_resnet34
+from torchvision.models import ResNet, resnet18, resnet34
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
 from ffcv_prune.models.init import init_convolutions
 
 
-def resnet18(num_classes: int) -> nn.Module:
-    """torchvision's ResNet-18 as it is, for images of about 224x224; 11.7 M parameters at 1,000 classes."""
-    return torchvision_resnet18(num_classes=num_classes)
-
-
-def resnet34(num_classes: int) -> nn.Module:
-    """torchvision's ResNet-34 as it is, for images of about 224x224; 21.8 M parameters at 1,000 classes."""
-    return torchvision_resnet34(num_classes=num_classes)
-
-
 def resnet18_cifar(num_classes: int) -> nn.Module:
     """torchvision's ResNet-18 with a stem for 32x32 (`_with_cifar_stem`); 11.2 M parameters at 10 classes."""
-    return _with_cifar_stem(torchvision_resnet18(num_classes=num_classes))
+    return _with_cifar_stem(resnet18(num_classes=num_classes))
 
 
 def resnet34_cifar(num_classes: int) -> nn.Module:
     """torchvision's ResNet-34 with a stem for 32x32 (`_with_cifar_stem`); 21.3 M parameters at 10 classes."""
-    return _with_cifar_stem(torchvision_resnet34(num_classes=num_classes))
+    return _with_cifar_stem(resnet34(num_classes=num_classes))
 
 
 def _with_cifar_stem(network: ResNet) -> ResNet:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.methods.warm_up import warm_up
-from ffcv_prune.models import build_model
+from ffcv_prune.models import build_model, load_weights
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
@@ -64,6 +64,8 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         world.check_same("data set", fingerprints)
         with world.together(setup=True):
             trainer = Trainer(config, loaders)
+            if resume is None and config.model.weights:
+                load_weights(trainer.stepper.model, config.model.weights)
         if resume is not None:
             trainer.load_state_dict(cast(dict[str, Any], world.share(state)))
         signal = world.agree(stop.requested)
