@@ -80,7 +80,8 @@ def as_it_is(batch: Any) -> Any:
 
 def order_of_loader(loader: DataLoader[Any]) -> dict[str, Any]:
     """How torch's loader orders the samples, as arguments of a `TorchLoader`."""
-    sampler, kind = loader.sampler, type(loader.sampler)
+    sampler: Any = loader.sampler
+    kind = type(sampler)
     if loader.batch_sampler is None:
         raise UserError("the DataLoader makes no batches: give it a batch_size")
     if loader.batch_size is None:  # a batch sampler of the user's own
