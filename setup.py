@@ -35,7 +35,12 @@ setup(
     ],
     extras_require={
         "ffcv": FFCV,  # compiled where it is installed, with what docs/README.md names; without it TorchLoader serves
-        "frameworks": ["lightning>=2.6", "accelerate"],  # docs/frameworks.md; each is tested where it is installed
+        "frameworks": [
+            "lightning>=2.6",
+            "accelerate",
+            "timm",
+            "transformers>=5",
+        ],  # docs/frameworks.md
         "analysis": ["pymc"],  # fits the always, sometimes and never samples
         "rivals": ["nvidia-dali-cuda120", "spdl", "grain", "simplejpeg"],  # what benchmarks/loading compares with
         "test": [*FFCV, "pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML"],

@@ -149,18 +149,13 @@ class Config:
         if train.nesterov and train.momentum == 0:
             faults.append("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
         if train.warmup_epochs >= train.epochs:
-<<<<<<< HEAD
-            raise UserError(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
-        prune.phases.check(train.epochs)
-        if prune.values.get("proxy_model") == "":
-            raise UserError(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
-=======
             faults.append(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
         try:
             prune.phases.check(train.epochs)
         except UserError as error:
             faults.append(str(error))
->>>>>>> newuser
+        if prune.values.get("proxy_model") == "":
+            faults.append(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
         if prune.values.get("scores") == "":
             faults.append(
                 f"prune.method={prune.name} needs prune.scores=FILE.npy, "

@@ -17,7 +17,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from ffcv_prune import PrunedLoader, Pruner, TorchLoader, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
@@ -334,7 +344,7 @@ class Stream(IterableDataset[int]):
         (Stream(), {}, "Stream is iterable.*map-style"),
         ({1, 2}, {}, "set has no __getitem__"),
         ([], {}, "list is empty"),
-        (DataLoader(Coloured()), {}, "this is a DataLoader.*pass loader.dataset"),
+        (DataLoader(Coloured()), {}, r"this is a DataLoader.*TorchLoader.like\(loader\)"),
         (None, {"sampler": range(5)}, "sampler: the loader has an order of its own.*set_selection"),
         (None, {"batch_sampler": [[1]]}, "batch_sampler: the loader has an order of its own"),
         (None, {"generator": torch.Generator()}, "generator.*pass seed"),
@@ -351,6 +361,36 @@ def test_what_cannot_be_served_is_refused_in_one_line(dataset: Any, options: dic
     with pytest.raises(UserError, match=message) as refused:
         make(dataset, **options)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_one_is_made_like_a_loader_of_torch(shuffle: bool) -> None:
+    torchs = DataLoader(
+        Coloured(change=torch_data.position), BATCH, shuffle, num_workers=1, drop_last=True, collate_fn=default_collate
+    )
+    loader = TorchLoader.like(torchs, seed=3, with_ids=True)
+    assert served(loader) == served(make(shuffle=shuffle))
+    assert loader.dataset is torchs.dataset and loader.collate_fn is torchs.collate_fn and loader.num_workers == 1
+    assert TorchLoader.like(torchs, batch_size=4).batch_size == 4
+
+
+def samplers() -> Iterator[tuple[dict[str, Any], str]]:
+    data = Coloured()
+    yield {"sampler": WeightedRandomSampler([1.0] * N, N)}, "WeightedRandomSampler"
+    yield {"sampler": RandomSampler(data, replacement=True)}, "RandomSampler"
+    yield {"sampler": RandomSampler(data, num_samples=50)}, "RandomSampler"
+    yield {"batch_sampler": [[0, 1]]}, "list"
+
+
+@pytest.mark.parametrize(("options", "name"), list(samplers()))
+def test_a_sampler_of_the_users_own_is_refused(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=f"draws from a {name}, and a TorchLoader has an order of its own"):
+        TorchLoader.like(DataLoader(Coloured(), **options))
+
+
+def test_a_loader_that_makes_no_batches_is_refused() -> None:
+    with pytest.raises(UserError, match="makes no batches: give it a batch_size"):
+        TorchLoader.like(DataLoader(Coloured(), batch_size=None))
 
 
 def drop_one(samples: list[Any]) -> Any:
@@ -481,6 +521,8 @@ import sys
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 from ffcv_prune import Pruner, TorchLoader, score_dataset
 from tests.nets import SmallNet
 from tests.torch_data import Coloured
@@ -505,6 +547,10 @@ for selection in (None, np.arange(0, 203, 2)):
     parts = gather([ids.tolist() for _, _, ids in shared])
     for together, alone in zip(zip(*parts, strict=True), whole, strict=True):
         assert sorted(i for part in together for i in part) == sorted(alone[2].tolist())
+torchs = DataLoader(Coloured(), 12, sampler=DistributedSampler(range(203)), drop_last=True)
+like = TorchLoader.like(torchs, with_ids=True)
+shared.set_selection(None), shared.set_epoch(0)
+assert [ids.tolist() for _, _, ids in like] == [ids.tolist() for _, _, ids in shared]
 plain = make(True, batch=50, shuffle=False, drop_last=False)
 alone = make(False, batch=50, shuffle=False, drop_last=False)
 assert sum(gather(sum(len(labels) for _, labels, _ in plain))) == 203

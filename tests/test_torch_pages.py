@@ -33,7 +33,10 @@ def test_the_script_on_a_torch_data_set_prunes(tmp_path: Path) -> None:
     assert lines == [f"epoch {epoch}: 6 batches of 300 samples" for epoch in range(4)]
 
 
-@pytest.mark.parametrize(("section", "package"), [("Lightning", "lightning"), ("Accelerate", "accelerate")])
+SECTIONS = [("Lightning", "lightning"), ("Accelerate", "accelerate"), ("Hugging Face Trainer", "transformers")]
+
+
+@pytest.mark.parametrize(("section", "package"), SECTIONS)
 def test_the_script_of_a_framework_makes_each_step_of_the_plan(section: str, package: str, tmp_path: Path) -> None:
     pytest.importorskip(package, reason=f"needs {package}")
     assert run_page("frameworks", tmp_path, section).splitlines()[-1] == "24 steps"  # 4 epochs of 300 // 50

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data.distributed import DistributedSampler
 
 from ffcv_prune.errors import UserError
 
@@ -77,10 +78,29 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
+def order_of_loader(loader: DataLoader[Any]) -> dict[str, Any]:
+    """How torch's loader orders the samples, as arguments of a `TorchLoader`."""
+    sampler: Any = loader.sampler
+    kind = type(sampler)
+    if loader.batch_sampler is None:
+        raise UserError("the DataLoader makes no batches: give it a batch_size")
+    if loader.batch_size is None:  # a batch sampler of the user's own
+        kind = type(loader.batch_sampler)
+    if kind is DistributedSampler:
+        return {"shuffle": sampler.shuffle, "distributed": True}
+    if kind is SequentialSampler:
+        return {"shuffle": False}
+    if kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+        return {"shuffle": True}
+    raise UserError(
+        f"the DataLoader draws from a {kind.__name__}, and a TorchLoader has an order of its own: build it without"
+    )
+
+
 def length_of(dataset: Any) -> int:
     kind = type(dataset).__name__
     if isinstance(dataset, DataLoader):
-        raise UserError("this is a DataLoader, which has a data set and an order: pass loader.dataset")
+        raise UserError("this is a DataLoader, which has a data set and an order: use TorchLoader.like(loader)")
     if isinstance(dataset, IterableDataset):
         raise UserError(
             f"{kind} is iterable, and serves no sample by its position: read it into a map-style data set, "

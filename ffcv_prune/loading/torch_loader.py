@@ -22,7 +22,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.order import PrunedOrder
 from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that_share
-from ffcv_prune.loading.torch_fetch import Fetcher, Requests, are_classes, as_it_is, length_of, stated_labels
+from ffcv_prune.loading.torch_fetch import (
+    Fetcher,
+    Requests,
+    are_classes,
+    as_it_is,
+    length_of,
+    order_of_loader,
+    stated_labels,
+)
 from ffcv_prune.protocols import Batch
 
 Kind = TypeVar("Kind", bound="TorchEpoch")
@@ -73,6 +81,8 @@ class TorchLoader(SelectableLoader):
         UserError: a data set without length or positions, an option that contradicts the loader's own order.
     """
 
+    sampler = batch_sampler = None  # where training scripts look for a `set_epoch` of torch's loaders
+
     def __init__(
         self,
         dataset: Dataset[Any],
@@ -96,7 +106,8 @@ class TorchLoader(SelectableLoader):
             if option not in OPTIONS:
                 raise UserError(f'TorchLoader has no option "{option}"{nearest(option, OPTIONS)}')
         self.dataset, self.batch_size, self.seed, self.with_ids = dataset, batch_size, seed, with_ids
-        self._fetcher = Fetcher(dataset, collate_fn or default_collate)
+        self.collate_fn = collate_fn or default_collate
+        self._fetcher = Fetcher(dataset, self.collate_fn)
         self.num_workers = num_workers
         self._options = {"num_workers": num_workers, "persistent_workers": num_workers > 0} | options
         self._loader: DataLoader[Any] | None = None
@@ -105,6 +116,19 @@ class TorchLoader(SelectableLoader):
         # A proxy: in a circle, the workers' queues are closed before they are told to end, which takes them 5 s then.
         own = weakref.proxy(self)
         self._select_first(PrunedOrder(own, self.num_samples, shuffle, drop_last, *ranks_that_share(distributed)))
+
+    @classmethod
+    def like(cls, loader: DataLoader[Any], **changes: Any) -> TorchLoader:
+        """Build one that fetches the samples as a torch `DataLoader` does, but for arguments that are given here.
+
+        The workers stay from epoch to epoch, whatever those of `loader` do.
+
+        Raises:
+            UserError: it draws from a sampler of the user's own, whose order could not be kept.
+        """
+        arguments = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn", "drop_last")}
+        arguments |= {name: getattr(loader, name) for name in OPTIONS if name != "persistent_workers"}
+        return cls(loader.dataset, **arguments | order_of_loader(loader) | changes)
 
     @property
     def name(self) -> str:

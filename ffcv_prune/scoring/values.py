@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ class Values:
 
     def _check(self, loader: SampleLoader) -> None:
         """UserError for loaders or a proxy that do not fit the method."""
-        method = self.method
+        method, n = self.method, self.state.n
         if method.records_losses and not loader.with_ids:
             raise UserError("training losses go by sample: build the training loader with with_ids=True")
         if self.proxy is None and method.source.by_proxy:
@@ -60,14 +61,20 @@ class Values:
             raise UserError(f"method {method.name} has no proxy net: leave it out")
         if not method.makes_passes:
             return
+        if method.selector.has_fixed_size and method.samples_seen(self.state.epochs, n) == n * self.state.epochs:
+            warnings.warn(
+                f"method {method.label} keeps all {n} samples: it scores them and prunes nothing; "
+                "lower keep, or use the method full",
+                stacklevel=4,
+            )
         if self.score_loader is None:
             raise UserError(f"method {method.name} scores the samples in a pass: give a score_loader")
         check_loader("scoring loader", self.score_loader)
         if self.proxy is not None:
             check_proxy_loader(self.score_loader, loader, method.values["window"])
         found, labels, own = self.score_loader.num_samples, self.score_loader.labels, loader.labels
-        if found != self.state.n or (labels is not None and own is not None and not np.array_equal(labels, own)):
-            reason = f"{found} samples, not {self.state.n}" if found != self.state.n else "other labels"
+        if found != n or (labels is not None and own is not None and not np.array_equal(labels, own)):
+            reason = f"{found} samples, not {n}" if found != n else "other labels"
             raise UserError(
                 f"against the training loader, the scoring loader has {reason}: read the same data set in both"
             )
@@ -101,10 +108,8 @@ class Values:
         assert self.score_loader is not None
         self._passes += 1
         if self.proxy is not None:
-            of = self.method.values
-            order, losses = self.proxy.run(
-                self.score_loader, epoch, of["keep"], of["window"], of["stride"], *self._rank
-            )
+            keep, window, stride = (self.method.values[name] for name in ("keep", "window", "stride"))
+            order, losses = self.proxy.run(self.score_loader, epoch, keep, window, stride, *self._rank)
             try:
                 return self.state.record(order, losses, epoch=epoch)
             except NonFiniteLossError as error:

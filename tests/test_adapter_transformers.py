@@ -1,0 +1,192 @@
+"""Hugging Face's own Trainer, held against a loop without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ffcv_prune import Pruner, TorchLoader, tasks
+from ffcv_prune.errors import UserError
+from tests.plain_loop import BATCH, EPOCHS, LENGTHS, LR, UCB, assert_same_weights, run_ranks
+from tests.torch_data import Coloured
+
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+
+from ffcv_prune.adapters.transformers import PrunedTrainer  # noqa: E402
+
+TASK = tasks.Classification(output="logits")
+
+
+def scaled(image: Tensor, label: int, i: int) -> Any:
+    return {"pixel_values": image.float() / 255, "labels": label}
+
+
+def scaled_pair(image: Tensor, label: int, i: int) -> Any:
+    return image.float() / 255, label
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    # Not a ViT: transformers 5.24 saves one under names that its Trainer does not find again.
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=10
+    )
+    return transformers.ResNetForImageClassification(config)
+
+
+def make_pruner(method: str = "ucb", distributed: bool = False, workers: int = 0, **parameters: Any) -> Pruner:
+    options: dict[str, Any] = {"num_workers": workers, "distributed": distributed}
+    batch = BATCH // (2 if distributed else 1)
+    loader = TorchLoader(Coloured(change=scaled), batch, with_ids=True, **options)
+    score_loader = TorchLoader(Coloured(change=scaled_pair), 64, shuffle=False, drop_last=False, **options)
+    parameters = parameters or (UCB if method == "ucb" else {})
+    return Pruner(loader, score_loader, method, epochs=EPOCHS, task=TASK, amp_dtype=None, **parameters)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+
+
+class Noting(PrunedTrainer):
+    """Notes the samples of each step, and its learning rate."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **options: Any) -> Any:
+        self.steps.append(inputs["ids"].tolist())
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        return super().compute_loss(model, inputs, *args, **options)
+
+
+def make_trainer(pruner: Pruner, folder: Path, **options: Any) -> Noting:
+    options = {"num_train_epochs": EPOCHS, "lr_scheduler_type": "constant", "save_strategy": "no"} | options
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder), use_cpu=True, max_grad_norm=0, report_to=[], disable_tqdm=True, **options
+    )
+    model = make_model()
+    trainer = Noting(model, arguments, pruner=pruner, optimizers=(sgd(model), None))
+    trainer.steps, trainer.rates = [], []
+    return trainer
+
+
+def plain_run(pruner: Pruner, accumulate: int = 1) -> tuple[list[list[int]], dict[str, Tensor]]:
+    model = make_model()
+    optimizer = sgd(model)
+    steps: list[list[int]] = []
+    for epoch in range(EPOCHS):
+        pruner.begin_epoch(epoch, model)
+        model.train()
+        for batch in pruner.loader:
+            losses = F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"], reduction="none")
+            (pruner.batch_loss(losses, batch["ids"]) / accumulate).backward()
+            steps.append(batch["ids"].tolist())
+            if len(steps) % accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    return steps, model.state_dict()
+
+
+@pytest.mark.parametrize("method", ["ucb", "infobatch"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_is_the_plain_loop_step_by_step(method: str, workers: int, tmp_path: Path) -> None:
+    steps, weights = plain_run(make_pruner(method))
+    trainer = make_trainer(make_pruner(method, workers=workers), tmp_path)
+    trainer.train()
+    assert trainer.steps == steps
+    assert_same_weights(trainer.model.state_dict(), weights)
+    if method == "ucb":
+        assert trainer.state.max_steps == trainer.state.global_step == len(steps) == sum(LENGTHS)
+    else:
+        assert trainer.state.max_steps >= len(steps)  # it sizes its selections itself
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_gradients_are_accumulated_over_the_steps_of_the_plan(accumulate: int, tmp_path: Path) -> None:
+    """Across the ends of epochs; what is left of it in the end makes no step."""
+    random = {"method": "random", "keep": 0.4, "period": 2, "final": 1, "final_mode": "full"}
+    steps, weights = plain_run(make_pruner(**random), accumulate)
+    assert len(steps) == 32
+    trainer = make_trainer(make_pruner(**random), tmp_path, gradient_accumulation_steps=accumulate)
+    trainer.train()
+    assert trainer.steps == steps[: 32 // accumulate * accumulate]
+    assert trainer.state.global_step == trainer.state.max_steps == 32 // accumulate
+    for name, parameter in trainer.model.named_parameters():  # batch norm has seen what is left
+        assert torch.equal(parameter, weights[name]), name
+
+
+@pytest.mark.parametrize("method", ["ucb", "infobatch"])
+def test_a_run_goes_on_from_the_trainers_own_folder(method: str, tmp_path: Path) -> None:
+    steps, weights = plain_run(make_pruner(method))
+    make_trainer(make_pruner(method), tmp_path, save_strategy="steps", save_steps=7).train()
+    for step in (7, 14, 21):
+        trainer = make_trainer(make_pruner(method), tmp_path)
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert trainer.steps == steps[step:]
+        assert_same_weights(trainer.model.state_dict(), weights)
+
+
+def test_a_schedule_ends_with_the_plan(tmp_path: Path) -> None:
+    trainer = make_trainer(make_pruner(), tmp_path, lr_scheduler_type="linear")
+    trainer.train()
+    total = sum(LENGTHS)
+    assert trainer.rates == pytest.approx([LR * (total - step) / total for step in range(total)])
+
+
+def test_without_ids_the_loss_is_the_models_own(tmp_path: Path) -> None:
+    loader = TorchLoader(Coloured(change=scaled), BATCH, num_workers=0)
+    pruner = Pruner(loader, make_pruner().score_loader, "ucb", epochs=EPOCHS, task=TASK, amp_dtype=None, **UCB)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), num_train_epochs=EPOCHS, use_cpu=True, max_grad_norm=0, report_to=[], disable_tqdm=True,
+        lr_scheduler_type="constant", save_strategy="no",
+    )  # fmt: skip
+    model = make_model()
+    PrunedTrainer(model, arguments, pruner=pruner, optimizers=(sgd(model), None)).train()
+    assert_same_weights(model.state_dict(), plain_run(make_pruner())[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_train_epochs": 3}, "num_train_epochs is 3 and the pruner plans 5"),
+        ({"max_steps": 7}, "max_steps is 7: leave it out"),
+    ],
+)
+def test_a_plan_of_its_own_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        make_trainer(make_pruner(), tmp_path, **options)
+
+
+def test_batches_that_are_no_mappings_are_refused(tmp_path: Path) -> None:
+    pruner = make_pruner()
+    pruner.loader = TorchLoader(Coloured(), BATCH, num_workers=0)
+    with pytest.raises(UserError, match="the Trainer takes mappings"):
+        make_trainer(pruner, tmp_path).train()
+
+
+def test_a_folder_without_the_pruners_state_is_refused(tmp_path: Path) -> None:
+    make_trainer(make_pruner(), tmp_path, save_strategy="steps", save_steps=7).train()
+    (tmp_path / "checkpoint-7" / "pruner.pt").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-7/pruner.pt is missing"):
+        make_trainer(make_pruner(), tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+from tests.test_adapter_transformers import make_pruner, make_trainer, transformers
+
+folder = Path(sys.argv[1])
+transformers.TrainingArguments(output_dir=str(folder), use_cpu=True).world_size  # joins the processes
+trainer = make_trainer(make_pruner("random", distributed=True, keep=0.4), folder)
+trainer.train()
+(folder / f"{trainer.args.process_index}.json").write_text(json.dumps(trainer.steps))
+"""
+
+
+def test_two_processes_share_each_step(tmp_path: Path) -> None:
+    shares = run_ranks(RANK, tmp_path)
+    expected, _ = plain_run(make_pruner("random", keep=0.4))
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(step) for step in expected]
