@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ffcv_prune import config
-from ffcv_prune.analysis.intervals import welch
+from ffcv_prune.analysis.intervals import correction, difference, difference_of_tests
 from ffcv_prune.analysis.report import write_report
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.loaders import Loaders
@@ -191,7 +190,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for color, (name, (right, up, align)) in zip(matplotlib.color_sequences["tab10"], PLACES.items(), strict=False):
         runs = _of(rows, name)
-        x, y = [_total(row) for row in runs], [100 * accuracy for accuracy in _accuracies(rows, name)]
+        x, y = [_total(row) for row in runs], [*_by_seed(rows, name).values()]
         mean = statistics.mean(x), statistics.mean(y)
         axes = lower if mean[1] < GAP else upper
         for part in (upper, lower):  # a run may lie on the other side of the gap
@@ -212,22 +211,24 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Whether UCB beat its three rivals, one sentence, by these rows alone."""
-    ucb = _accuracies(rows, "fashion_ucb")
-    parts = []
+    seeds = len(_of(rows, "fashion_ucb"))
+    gaps = {}
     for rival in ("fashion_random", "fashion_full_equal", "fashion_full_equal_time"):
-        other = _accuracies(rows, rival)
-        gap, margin = statistics.mean(ucb) - statistics.mean(other), _margin(ucb, other)
-        word = "level with" if abs(gap) <= margin else "better than" if gap > 0 else "worse than"
-        parts.append(f"{word} {METHODS[rival]} ({100 * gap:+.2f} ± {100 * margin:.2f} points)")
-    source = f"{len(ucb)} seeds" if len(ucb) > 1 else f"one seed on {TEST_SAMPLES:,} test images"
-    return [f"{METHODS['fashion_ucb']} is {'; '.join(parts)}; ± is the 95 % interval, of {source}."]
-
-
-def _margin(a: Sequence[float], b: Sequence[float]) -> float:
-    """Half the 95 % interval of the difference of two mean accuracies: over the seeds, or of one test each."""
-    if min(len(a), len(b)) > 1:
-        return welch(a, b).half_width
-    return 1.96 * math.sqrt(sum(p * (1 - p) / TEST_SAMPLES for p in (a[0], b[0])))
+        ours, other = (_by_seed(rows, name) for name in ("fashion_ucb", rival))
+        if seeds > 1:
+            gaps[rival] = difference(ours, other)
+        else:
+            single = (accuracy / 100 for values in (ours, other) for accuracy in values.values())
+            gaps[rival] = difference_of_tests(*single, TEST_SAMPLES, TEST_SAMPLES)
+    corrected = correction(gap.p() for gap in gaps.values())
+    told: dict[str, list[str]] = {}
+    for rival, gap in gaps.items():
+        better = "is better than" if gap.mean > 0 else "is worse than"
+        word = better if gap.p() <= corrected.level else "cannot be told from"
+        told.setdefault(word, []).append(f"{METHODS[rival]} ({gap.in_words(corrected.level)} points)")
+    parts = [f"{word} {', '.join(rivals)}" for word, rivals in told.items()]
+    source = f"{seeds} seeds" if seeds > 1 else f"one seed on {TEST_SAMPLES:,} test images"
+    return [f"{METHODS['fashion_ucb']} {'; '.join(parts)}; ± is the {corrected}, of {source}."]
 
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:
@@ -237,8 +238,9 @@ def _of(rows: Sequence[Row], name: str) -> list[Row]:
     return runs
 
 
-def _accuracies(rows: Sequence[Row], name: str) -> list[float]:
-    return [float(row["accuracy"]) for row in _of(rows, name)]
+def _by_seed(rows: Sequence[Row], name: str) -> dict[int, float]:
+    """Accuracies in percent."""
+    return {int(row["seed"]): 100 * float(row["accuracy"]) for row in _of(rows, name)}
 
 
 def _accuracy(runs: Sequence[Row]) -> str:

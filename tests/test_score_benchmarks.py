@@ -102,7 +102,7 @@ def test_what_is_safe_follows_from_the_rows() -> None:
         for option, runs in accuracies.items()
         for seed, accuracy in enumerate(runs)
     ]
-    assert agreement.summary(rows).endswith("95 % interval: both (UCB, guarded).")
+    assert agreement.summary(rows).endswith("95 % interval, corrected for 2 comparisons: both (UCB, guarded).")
 
 
 def test_the_random_share_does_not_enter_the_overlap() -> None:

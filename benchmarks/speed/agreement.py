@@ -12,8 +12,9 @@ of its own; nothing of the shadow reaches the training, and its time is not coun
 
 Read "overlap": the share of the samples chosen by score that the shadow would have chosen too; by chance it would be
 the share of the samples that is chosen. It is 1 for the full pass itself. "Accuracy" is at the end, "against the
-pass" its difference with the 95 % interval (Welch, over the seeds). An option is a safe default where that interval
-holds no loss larger than LARGEST_LOSS points; a low overlap at the same accuracy says that the scores did not matter.
+pass" its difference over the seeds, in pairs of the same seed; the interval is corrected for the number of options. An
+option is a safe default where that interval holds no loss above LARGEST_LOSS points; a low overlap at the same accuracy
+says that the scores did not matter.
 "training" needs a first loss of every sample, from a warm-up on all data: it has a full pass of its own to be held
 against, which trains on as many samples. Seconds are without tests and the shadow.
 """
@@ -41,7 +42,7 @@ from benchmarks.harness.rows import Results, benchmark_parser, groups, positive,
 from benchmarks.harness.tables import Row, markdown, mean_and_spread
 from benchmarks.paper import grid
 from ffcv_prune import PrunedLoader, Pruner, config, score_dataset
-from ffcv_prune.analysis.intervals import welch
+from ffcv_prune.analysis.intervals import correction, difference
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton, require_labels
 from ffcv_prune.data.encode import encode_split
@@ -217,21 +218,25 @@ def loaders_of(settings: config.Config, opened: dict[object, Loaders], stack: Ex
 
 def summary(rows: Sequence[Row]) -> str:
     """The Markdown table, mean ± standard deviation over the seeds, and which options are safe."""
-    body, safe = [], []
     by_option = groups(rows, "method", "option")
+    gaps = {
+        (method, option): difference(_accuracies(own), _accuracies(by_option[method, AGAINST.get(option, PASS)]))
+        for (method, option), own in by_option.items()
+        if option not in (PASS, PASS_FULL_WARMUP) and (method, AGAINST.get(option, PASS)) in by_option
+    }
+    corrected = correction(gap.p(-LARGEST_LOSS) for gap in gaps.values())
+    safe = [
+        f"{option} ({grid.find_method(method, 'the table').label})"
+        for (method, option), gap in gaps.items()
+        if gap.mean - gap.half_width(corrected.level) >= -LARGEST_LOSS
+    ]
+    body = []
     for (method, option), own_rows in by_option.items():
 
         def values(column: str, of: Sequence[Row] = own_rows) -> list[float]:
             return [float(row[column]) for row in of]
 
-        pass_rows = by_option.get((method, AGAINST.get(option, PASS)), [])
-        own, of_pass = ([100 * accuracy for accuracy in values("accuracy", of)] for of in (own_rows, pass_rows))
-        against = ""
-        if of_pass and option not in (PASS, PASS_FULL_WARMUP):
-            gap, margin = statistics.mean(own) - statistics.mean(of_pass), welch(own, of_pass).half_width
-            against = f"{gap:+.2f} ± {margin:.2f}" if margin < 1000 else f"{gap:+.2f}, one run"
-            if gap - margin >= -LARGEST_LOSS:
-                safe.append(f"{option} ({grid.find_method(method, 'the table').label})")
+        gap = gaps.get((method, option))
         body.append(
             [
                 grid.find_method(method, "the table").label,
@@ -241,8 +246,8 @@ def summary(rows: Sequence[Row]) -> str:
                 f"{statistics.mean(values('scored')):.2f}",
                 mean_and_spread(values("score_seconds"), 1),
                 mean_and_spread(values("total_seconds"), 0),
-                mean_and_spread(own),
-                against,
+                mean_and_spread([*_accuracies(own_rows).values()]),
+                gap.in_words(corrected.level) if gap else "",
             ]
         )
     head = [
@@ -258,9 +263,14 @@ def summary(rows: Sequence[Row]) -> str:
     ]
     about = f"Mean ± standard deviation of {len({row['seed'] for row in rows})} seeds. {measured_on(rows)}"
     verdict = (
-        f"Safe, no loss above {LARGEST_LOSS:g} points in the 95 % interval: {'; '.join(safe) or 'none shown to be'}."
+        f"Safe, no loss above {LARGEST_LOSS:g} points in the {corrected}: {'; '.join(safe) or 'none shown to be'}."
     )
     return f"{markdown(head, body)}\n\n{about}\n\n{verdict}"
+
+
+def _accuracies(rows: Sequence[Row]) -> dict[int, float]:
+    """In percent, by seed."""
+    return {int(row["seed"]): 100 * float(row["accuracy"]) for row in rows}
 
 
 def main() -> None:
