@@ -30,11 +30,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -42,9 +39,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.harness.machine import measured_with
-from benchmarks.harness.rows import Results, groups, positive
-from benchmarks.harness.tables import Row, markdown, ratios, spread
+from benchmarks.harness.machine import called_apart, fresh_python, measured_with
+from benchmarks.harness.rows import Results, positive
+from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
 
 # numba, FFCV and what imports them only within functions: importing them is measured, in processes that import this.
 
@@ -53,8 +50,7 @@ COLUMNS = (
     *("measured", "loader", "cache", "repeat", "seconds", "cpu_seconds", "compiled"),
     *("import_seconds", "import_cpu_seconds", "import_compiled"),
 )
-SETTINGS = ("samples", "workers")
-ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ("repeats", "samples", "workers")
 BATCH = 64
 MEAN = (124, 116, 104)  # the colour of the padding: ImageNet's, as ours take it where there is no manifest
 KINDS = ("training", "scoring", "test")
@@ -76,17 +72,13 @@ COMMANDS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ffcv_prune.loading.loader import usable_cores
 
-    parser.add_argument("--samples", type=positive, default=512, help="of each file; default: %(default)s")
-    parser.add_argument(
-        "--workers", type=positive, default=usable_cores(), help="of each loader; default: one per core"
-    )
+    parser.add_argument("--samples", type=positive, default=512, help="of each file")
+    parser.add_argument("--workers", type=positive, default=usable_cores(), help="of each loader")
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
     """Write the two files, and measure what has no rows yet, each case once a repeat."""
-    from benchmarks.speed.long_run import synthetic_split
-    from ffcv_prune.data import recipe
-    from ffcv_prune.data.encode import encode_split
+    from benchmarks.harness.training import noise, write_once
     from ffcv_prune.errors import UserError
 
     if args.samples < 2 * BATCH:
@@ -100,9 +92,10 @@ def run(args: argparse.Namespace, results: Results) -> None:
         return
     with TemporaryDirectory() as folder:
         for split in ("train", "test"):
-            encode_split(synthetic_split(args.samples), Path(folder) / f"{split}.beton", recipe.Image(), 0, 1, split)
-        kept = Path(folder) / "kernels"
-        _python(["-c", "import ffcv, torchvision, ffcv_prune.training.loaders"], kept)  # reads the files, fills `kept`
+            write_once(noise(args.samples, 8), Path(folder) / f"{split}.beton", workers=1)
+        kept = f"{folder}/kernels"
+        imports = "import ffcv, torchvision, ffcv_prune.training.loaders"
+        fresh_python(["-c", imports], NUMBA_CACHE_DIR=kept)  # reads the files, fills `kept`
         for repeat, case, loader in cases:
             print(f"repeat {int(repeat) + 1} of {args.repeats}: {case} {loader}", flush=True)
             if loader:
@@ -115,13 +108,11 @@ def run(args: argparse.Namespace, results: Results) -> None:
 def measure_loaders(case: str, loader: str, folder: Path, workers: int) -> list[dict[str, Any]]:
     """The loaders of a case in a process with an empty kernel cache, and in a second one that finds what it left."""
     kinds = KINDS if case == "all three" else (case,)
-    code = (
-        f"from benchmarks.loading.startup import build; build({loader!r}, {list(kinds)!r}, {str(folder)!r}, {workers})"
-    )
     rows = []
     with TemporaryDirectory(dir=folder) as kernels:
         for state in ("empty", "filled"):
-            built = json.loads(_python(["-c", code], Path(kernels)).splitlines()[-1])
+            what = (loader, kinds, str(folder), workers)
+            built = called_apart("loading.startup.build", *what, NUMBA_CACHE_DIR=kernels)
             if len(built) > 1:
                 total = {name: sum(row[name] for row in built) for name in ("seconds", "cpu_seconds", "compiled")}
                 imports = {name: built[0].pop(name) for name in [*built[0]] if name.startswith("import_")}
@@ -132,22 +123,13 @@ def measure_loaders(case: str, loader: str, folder: Path, workers: int) -> list[
     return [{name: _rounded(value) for name, value in row.items()} for row in rows]
 
 
-def measure_command(name: str, kernels: Path) -> dict[str, Any]:
+def measure_command(name: str, kernels: str) -> dict[str, Any]:
     """A command from start to end."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    _python(shlex.split(name), kernels, COMMANDS[name])
+    fresh_python(shlex.split(name), COMMANDS[name], NUMBA_CACHE_DIR=kernels)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"measured": name, "seconds": _rounded(seconds), "cpu_seconds": _rounded(cpu)}
-
-
-def _python(words: Sequence[str], kernels: Path, code: int = 0) -> str:
-    """What a fresh process prints, whose kernel cache is that folder. RuntimeError unless it exits with `code`."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(kernels)}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode != code:
-        raise RuntimeError(f"{words} exited with {done.returncode}: {done.stderr}")
-    return done.stdout
 
 
 def _rounded(value: Any) -> Any:
@@ -238,31 +220,28 @@ def ffcv_builder(folder: Path, workers: int) -> Callable[[str], Iterable[Any]]:
 
 def summary(rows: Sequence[Row]) -> str:
     """Two Markdown tables: loaders, and commands."""
-    parts = []
     built = groups([row for row in rows if row["loader"]], "measured", "loader", "cache")
-    if built:
-        head = ["built", "by", "kernel cache", "seconds", "CPU seconds", "compiled"]
-        head += ["importing, s", "importing, CPU s", "compiled in importing", "FFCV ÷ ours"]
-        columns = ("seconds", "cpu_seconds", "compiled", "import_seconds", "import_cpu_seconds", "import_compiled")
-        body = []
-        for (kind, loader, state), own in built.items():
-            cells = [spread([float(row[column]) for row in own if row[column]]) for column in columns]
-            stock = built.get((kind, "FFCV", state), []) if loader != "FFCV" else []
-            body.append([kind, loader, state, *cells, spread(ratios(stock, own, _cpu_seconds))])
-        parts.append(markdown(head, body))
+    heads = {"seconds": "seconds", "cpu_seconds": "CPU seconds", "compiled": "compiled"}
+    heads |= {"import_seconds": "importing, s", "import_cpu_seconds": "importing, CPU s"}
+    heads |= {"import_compiled": "compiled in importing"}
+    loaders = []
+    for (kind, loader, state), own in built.items():
+        line = {"built": kind, "by": loader, "kernel cache": state}
+        line |= {head: spread(values(own, column)) for column, head in heads.items()}
+        stock = built.get((kind, "FFCV", state), []) if loader != "FFCV" else []
+        loaders.append(line | {"FFCV ÷ ours": spread(ratios(stock, own, _cpu_seconds))})
     commands = groups([row for row in rows if not row["loader"]], "measured")
-    if commands:
-        imports = commands.get((ALL_IMPORTS,), [])
-        body = [
-            [
-                f"`python {name}`",
-                *(spread([float(row[column]) for row in own]) for column in ("seconds", "cpu_seconds")),
-                spread(ratios(own, imports, lambda row: float(row["cpu_seconds"]))),
-            ]
-            for (name,), own in commands.items()
-        ]
-        parts.append(markdown(["command", "seconds", "CPU seconds", "of all imports"], body))
-    return "\n\n".join([*parts, measured_with(rows)])
+    imports = commands.get((ALL_IMPORTS,), [])
+    told = [
+        {
+            "command": f"`python {name}`",
+            "seconds": spread(values(own, "seconds")),
+            "CPU seconds": spread(values(own, "cpu_seconds")),
+            "of all imports": spread(ratios(own, imports, "cpu_seconds")),
+        }
+        for (name,), own in commands.items()
+    ]
+    return "\n\n".join([*(table(lines) for lines in (loaders, told) if lines), measured_with(rows)])
 
 
 def _cpu_seconds(row: Row) -> float:
