@@ -134,7 +134,7 @@ def test_the_balance_of_the_classes_is_that_of_the_methods_selections(tmp_path: 
     shutil.rmtree(tmp_path / "runs")
     plant_run(tmp_path / "runs", runs[1], [{"cat": 0.25, "dog": 0.75}])
     write_balance(runs, {run.key: row(run, 0.7) for run in runs}, tmp_path / "runs", csv_file)  # a row stays
-    kept = {key: (row["least_share"], row["starved_checkpoints"]) for key, row in read_rows(csv_file).items()}
+    kept = {key: (row["least_share"], row["starved"]) for key, row in read_rows(csv_file).items()}
     assert kept == {runs[0].key: ("0.55", "1"), runs[1].key: ("0.5", "0")}
     (one,) = cells(runs[:1], {runs[0].key: row(runs[0], 0.7)})
     assert (starved_words(one, read_rows(csv_file)), starved_words(one, {})) == ("1 of 2", "")

@@ -15,6 +15,12 @@ def table(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in body)
 
 
+def aligned(lines: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The same lines, padded so that the table reads well in a terminal too."""
+    widths = {head: max(len(head), *(len(line[head]) for line in lines)) for head in lines[0]}
+    return [{head.ljust(width): line[head].ljust(width) for head, width in widths.items()} for line in lines]
+
+
 def number(value: float) -> str:
     """Three digits; from 100 upwards a whole number: ``0.0123``, ``1.52``, ``1,234``."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty
@@ -14,14 +15,17 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.pipeline.operation import Operation
 from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 
-from ffcv_prune.loading.loader import usable_cores
-
 
 def stock_loader(path: Path | str, batch_size: int, decoder: Operation | None = None, **arguments: Any) -> Loader:
     """One that shuffles, with what `Loader` has for raw images of one size, or with another decoder."""
     image = [decoder or SimpleRGBImageDecoder(), ToTensor(), ToTorchImage()]
     pipelines = {"image": image, "label": [IntDecoder(), ToTensor(), Squeeze(1)]}
-    made = {"num_workers": usable_cores(), "os_cache": True, "order": OrderOption.RANDOM, "pipelines": pipelines}
+    made = {
+        "num_workers": len(os.sched_getaffinity(0)),
+        "os_cache": True,
+        "order": OrderOption.RANDOM,
+        "pipelines": pipelines,
+    }
     return Loader(str(path), batch_size, **(made | arguments))
 
 

@@ -14,8 +14,8 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.harness.machine import made_on
-from benchmarks.harness.tables import Row, markdown
+from benchmarks.harness.machine import ROOT, made_on
+from benchmarks.harness.tables import Row, table
 from benchmarks.paper import figures, grid
 from benchmarks.paper.balance import starved_words, write_balance
 from benchmarks.paper.cells import RESULTS, cells, rate_words, read_rows
@@ -24,8 +24,6 @@ from benchmarks.paper.verdicts import comparisons, measured, overall, read_claim
 from ffcv_prune.analysis.intervals import correction
 from ffcv_prune.errors import UserError, run_command
 
-ROOT = Path(__file__).resolve().parents[2]
-HEAD = ("claim", "data", "pruning rate", "first", "second", "means", "difference", "starved", "verdict")
 ABOUT = """# The comparisons behind the findings
 
 Made by `python -m benchmarks.paper.findings` from benchmarks/results/small.csv. [The findings](../findings.md) say what
@@ -61,19 +59,22 @@ def write_findings(rows: Mapping[str, Row], results: Path, out: Path) -> Path:
     classes = read_rows(results / "findings_classes.csv")
     judged = [(claim, comparisons(claim, grouped)) for claim in read_claims()]
     corrected = correction(one.p for _, found in judged for one in found)
-    body = []
+    lines = []
     for claim, found in judged:
         verdicts = [one.verdict(corrected.level) for one in found]
-        body.append([f"**{claim.name}**", *[""] * 7, f"**{overall(verdicts)}**"])
+        heads = ("claim", "data", "pruning rate", "first", "second", "means", "difference", "starved", "verdict")
+        lines.append(dict.fromkeys(heads, "") | {"claim": f"**{claim.name}**", "verdict": f"**{overall(verdicts)}**"})
         for one, verdict in zip(found, verdicts, strict=True):
-            values = (statistics.mean(measured(cell, claim.measure).values()) for cell in (one.first, one.second))
-            means = "{:.2f}, {:.2f}".format(*values) + " s" * (claim.measure == "seconds")
-            told = [one.first.run.part, rate_words(one.first, grouped), one.first.run.label, one.second.run.label]
-            told += [means, one.gap.in_words(corrected.level), starved_words(one.first, classes)]
-            body.append([claim.sign, *told, verdict])
+            first, second = one.first, one.second
+            values = (statistics.mean(measured(cell, claim.measure).values()) for cell in (first, second))
+            line = {"claim": claim.sign, "data": first.run.part, "pruning rate": rate_words(first, grouped)}
+            line |= {"first": first.run.label, "second": second.run.label}
+            line["means"] = "{:.2f}, {:.2f}".format(*values) + " s" * (claim.measure == "seconds")
+            line |= {"difference": one.gap.in_words(corrected.level), "starved": starved_words(first, classes)}
+            lines.append(line | {"verdict": verdict})
     counts = read_histogram(results / "findings_selections.csv")
     noise = f"± is the {corrected}: of the differences found here, at most one in twenty should be chance."
-    blocks = [ABOUT, noise, markdown(HEAD, body), groups_in_words(about.distribution, *counts)]
+    blocks = [ABOUT, noise, table(lines), groups_in_words(about.distribution, *counts)]
     blocks.append(f"{len(done)} of {len({run.key for run in runs})} runs. {made_on(list(done.values()))}")
     path = out / "comparisons.md"
     path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")

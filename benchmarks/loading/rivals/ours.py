@@ -17,6 +17,7 @@ from ffcv_prune.loading.pipelines import train_pipelines
 
 class Ours(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
+        super().__init__(data, batch_size, workers)
         pipelines = train_pipelines(check_beton(data.path), "none", data.side)
         self.loader = PrunedLoader(data.path, batch_size, pipelines, workers, drop_last=False, with_ids=True)
 

@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,8 @@ class Served:
         return self._process.submit(_measure, keep, seconds, key).result()
 
     def close(self) -> None:
-        self._process.submit(_end)
+        with suppress(BrokenExecutor):
+            self._process.submit(_end)
         self._process.shutdown()
 
 

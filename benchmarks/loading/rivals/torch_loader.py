@@ -45,6 +45,7 @@ class Selection:
 
 class TorchLoader(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
+        super().__init__(data, batch_size, workers)
         self.selection = Selection(batch_size)
         self.loader = DataLoader(
             Images(data),
