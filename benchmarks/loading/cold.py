@@ -4,8 +4,8 @@
     python -m benchmarks.loading cold --redraw                  the table again, without measuring
 
 FOLDER holds photographs, at any depth (a sample of ImageNet). Four files are made of them, once, in --folder: 32 x 32
-and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, in one of three
-situations, reached anew before each repeat by dropping the file's pages (`posix_fadvise`, checked by `mincore`):
+and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, decoding only, in one
+of three situations, reached anew before each repeat by dropping the file's pages:
 
 * "cold": nothing is in memory, and there is room for everything: a first epoch.
 * "no room": what was read is dropped after each batch, but for what the order needs within the next 64 MB: each
@@ -13,11 +13,8 @@ situations, reached anew before each repeat by dropping the file's pages (`posix
   32 x 32, of which 64 MB in a shuffled order lie on nearly all pages of the file.
 * "warm": what is needed is in memory.
 
-Read "with" against "without" (this loader, `read_ahead=False`) and "ffcv" (FFCV's own, `os_cache=True`); "vs ffcv" is
-the ratio of images a second within a repeat; "MB read" is what the disk delivered for 1,000 images, by which the two
-explain themselves. Decoding only, no crops. The disk matters more than the processor, and a virtual machine's may be
-throttled or cached by its host: below the table stands what it delivered just before, and how much the kernel reads
-along with what is touched. Each loader has a mapping of its own, for that depends on what was touched before.
+Loaders: "with" and "without" reading ahead are ours, "ffcv" is FFCV's own. Each has a mapping of its own, for what the
+kernel reads along depends on what was touched before. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

@@ -3,27 +3,11 @@
     python -m benchmarks.loading startup              5 repeats: 15 to 20 minutes on 2 cores
     python -m benchmarks.loading startup --redraw     the tables again, without measuring
 
-The first table: the three loaders of a run, as the trainer builds them (`ffcv_prune.training.loaders.Loaders`, with
-augment "pad_crop_flip"), each in a process of its own, and all three in one. FFCV's own loaders do the same with FFCV's
-own decoder, RandomHorizontalFlip and RandomTranslate; they have no ids to deliver. Raw images of 8 x 8, so that a batch
-takes next to no time.
-
-* "seconds", "CPU seconds": the constructor and the first batch, on all threads. "compiled": functions that numba
-  compiled meanwhile; one that it read from its cache on the disk does not count.
-* "importing": the same of the imports that the loaders need, on top of torch, torchvision and numba, which the process
-  has imported already. Some is compiled there: kernels of ours, and a dictionary of FFCV's.
-* "kernel cache": numba keeps compiled functions in a folder, here one of the pair's own. "empty": nothing is in it, as
-  in the first run on a machine; "filled": a second process comes after the first one. What still compiles in the second
-  cannot be kept on the disk.
-* "all three": the sum over the three in one process; under it, what the second and the third add. Less than the same
-  loader costs alone is what loaders of one process share.
-* "FFCV ÷ ours": the CPU seconds of FFCV's over those of ours, with the imports of those rows that have them. More than
-  1 means that ours start for less.
-
-The second table: whole commands, from the start of the process to its end, with a filled kernel cache and files that
-were read before: `--help`, an option that is refused, and imports. "of all imports" is the CPU time over that of the
-line that imports torch, numba and FFCV. A command that imports them before it reads its arguments takes at least that.
-"import ffcv_prune.ffcv_import" is how ours import the three.
+First the three loaders of a run, as the trainer builds them (`ffcv_prune.training.loaders.Loaders`, with augment
+"pad_crop_flip"), each in a process of its own, and all three in one; FFCV's own do the same with FFCV's decoder,
+RandomHorizontalFlip and RandomTranslate. What is timed is the constructor and the first batch of raw images of 8 x 8,
+on all threads; and the imports, on top of torch, torchvision and numba. Then whole commands, from the start of the
+process to its end, with files that were read before. docs/speed.md says how to read the tables.
 """
 
 from __future__ import annotations

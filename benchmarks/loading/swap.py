@@ -3,21 +3,12 @@
     python -m benchmarks.loading swap              1,281,167 samples, about 5 minutes
     python -m benchmarks.loading swap --redraw     the tables again, without measuring
 
-What it measures, each repeat with a new random selection of 30 %:
-
-* "swap": `set_selection` and the order of the next epoch, the second time in a row. "to the first batch": from
-  `set_selection` until the first batch is there; "one batch": the mean time of up to 40 batches after that, when only
-  the loader works. Two batches in that time are what an epoch's beginning costs anyway: a batch must be decoded before
-  it can be served.
-* "rebuilt": what FFCV alone offers: a new `ffcv.Loader` with `indices=`, up to its first batch.
-* "compiled": functions that numba compiled meanwhile.
-* Constructors, each in a process of its own that has compiled before, on a small file: seconds, memory that stays
-  ("own") and that is needed at the highest point ("peak"), for the first loader of a file, for a second one on the
-  same file, and for FFCV's.
+Each repeat takes a new random selection of 30 %. "swap" is `set_selection` and the order of the next epoch; "rebuilt"
+is what FFCV alone offers, a new `ffcv.Loader` with `indices=`, up to its first batch. Constructors are measured in a
+process of their own that has compiled before, on a small file. docs/speed.md says how to read the tables.
 
 Two files: `--samples` raw images of 8 x 8 in batches of 1,024, where a batch takes next to no time; and for an ordinary
-batch, `--large` raw images of 256 x 256 in batches of 512 with random crops to 224. With these, every swap also selects
-and orders as many samples as the first file has ("ordered"), since the time of that is what grows with the data set.
+batch, `--large` raw images of 256 x 256 in batches of 512 with random crops to 224.
 """
 
 from __future__ import annotations

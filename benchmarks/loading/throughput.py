@@ -2,29 +2,18 @@
 
     pip install -e ".[rivals]"                                    DALI, SPDL, Grain and simplejpeg, for the CPU
     python -m benchmarks.loading throughput --imagenet-dir DIR
-    python -m benchmarks.loading throughput --imagenet-dir DIR --busy 1 --csv busy.csv
+    python -m benchmarks.loading throughput --imagenet-dir DIR --busy 1 --csv busy.csv      beside a busy process
     python -m benchmarks.loading throughput --redraw               the tables again, without measuring
 
 About 15 minutes on 2 cores, and 1.5 GB in betons/throughput. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
 some hundred are enough, they are repeated. Without it only CIFAR-10 is measured, from the .beton that
 `write_datasets.py --dataset cifar10` writes. A loader that is not installed is left out.
 
-It shows what loading alone can deliver when every epoch brings a new selection, drawn at random, of 30 %, 50 % or all
-of the images, which everybody shuffles: raw pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's
-(longer side 400, the centre cropped and resized to 224). Everybody reads the same stored bytes from a warm page cache
-and delivers uint8[B, side, side, 3]; that each epoch brought exactly the ids asked for is checked in every one of them,
-and that the pixels are ours within PIXEL_BOUND in the first. Each loader lives in a process of its own and has as many
-workers as there are cores; loaders take turns in measurements of about a second (one epoch at least); building,
-compiling and the first epoch are left out (rows of repeat 0), except for what a loader does anew for each selection.
-
-Read "ours ÷ its" and "its CPU ÷ ours" together: more than 1 means that ffcv_prune is faster, or cheaper. Where the
-model needs the cores too, CPU time is what counts. "Subset" is what an image of the subset costs against an image of
-the whole, in time and in CPU time: 1 means that keeping 30 % takes 30 % of the time. "FFCV, rebuilt" is a new FFCV
-loader for each selection, as one has to without ffcv_prune; "FFCV, once it runs" is the same run without the time
-until its first batch.
-
-Loading alone has all cores to itself, as it never has beside a training loop, which keeps one busy also where a GPU
-trains. With --busy 1, a process that does nothing but run takes its place.
+Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles: raw
+pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the centre cropped and
+resized to 224). Everybody reads the same stored bytes from a warm page cache and delivers uint8[B, side, side, 3].
+Loaders take turns in measurements of --seconds (one epoch at least); building, compiling and the first epoch are left
+out (rows of repeat 0), except for what a loader does anew for each selection. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

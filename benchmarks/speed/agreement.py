@@ -8,15 +8,9 @@
 
 CIFAR-10, resnet_tiny, keep 0.2, 30 epochs, T_p = 2, methods of paper/experiments/methods.yaml. Each option trains by
 its own selections. At each of its selections a shadow also scores all samples with the same model and keeps a table
-of its own; nothing of the shadow reaches the training, and its time is not counted.
-
-Read "overlap": the share of the samples chosen by score that the shadow would have chosen too; by chance it would be
-the share of the samples that is chosen. It is 1 for the full pass itself. "Accuracy" is at the end, "against the
-pass" its difference over the seeds, in pairs of the same seed; the interval is corrected for the number of options. An
-option is a safe default where that interval holds no loss above LARGEST_LOSS points; a low overlap at the same accuracy
-says that the scores did not matter.
-"training" needs a first loss of every sample, from a warm-up on all data: it has a full pass of its own to be held
-against, which trains on as many samples. Seconds are without tests and the shadow.
+of its own; nothing of the shadow reaches the training, and its time is not counted. "training" needs a first loss of
+every sample, from a warm-up on all data: it has a full pass of its own to be held against, which trains on as many
+samples. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

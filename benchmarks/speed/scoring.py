@@ -14,15 +14,9 @@ What is timed, on the same images of a compiled CIFAR-10:
     naive loop      float32, contiguous, torchvision's ToTensor and Normalize in a torch DataLoader, `.cpu()` a batch
     compiled model  the bare model through `torch.compile`, whose compilation is timed apart ("compile, s")
 
-With --imagenet, also ResNet-18 on these photographs at 224 px, against scoring at 80 px from the small raw file.
-
-Read the column "of bare": the throughput as a part of the bare model's at the same batch size, each repeat against its
-own neighbour in time. It can lie above 1, since the bare model is not folded; "of folded", against the same work done
-folded, is what the pass costs beyond its forward passes. "Of naive" is the same against the naive loop, where there is
-one. The naive loop and the compiled model run at the largest batch size. Repeats are interleaved and take turns in who
-comes first; a first round of each, not counted, warms up and compiles. "Precision" is what this machine computes in
-hardware. The rows of a model at a batch size are written together: stopped and started again, the benchmark goes on
-with the next.
+With --imagenet, also ResNet-18 on these photographs at 224 px, against scoring at 80 px from the small raw file. The
+naive loop and the compiled model run at the largest batch size. A first round, not counted, warms up and compiles.
+docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

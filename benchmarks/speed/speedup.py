@@ -7,13 +7,7 @@
 
 Each run trains one epoch, which is not measured, and then a period of T_p = 10 epochs with one selection at its start:
 what a long run does again and again. Full data, whose epochs are all alike, are trained on for FULL_EPOCHS beside the
-runs of each keep, and these are compared with them. The cheaper sources of scores are measured where the pass weighs
-most. Read "share of ideal": 1.00 would mean that an epoch takes no longer than its samples do on full data; below it is
-what scoring, selecting, swapping and the fixed costs of an epoch take. "In training" is the part of its time that a run
-spends in steps: where a step takes as long as on full data, that is the share of ideal, and being of one run, it holds
-on a machine whose pace changes between runs. Samples are counted as trained on: whole batches. A test, and the save
-after each epoch, are not charged, but stated, as is what it took to start. A run whose row is in the CSV is not
-repeated: stop with Ctrl-C, start again.
+runs of each keep. Samples are counted as trained on: whole batches. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

@@ -4,20 +4,10 @@
     python -m benchmarks.speed.top_k --redraw             table and plot again, without measuring
     python -m benchmarks.speed.top_k --samples 1281167 --repeats 9 --csv glance.csv      ImageNet's number, seconds
 
-Each repeat starts from the same table of statistics and takes in the same losses; all methods run in it in turn, so
-that ratios are of neighbours in time. "ours" is what the trainer calls, `ScoreTable.update` with its checks and
-`UCB.select`. The rivals update mean and variance alone, in place and in float32, as one would by hand; numpy knows one
-thread only. Before anything is timed, each method's statistics are compared bit for bit with ours, and its choice with
-the definition of a top k. Compilation is left out. Each measurement is the second of two in a row: the first brings
-memory to where the method leaves it.
-
-How to read it: "x ours" is the time divided by that of ours in the same repeat, with 1 and with 2 threads: above 1,
-ours is faster. Growth is linear where "ns a sample" stays level; it rises a little where the table no longer fits into
-the last cache. "arrays" is the peak of resident memory above the table and the losses, in arrays of float32[n], the
-chosen ids included; it is measured from 14 million samples upwards, where malloc gives nearly all memory back: what it
-kept and uses again does not show, so that ours may read less than its ids alone, 0.6. Losses are lognormal and
-correlated between selections; "ties" are those of a trained model in bfloat16: most are 0, and the k-th score is one
-of them. Ours takes no second thread below two million samples.
+Each repeat starts from the same table of statistics and takes in the same losses; all methods run in it in turn. "ours"
+is what the trainer calls, `ScoreTable.update` with its checks and `UpperBound.top`. The rivals update mean and variance
+alone, in place and in float32, as one would by hand. Before anything is timed, each method's statistics are compared
+bit for bit with ours, and its choice with the definition of a top k. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
