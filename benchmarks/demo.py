@@ -1,8 +1,8 @@
 """Fashion-MNIST in minutes on a CPU: full data, random and UCB at keep 0.3, and what they cost.
 
     ./run demo                                             one seed, at most 5 minutes on 2 cores
-    python benchmarks/demo.py --seeds 0,1,2 --csv benchmarks/results/demo.csv
-    python benchmarks/demo.py --redraw benchmarks/results/demo.csv      demo.md and demo.svg again, without training
+    ./run demo --seeds 0,1,2 --csv benchmarks/results/demo.csv
+    ./run demo --redraw benchmarks/results/demo.csv        demo.md and demo.svg again, without training
 
 It shows whether pruning bought accuracy for its time. Read it against three rows: "full", what all data reach;
 "full, equal samples", which sees as many samples as the pruned runs by stopping earlier; and "full, equal time",
@@ -13,61 +13,39 @@ nothing. Seconds leave out the tests after each epoch and the compilation of the
 from __future__ import annotations
 
 import argparse
-import csv
-import math
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.plots import save
+from benchmarks.harness.rows import read_csv
+from benchmarks.harness.tables import Row, aligned, mean_and_spread, table, values
+from benchmarks.harness.training import SharedLoaders
 from ffcv_prune import config
-from ffcv_prune.analysis.intervals import welch
+from ffcv_prune.analysis.intervals import correction, difference, difference_of_tests
 from ffcv_prune.analysis.report import write_report
 from ffcv_prune.errors import UserError, run_command
-from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.run_folder import append_csv, create_unused
 from ffcv_prune.training.trainer import train
 
-ROOT = Path(__file__).resolve().parent.parent
-METHODS = {  # config -> what the table calls it
-    "fashion_full": "full",
-    "fashion_full_equal": "full, equal samples",
-    "fashion_full_equal_time": "full, equal time",
-    "fashion_random": "random",
-    "fashion_ucb": "UCB, guarded",
-    "fashion_ucb_as_written": "UCB as written",
-}
-# config -> where the picture writes the method's name, in points from its mark
-PLACES = {
-    "fashion_full": (-8, -14, "right"),
-    "fashion_full_equal": (8, -14, "left"),
-    "fashion_full_equal_time": (9, -3, "left"),
-    "fashion_random": (-8, 5, "right"),
-    "fashion_ucb": (-9, -3, "right"),
-    "fashion_ucb_as_written": (9, -3, "left"),
+METHODS = {  # config -> what the table calls it, and where the picture writes that, in points from its mark
+    "fashion_full": ("full", (-8, -14, "right")),
+    "fashion_full_equal": ("full, equal samples", (8, -14, "left")),
+    "fashion_full_equal_time": ("full, equal time", (9, -3, "left")),
+    "fashion_random": ("random", (-8, 5, "right")),
+    "fashion_ucb": ("UCB, guarded", (-9, -3, "right")),
+    "fashion_ucb_as_written": ("UCB as written", (9, -3, "left")),
 }
 TEST_SAMPLES = 10_000
 GAP = 80  # the picture's scale of accuracy leaves out what lies about it, in %
-COLUMNS = (
-    "method",
-    "keep",
-    "pruning rate",
-    "test accuracy",
-    "load",
-    "score",
-    "select",
-    "train",
-    "total",
-    "speedup",
-)
-
-Row = Mapping[str, str]
 
 
 def main() -> None:
@@ -77,7 +55,7 @@ def main() -> None:
     parser.add_argument("--redraw", type=Path, help="only make the table and the picture beside such a file again")
     args = parser.parse_args()
     if args.redraw:
-        rows = read_rows([args.redraw])
+        rows = read_csv(args.redraw)
         args.redraw.with_suffix(".md").write_text(page(rows), encoding="utf-8")
         draw(rows, args.redraw.with_suffix(".svg"))
         return
@@ -94,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(1)
     out = create_unused(Path("runs"), "demo")
     folders = run_all(seeds, out)
-    rows = read_rows([folder / "result.csv" for folder in folders])
+    rows = [row for folder in folders for row in read_csv(folder / "result.csv")]
     if csv_file:
         for row in rows:
             append_csv(csv_file, row)
@@ -106,30 +84,14 @@ def main() -> None:
 def run_all(seeds: Sequence[int], out: Path) -> list[Path]:
     """Train every config with every seed, on the same compiled loaders; return the run folders."""
     folders = []
-    loaders: Loaders | None = None
-    try:
+    with SharedLoaders() as loaders:
         for seed in seeds:
-            for name, method in METHODS.items():
+            for name, (method, _) in METHODS.items():
                 print(f"\n{method} (seed {seed})", flush=True)
                 place = [f"--run.out={out / f'seed_{seed}'}", f"--run.seed={seed}"]
                 settings = config.load(["--config", f"rn_configs/{name}.yaml", *place])
-                loaders = loaders or Loaders(settings)
-                folders.append(train(settings, loaders).folder)
-    finally:
-        if loaders:
-            loaders.close()
+                folders.append(train(settings, loaders.of(settings)).folder)
     return folders
-
-
-def read_rows(files: Sequence[Path]) -> list[dict[str, str]]:
-    rows = []
-    for path in files:
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows += list(csv.DictReader(file))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
-    return rows
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -142,44 +104,27 @@ def summary(rows: Sequence[Row]) -> str:
     seeds = sorted({row["seed"] for row in rows}, key=int)
     machines = sorted({f"{row['cpu']}, {row['cores']} cores" for row in rows})
     lines = [
-        table(rows),
+        table(aligned(lines_of(rows))),
         f"Seconds without tests and compilation. Seeds: {', '.join(seeds)}. Machine: {'; '.join(machines)}.",
         *verdicts(rows),
     ]
     return "\n\n".join(lines)
 
 
-def table(rows: Sequence[Row]) -> str:
-    full_total = statistics.mean(_total(row) for row in _of(rows, "fashion_full"))
-    body = []
-    for name, method in METHODS.items():
+def lines_of(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """One line a method, means over its seeds."""
+    full_total = statistics.mean(values(_of(rows, "fashion_full"), _total))
+    lines = []
+    for name, (method, _) in METHODS.items():
         runs = _of(rows, name)
-        keep = float(runs[0]["keep"])
-        total = statistics.mean(_total(row) for row in runs)
-
-        def seconds(*phases: str, runs: Sequence[Row] = runs) -> str:
-            return f"{statistics.mean(_seconds(row, *phases) for row in runs):.1f}"
-
-        body.append(
-            (
-                method,
-                f"{keep:g}",
-                f"{1 - keep:g}",
-                _accuracy(runs),
-                seconds("load"),
-                seconds("score"),
-                seconds("select", "swap"),
-                seconds("train"),
-                _with_spread([_total(row) for row in runs], ".1f"),
-                f"{full_total / total:.2f}",
-                f"{int(runs[0]['samples_seen']):,}",
-            )
-        )
-    grid = [(*COLUMNS, "samples seen"), *body]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-    texts = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in grid]
-    texts.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(texts)
+        keep, totals = float(runs[0]["keep"]), values(runs, _total)
+        line = {"method": method, "keep": f"{keep:g}", "pruning rate": f"{1 - keep:g}"}
+        line["test accuracy"] = f"{mean_and_spread(values(runs, 'accuracy', 100))} %"
+        for head, phases in (("load", "load"), ("score", "score"), ("select", "select swap"), ("train", "train")):
+            line[head] = f"{sum(statistics.mean(values(runs, f'{phase}_seconds')) for phase in phases.split()):.1f}"
+        line |= {"total": mean_and_spread(totals, 1), "speedup": f"{full_total / statistics.mean(totals):.2f}"}
+        lines.append(line | {"samples seen": f"{int(runs[0]['samples_seen']):,}"})
+    return lines
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -189,15 +134,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    for color, (name, (right, up, align)) in zip(matplotlib.color_sequences["tab10"], PLACES.items(), strict=False):
+    for color, (name, (method, place)) in zip(matplotlib.color_sequences["tab10"], METHODS.items(), strict=False):
+        right, up, align = place
         runs = _of(rows, name)
-        x, y = [_total(row) for row in runs], [100 * accuracy for accuracy in _accuracies(rows, name)]
+        x, y = values(runs, _total), values(runs, "accuracy", 100)
         mean = statistics.mean(x), statistics.mean(y)
         axes = lower if mean[1] < GAP else upper
         for part in (upper, lower):  # a run may lie on the other side of the gap
             part.plot(x, y, ".", color=color, alpha=0.5)
         axes.plot(*mean, "o", color=color, markersize=9)
-        axes.annotate(METHODS[name], mean, (right, up), textcoords="offset points", color=color, ha=align)
+        axes.annotate(method, mean, (right, up), textcoords="offset points", color=color, ha=align)
     upper.set(ylim=(89, 93), ylabel="test accuracy, %")
     lower.set(ylim=(45, 70), xlim=(0, None), xlabel="seconds of training, scoring and selection; without tests")
     for axes, edge, place in ((upper, "bottom", 0), (lower, "top", 1)):
@@ -206,28 +152,29 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         marks = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 9, "color": "black", "clip_on": False}
         axes.plot([0, 1], [place, place], linestyle="none", transform=axes.transAxes, **marks)
     upper.tick_params(bottom=False)
-    with matplotlib.rc_context({"svg.hashsalt": "ffcv_prune", "svg.fonttype": "none"}):  # the same rows, the same file
-        figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Whether UCB beat its three rivals, one sentence, by these rows alone."""
-    ucb = _accuracies(rows, "fashion_ucb")
-    parts = []
+    seeds = len(_of(rows, "fashion_ucb"))
+    gaps = {}
     for rival in ("fashion_random", "fashion_full_equal", "fashion_full_equal_time"):
-        other = _accuracies(rows, rival)
-        gap, margin = statistics.mean(ucb) - statistics.mean(other), _margin(ucb, other)
-        word = "level with" if abs(gap) <= margin else "better than" if gap > 0 else "worse than"
-        parts.append(f"{word} {METHODS[rival]} ({100 * gap:+.2f} ± {100 * margin:.2f} points)")
-    source = f"{len(ucb)} seeds" if len(ucb) > 1 else f"one seed on {TEST_SAMPLES:,} test images"
-    return [f"{METHODS['fashion_ucb']} is {'; '.join(parts)}; ± is the 95 % interval, of {source}."]
-
-
-def _margin(a: Sequence[float], b: Sequence[float]) -> float:
-    """Half the 95 % interval of the difference of two mean accuracies: over the seeds, or of one test each."""
-    if min(len(a), len(b)) > 1:
-        return welch(a, b).half_width
-    return 1.96 * math.sqrt(sum(p * (1 - p) / TEST_SAMPLES for p in (a[0], b[0])))
+        ours, other = (_by_seed(rows, name) for name in ("fashion_ucb", rival))
+        if seeds > 1:
+            gaps[rival] = difference(ours, other)
+        else:
+            single = (accuracy / 100 for own in (ours, other) for accuracy in own.values())
+            gaps[rival] = difference_of_tests(*single, TEST_SAMPLES, TEST_SAMPLES)
+    corrected = correction(gap.p() for gap in gaps.values())
+    told: dict[str, list[str]] = {}
+    for rival, gap in gaps.items():
+        better = "is better than" if gap.mean > 0 else "is worse than"
+        word = better if gap.p() <= corrected.level else "cannot be told from"
+        told.setdefault(word, []).append(f"{METHODS[rival][0]} ({gap.in_words(corrected.level)} points)")
+    parts = [f"{word} {', '.join(rivals)}" for word, rivals in told.items()]
+    source = f"{seeds} seeds" if seeds > 1 else f"one seed on {TEST_SAMPLES:,} test images"
+    return [f"{METHODS['fashion_ucb'][0]} {'; '.join(parts)}; ± is the {corrected}, of {source}."]
 
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:
@@ -237,26 +184,13 @@ def _of(rows: Sequence[Row], name: str) -> list[Row]:
     return runs
 
 
-def _accuracies(rows: Sequence[Row], name: str) -> list[float]:
-    return [float(row["accuracy"]) for row in _of(rows, name)]
-
-
-def _accuracy(runs: Sequence[Row]) -> str:
-    return f"{_with_spread([100 * float(row['accuracy']) for row in runs], '.2f')} %"
-
-
-def _with_spread(values: Sequence[float], digits: str) -> str:
-    """Mean ± standard deviation; of one value, the value."""
-    spread = f" ± {statistics.stdev(values):{digits}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{digits}}{spread}"
-
-
-def _seconds(row: Row, *phases: str) -> float:
-    return sum(float(row[f"{phase}_seconds"]) for phase in phases)
+def _by_seed(rows: Sequence[Row], name: str) -> dict[int, float]:
+    """Accuracies in percent."""
+    return {int(row["seed"]): 100 * float(row["accuracy"]) for row in _of(rows, name)}
 
 
 def _total(row: Row) -> float:
-    return _seconds(row, "load", "score", "select", "swap", "train")
+    return sum(float(row[f"{phase}_seconds"]) for phase in ("load", "score", "select", "swap", "train"))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import demo
 from ffcv_prune import config
 from ffcv_prune.data.manifest import Manifest
 from ffcv_prune.errors import run_command
@@ -213,14 +214,14 @@ def demo_rows(ucb: list[float]) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("ucb", "verdict"),
     [
-        ([0.902], "level with random (+0.20 ± 0.83 points)"),
-        ([0.88], "worse than random (-2.00 ± 0.87 points)"),
-        ([0.91, 0.912, 0.911], "better than random (+1.10 ± 0.25 points)"),
-        ([0.88, 0.94], "level with random (+1.00 ± 38.12 points)"),
+        ([0.902], "cannot be told from random (+0.20 ± 1.01 points)"),
+        ([0.88], "is worse than random (-2.00 ± 0.87 points)"),
+        ([0.91, 0.912, 0.911], "is better than random (+1.10 ± 0.31 points)"),
+        ([0.88, 0.94], "cannot be told from random (+1.00 ± 114.57 points)"),
     ],
 )
 def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str) -> None:
-    summary = runpy.run_path(str(ROOT / "benchmarks" / "demo.py"))["summary"](demo_rows(ucb))
+    summary = demo.summary(demo_rows(ucb))
     assert verdict in summary
     assert f"Seeds: {', '.join(str(seed) for seed in range(len(ucb)))}." in summary
     cells = [cell.strip() for cell in summary.splitlines()[5].split("|")[1:-1]]

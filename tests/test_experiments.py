@@ -271,9 +271,9 @@ def test_the_table_and_the_figures_come_from_the_rows(done: Done, tmp_path: Path
     assert "missing" not in text
     pictures = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     assert set(pictures) == {f"tiny_{kind}.svg" for kind in about.figures.split()}
-    counts, checkpoints = read_histogram(tmp_path / "tiny_selections.csv")
-    assert (checkpoints, counts.size) == (8, 203)
-    assert counts.sum() == 8 * 102  # two seeds, four checkpoints, half of the samples each time
+    counts, selections = read_histogram(tmp_path / "tiny_selections.csv")
+    assert (selections, counts.size) == (8, 203)
+    assert counts.sum() == 8 * 102  # two seeds, four selections, half of the samples each time
     (folder / "runs" / "selections").rename(folder / "runs" / "elsewhere")
     try:  # a fresh clone has no run folders: the committed histogram serves
         runner.redraw(about, runs, rows, folder / "runs", out)
@@ -358,7 +358,7 @@ def test_static_scores_are_made_once_and_charged_to_every_run(
         assert (static.source.method, static.source.seed) == ("ema", 1 - seed)
         source = selections(static.source)
         np.testing.assert_array_equal(selections(static)["last"], source["last"])
-        assert set(selections(static)["counts"].tolist()) == {0, 4}  # the same samples at every checkpoint
+        assert set(selections(static)["counts"].tolist()) == {0, 4}  # the same samples at every selection
         always = np.argsort(-source["counts"], kind="stable")[:51]  # half of the 102 that are kept
         counts = selections(anew)["counts"]
         assert (counts[always] == 4).all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ import pytest
 from benchmarks.harness import machine
 from benchmarks.harness.machine import measured_with
 from benchmarks.harness.plots import error_bars
-from benchmarks.harness.rows import Results, benchmark_parser, groups, positives, shared_settings
-from benchmarks.harness.tables import number, ratios, spread
+from benchmarks.harness.rows import Results, positives, shared_settings
+from benchmarks.harness.tables import aligned, groups, number, ratios, spread, table, values
 from ffcv_prune.errors import UserError
 
 COLUMNS = ("case", "repeat", "seconds")
@@ -101,7 +103,8 @@ def test_ratios_are_of_the_same_repeat() -> None:
     ours = [{"repeat": "0", "seconds": "3"}, {"repeat": "1", "seconds": "2"}]
     theirs = [{"repeat": "1", "seconds": "8"}, {"repeat": "2", "seconds": "1"}, {"repeat": "0", "seconds": "6"}]
     assert ratios(theirs, ours, lambda row: float(row["seconds"])) == [2.0, 4.0]
-    assert ratios(ours, theirs, lambda row: float(row["seconds"])) == [0.25, 0.5]
+    assert ratios(ours, theirs, "seconds") == [0.25, 0.5]
+    assert values([*ours, {"seconds": ""}], "seconds", 1000) == [3000, 2000]
     assert [*groups([*ours, *theirs], "repeat")] == [("0",), ("1",), ("2",)]
 
 
@@ -115,11 +118,32 @@ def test_numbers() -> None:
     assert error_bars([[1.0, 2.0, 4.0], [5.0]]) == ([2.0, 5.0], [[1.0, 0.0], [2.0, 0.0]])
 
 
-def test_options() -> None:
-    args = benchmark_parser("loading swap", "what it does").parse_args([])
-    assert args.csv.name == "loading_swap.csv" and args.csv.parent.name == "benchmarks" and not args.redraw
-    assert benchmark_parser("speed.scoring", "").parse_args([]).csv.name == "scoring.csv"
-    assert shared_settings(argparse.Namespace(a=1, b=2, c="x"), "a", "c", keep=0.3) == "a=1 c=x keep=0.3"
+def test_tables() -> None:
+    lines = [{"a": "1", "long": "2"}, {"a": "three", "long": ""}]
+    assert table(lines).splitlines() == ["| a | long |", "| --- | --- |", "| 1 | 2 |", "| three |  |"]
+    assert [len(line) for line in table(aligned(lines)).splitlines()[::2]] == [16, 16]
+    assert table([]) == ""
+
+
+def test_settings() -> None:
+    args = argparse.Namespace(a=1, b=2, c="x", overrides=[])
+    assert shared_settings(args, ("a", "c")) == "a=1 c=x"
+    args.overrides = ["--train.lr=1"]
+    assert shared_settings(args, ("a", "overrides")) == "a=1 --train.lr=1"
+
+
+@pytest.mark.parametrize("name", ["agreement", "long_run", "scoring", "speedup", "top_k"])
+def test_every_command_is_one(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module(f"benchmarks.speed.{name}", run_name="__main__", alter_sys=True)
+    told = capsys.readouterr().out
+    assert stop.value.code == 0 and f"usage: python -m benchmarks.speed.{name}" in told and "--redraw" in told
+    monkeypatch.setattr(sys, "argv", [name, "--redrawn"])
+    if name != "speedup":  # what it does not know is for the training config
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module(f"benchmarks.speed.{name}", run_name="__main__", alter_sys=True)
+        assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("text", ["a", "128,", "0", "128,-1"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.harness.machine import ROOT
 from benchmarks.harness.rows import Results
 from benchmarks.loading import startup, swap
 from benchmarks.loading.__main__ import main
@@ -108,5 +109,5 @@ def test_what_the_startup_table_says() -> None:
 
 def test_the_processes_of_startup_have_not_imported_what_they_measure() -> None:
     code = "import sys, benchmarks.loading.startup; print({'numba', 'ffcv'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=startup.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

@@ -211,12 +211,12 @@ def full_and_pruned(out: Path, full: list[float], pruned: list[float], steps: in
     [
         ([0.80], [0.75], "Pruning lost 5.00 points and took 0.0 s less time"),
         ([0.80], [0.85], "Pruning won 5.00 points"),
-        ([0.80], [0.75], "-5.00 ± 1.16 points by the size of the test set alone; one run: seeds may differ by more"),
+        ([0.80], [0.75], "-5.00 ± 1.16 points, by the size of the test set alone (one run: seeds may"),
         ([0.80], [0.803], "Pruning bought no accuracy that the test set could show"),
         ([0.80, 0.801], [0.82], "one run: seeds may differ by more"),
         ([0.80, 0.90], [0.92, 0.82], "Pruning bought no accuracy beyond noise"),  # ten points apart by chance alone
         ([0.80, 0.90], [0.82, 0.921], "Pruning won 2.05 points"),  # seed by seed they are not
-        ([0.80, 0.90], [0.82, 0.921], "+2.05 ± 0.64 points, the 95 % interval over the seeds"),
+        ([0.80, 0.90], [0.82, 0.921], "+2.05 ± 0.64 points, over the seeds: the 95 % interval)"),
         ([0.80, 0.801], [0.802, 0.804], "Pruning bought no accuracy beyond noise"),  # at 5 standard errors, of two
     ],
 )
@@ -229,6 +229,25 @@ def test_the_verdict_on_a_run_follows_from_its_numbers(
     assert f"full_0, reached {100 * np.mean(full):.2f} %" in sentence
     assert ("one run" in sentence) == (1 in (len(full), len(pruned)))
     assert not ("one run" in sentence and "beyond noise" in sentence)
+
+
+def test_verdicts_and_their_intervals_are_corrected_for_their_number(tmp_path: Path) -> None:
+    full = {seed: 0.80 + 0.01 * seed for seed in range(4)}
+    folders = [
+        make_run(tmp_path, f"full_{seed}", [log_row(0, accuracy, 1.0, "full")], {}, "full", seed=seed)
+        for seed, accuracy in full.items()
+    ]
+    gains = {"ucb": (0.010, 0.014, 0.022, 0.036), "ema": (-0.02, 0.01, 0.0, 0.01)}  # p of 0.037 and 1
+    for method, own in gains.items():
+        for seed, gain in enumerate(own):
+            row = log_row(0, full[seed] + gain, 1.0)
+            folders.append(make_run(tmp_path, f"{method}_{seed}", [row], {0: [0]}, method, seed=seed))
+    runs = [read_run(folder) for folder in folders]
+    (alone,) = verdicts([run for run in runs if run.method != "ema"])
+    beside, _ = verdicts(runs)
+    assert "won 2.05 points" in alone and "+2.05 ± 1.83 points, over the seeds: the 95 % interval)" in alone
+    assert "bought no accuracy beyond noise" in beside
+    assert "+2.05 ± 2.40 points, over the seeds: the 97.5 % interval, corrected for 2 comparisons)" in beside
 
 
 @pytest.mark.parametrize("source", ["result.csv", "the score file", "nowhere"])

@@ -270,7 +270,7 @@ def test_demo_goes_on_without_the_debian_package(machine: Machine) -> None:
     assert done.returncode == 0, done.stderr
     assert "dataset-fashion-mnist: skipped (not in this release" in done.stderr
     assert machine.calls("apt-get") == []
-    assert machine.calls("python")[-1] == "python benchmarks/demo.py --epochs=1"
+    assert machine.calls("python")[-1] == "python -m benchmarks.demo --epochs=1"
     (machine.state / "no-dataset").unlink()
     machine.run("demo")
     assert machine.calls("apt-get")[-1].endswith("dataset-fashion-mnist")

@@ -73,12 +73,12 @@ def test_agreement_trains_each_option_once_and_its_table_comes_from_the_rows(tmp
     for split in ("train", "test"):
         write_beton(tmp_path / f"{split}.beton", n=600, size=24)
     options = ["full pass", "both", "budget 0.3", "16 px"]
-    args = argparse.Namespace(data=tmp_path, methods=["ucb_guarded"], options=options[:3], epochs=5, seeds=1)
+    args = argparse.Namespace(data=tmp_path, methods="ucb_guarded", options=";".join(options[:3]), epochs=5, seeds=1)
     args.keep, args.period = 0.3, 2
     results = Results(tmp_path / "agreement.csv", agreement.COLUMNS, "")
-    agreement.run_all(args, results)
-    args.options = options
-    agreement.run_all(args, results)  # the first three have their rows
+    agreement.run(args, results)
+    args.options = ";".join(options)
+    agreement.run(args, results)  # the first three have their rows
     rows = results.read()
     assert [row["option"] for row in rows] == options
     made = {row["option"]: row for row in rows}
@@ -102,7 +102,7 @@ def test_what_is_safe_follows_from_the_rows() -> None:
         for option, runs in accuracies.items()
         for seed, accuracy in enumerate(runs)
     ]
-    assert agreement.summary(rows).endswith("95 % interval: both (UCB, guarded).")
+    assert agreement.summary(rows).endswith("95 % interval, corrected for 2 comparisons: both (UCB, guarded).")
 
 
 def test_the_random_share_does_not_enter_the_overlap() -> None:

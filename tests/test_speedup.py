@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.machine import MACHINE
+from benchmarks.harness.rows import benchmark
 from benchmarks.speed import speedup
 from ffcv_prune.errors import UserError
 from tests.betons import Beton
@@ -64,7 +65,7 @@ train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
         files = [f"--config={config}", f"--csv={results}", f"--out={tmp_path / 'runs'}"]
         monkeypatch.setattr(sys, "argv", ["speedup", *files, "--period=2", "--keeps", "0.5", *options])
         capsys.readouterr()
-        speedup.main()
+        benchmark(speedup)
         return capsys.readouterr().out
 
     methods = [method for method in speedup.VARIANTS if method != "full"]

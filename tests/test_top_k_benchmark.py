@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.machine import MACHINE
-from benchmarks.harness.rows import Results
+from benchmarks.harness.rows import Results, benchmark
 from benchmarks.speed import top_k
 from ffcv_prune.errors import UserError
 
@@ -26,7 +26,7 @@ def test_it_measures_every_method_and_redraws_its_own_table(
 ) -> None:
     results = tmp_path / "top_k.csv"
     monkeypatch.setattr(sys, "argv", ["top_k", "--samples=3000", "--repeats=2", f"--csv={results}"])
-    top_k.main()
+    benchmark(top_k)
     first = capsys.readouterr().out
     rows = Results(results, top_k.COLUMNS, "").read()
     assert {row["method"] for row in rows} == set(top_k.METHODS)
@@ -37,13 +37,13 @@ def test_it_measures_every_method_and_redraws_its_own_table(
     drawn = plot.read_bytes()
     plot.unlink()
     monkeypatch.setattr(sys, "argv", ["top_k", "--redraw", f"--csv={results}"])
-    top_k.main()
+    benchmark(top_k)
     again = capsys.readouterr().out
     assert first.endswith(again) and again.count("| ties |") == again.count("| lognormal |") >= len(top_k.METHODS)
     assert plot.read_bytes() == drawn
     monkeypatch.setattr(sys, "argv", ["top_k", "--samples=3000", f"--csv={results}"])
     with pytest.raises(UserError, match=r"repeats=2 .* not .*repeats=5 "):
-        top_k.main()
+        benchmark(top_k)
 
 
 def test_ratios_are_taken_within_a_repeat() -> None:
@@ -58,7 +58,7 @@ def test_losses_are_as_described(kind: str) -> None:
     first, *_, last = top_k.loss_passes(20_000, kind)
     assert first.dtype == last.dtype == np.float32
     correlation = np.corrcoef(np.argsort(np.argsort(first)), np.argsort(np.argsort(last)))[0, 1]
-    assert 0.3 < correlation < 0.95  # of the ranks, CHECKPOINTS passes apart
+    assert 0.3 < correlation < 0.95  # of the ranks, SELECTIONS passes apart
     assert (np.count_nonzero(last == 0) > 0.7 * last.size) == (kind == "ties")
 
 
@@ -87,6 +87,6 @@ def test_arguments_that_make_no_sense_are_refused(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["top_k", *arguments, f"--csv={tmp_path / 'missing.csv'}"])
-    with pytest.raises(UserError):
-        top_k.main()
+    with pytest.raises((UserError, SystemExit)):
+        benchmark(top_k)
     assert not [*tmp_path.iterdir()]

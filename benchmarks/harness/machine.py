@@ -1,14 +1,21 @@
-"""The machine that rows were measured on: what is written of it, and what a page says of it."""
+"""The machine that rows were measured on: what is written of it, what a page says of it, and its memory."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.tables import Row
 from ffcv_prune.training.run_folder import provenance
 
 MACHINE = ("cpu", "cores", "memory_gb", "gpus", "python", "torch", "ffcv", "numba", "numpy", "commit", "date")
 MIXED = ("cpu", "cores", "gpus", "torch", "ffcv", "numba", "numpy")  # what ratios of one table must share
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def here() -> dict[str, str]:
@@ -45,3 +52,30 @@ def made_on(rows: Sequence[Row]) -> str:
     days = " and ".join(sorted({row["date"][:10] for row in rows}))
     commits = " and ".join(dict.fromkeys(row["commit"] for row in rows if row["commit"]))
     return f"Measured on {'; '.join(machines)}; {days}{f', commit {commits}' if commits else ''}."
+
+
+def resident_mb() -> dict[str, float]:
+    """The fields of /proc/self/status that are memory, in MB: VmRSS and RssAnon now, VmHWM at the highest point."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) / 1000 for words in lines if words[-1] == "kB"}
+
+
+def forget_peak() -> None:
+    """Set VmHWM to what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def fresh_python(words: Sequence[str], code: int = 0, **environment: str) -> str:
+    """What a fresh Python process prints, begun with these words. RuntimeError unless it exits with `code`."""
+    made = os.environ | environment
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=made, capture_output=True, text=True)
+    if done.returncode != code:
+        raise RuntimeError(f"{words} exited with {done.returncode}: {done.stderr}")
+    return done.stdout
+
+
+def called_apart(function: str, *arguments: object, **environment: str) -> Any:
+    """What a function of benchmarks, such as "loading.swap.construct", prints as JSON in a fresh process."""
+    module, _, name = function.rpartition(".")
+    code = f"from benchmarks.{module} import {name}; {name}(*{arguments!r})"
+    return json.loads(fresh_python(["-c", code], **environment).splitlines()[-1])

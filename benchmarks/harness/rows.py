@@ -1,4 +1,4 @@
-"""The frame of the speed benchmarks: their options, and the rows of their CSV.
+"""The frame of the speed benchmarks: their command, and the rows of their CSV.
 
 One rule for a CSV that exists: a case that has its rows is not measured again, so that a benchmark that was stopped, or
 asked for more, goes on where it was; and rows of other settings or of another machine are refused, for one table would
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,27 +22,44 @@ from ffcv_prune.training.run_folder import append_csv
 Case = TypeVar("Case")
 
 
-def benchmark_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of ``python -m benchmarks.NAME``, with the options that all benchmarks have."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Prints the description as it is written, and every default."""
+
+
+def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -> None:
+    """The command of a benchmark.
+
+    It is a module with TITLE, COLUMNS (of its rows), SETTINGS (the options that all rows of a CSV share),
+    `add_arguments(parser)`, `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`,
+    the text of its page. It may have `draw(rows, path)`, a picture. Where SETTINGS has "overrides", all other words of
+    the command line are these.
+    """
+    name = module.__spec__.name
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=prog or f"python -m {name}",
+        description=module.__doc__,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    default = Path("runs/benchmarks") / f"{name.rpartition('.')[2].replace(' ', '_')}.csv"
     parser.add_argument(
         "--csv",
         type=Path,
-        default=default,
-        help="the rows; a case that has its rows is not measured again; default: %(default)s",
+        default=Path("runs/benchmarks") / f"{name.rpartition('.')[2]}.csv",
+        help="the rows; a case that has its rows is not measured again",
     )
     parser.add_argument("--redraw", action="store_true", help="measure nothing: only the page again, from the CSV")
-    return parser
-
-
-def add_repeats(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repeats", type=positive, default=5, help="default: %(default)s")
+    if "repeat" in module.COLUMNS:
+        parser.add_argument("--repeats", type=positive, default=5, help="of each case")
+    module.add_arguments(parser)
+    args, args.overrides = parser.parse_known_args(words)
+    if args.overrides and "overrides" not in module.SETTINGS:
+        parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
+    results = Results(args.csv.absolute(), module.COLUMNS, shared_settings(args, module.SETTINGS))
+    if not args.redraw:
+        module.run(args, results)
+    rows = results.read()
+    picture = module.draw(rows, results.path.with_suffix(".svg")) if hasattr(module, "draw") else None
+    results.publish(module.TITLE, module.summary(rows), picture)
 
 
 def positive(text: str) -> int:
@@ -59,11 +76,33 @@ def positives(text: str) -> str:
     return text
 
 
-def shared_settings(args: argparse.Namespace, *names: str, **fixed: object) -> str:
-    """What all rows of a CSV must share, options and what the benchmark fixes: ``repeats=5 threads=2 keep=0.3``."""
-    return " ".join(
-        f"{name}={value}" for name, value in ({name: getattr(args, name) for name in names} | fixed).items()
-    )
+def shared_settings(args: argparse.Namespace, names: Iterable[str]) -> str:
+    """What all rows of a CSV must share: ``repeats=5 threads=2 keep=0.3``, and overrides as they were given."""
+    words = [f"{name}={getattr(args, name)}" for name in names if name != "overrides"]
+    return " ".join([*words, *args.overrides])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """All rows. UserError: the file cannot be read, or a row is cut short."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; measure first") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} holds a row that is cut short or too long; remove that line")
+    return rows
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """All rows, which share their columns, in a new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @dataclass(frozen=True)
@@ -75,25 +114,13 @@ class Results:
     settings: str  # of the rows to come
 
     def read(self) -> list[dict[str, str]]:
-        """All rows.
-
-        Raises:
-            UserError: the file cannot be read, has no rows, or is not of this benchmark.
-        """
-        try:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}; measure first") from None
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"cannot read {self.path}: {error}") from None
+        """All rows. UserError: the file cannot be read, has no rows, or is not of this benchmark."""
+        rows = read_csv(self.path)
         if not rows:
             raise UserError(f"{self.path} has no rows; remove it and measure first")
         lacking = [column for column in (*self.columns, "settings", *machine.MACHINE) if column not in rows[0]]
         if lacking:
             raise UserError(f'{self.path} is not of this benchmark: no column "{lacking[0]}"; name another --csv')
-        if any(None in row or None in row.values() for row in rows):
-            raise UserError(f"{self.path} holds a row that is cut short or too long; remove that line")
         return rows
 
     def left(self, cases: Iterable[Case], case_of: Callable[[Row], Case]) -> list[Case]:
@@ -130,14 +157,6 @@ class Results:
         page = self.path.with_suffix(".md")
         page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
         print("\n" + page.read_text(encoding="utf-8") + f"\n{page}")
-
-
-def groups(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
-    """The rows by their values in these columns, in the order in which they come first."""
-    made: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        made.setdefault(tuple(row[column] for column in columns), []).append(row)
-    return made
 
 
 def rotated(values: Sequence[Case], places: int) -> list[Case]:

@@ -6,11 +6,19 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Row = Mapping[str, str]
+Value = str | Callable[[Row], float]  # a column, or what is computed of a row
 
 
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def table(lines: Sequence[Mapping[str, str]]) -> str:
+    """In Markdown; the head is the keys, which all lines share."""
+    body = [[*lines[0]], ["---"] * len(lines[0]), *([*line.values()] for line in lines)] if lines else []
+    return "\n".join("| " + " | ".join(line) + " |" for line in body)
+
+
+def aligned(lines: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The same lines, padded so that the table reads well in a terminal too."""
+    widths = {head: max(len(head), *(len(line[head]) for line in lines)) for head in lines[0]}
+    return [{head.ljust(width): line[head].ljust(width) for head, width in widths.items()} for line in lines]
 
 
 def number(value: float) -> str:
@@ -32,7 +40,22 @@ def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def ratios(above: Iterable[Row], below: Iterable[Row], value: Callable[[Row], float]) -> list[float]:
+def groups(rows: Iterable[Row], *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """The rows by their values in these columns, in the order in which they come first."""
+    made: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        made.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return made
+
+
+def values(rows: Iterable[Row], value: Value, scale: float = 1.0) -> list[float]:
+    """Of each row, but for those that have nothing in the column."""
+    if isinstance(value, str):
+        return [scale * float(row[value]) for row in rows if row[value]]
+    return [scale * value(row) for row in rows]
+
+
+def ratios(above: Iterable[Row], below: Iterable[Row], value: Value) -> list[float]:
     """One ratio for each repeat that both have, in the order of `below`."""
-    of_above = {row["repeat"]: value(row) for row in above}
-    return [of_above[row["repeat"]] / value(row) for row in below if row["repeat"] in of_above]
+    of_above = {row["repeat"]: values([row], value) for row in above}
+    return [of_above[row["repeat"]][0] / values([row], value)[0] for row in below if row["repeat"] in of_above]

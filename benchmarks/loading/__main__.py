@@ -11,11 +11,9 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks.harness.rows import Results, add_repeats, benchmark_parser, shared_settings
+from benchmarks.harness.rows import benchmark
 from ffcv_prune.errors import UserError, nearest, run_command
 
-# Each is a module of loading/ with TITLE, COLUMNS, SETTINGS (the options that all rows share), `add_arguments(parser)`,
-# `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`.
 COMMANDS = ("throughput", "swap", "cold", "startup")
 
 
@@ -27,14 +25,7 @@ def main() -> None:
     if command not in COMMANDS:
         raise UserError(f'no command "{command}"{nearest(command, COMMANDS)}')
     module = importlib.import_module(f"benchmarks.loading.{command}")  # only the one: each imports much
-    parser = benchmark_parser(f"loading {command}", module.__doc__)
-    add_repeats(parser)
-    module.add_arguments(parser)
-    args = parser.parse_args(sys.argv[2:])
-    results = Results(args.csv, module.COLUMNS, shared_settings(args, "repeats", *module.SETTINGS))
-    if not args.redraw:
-        module.run(args, results)
-    results.publish(module.TITLE, module.summary(results.read()))
+    benchmark(module, f"python -m benchmarks.loading {command}", sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python -m benchmarks.loading cold --redraw                  the table again, without measuring
 
 FOLDER holds photographs, at any depth (a sample of ImageNet). Four files are made of them, once, in --folder: 32 x 32
-and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, in one of three
-situations, reached anew before each repeat by dropping the file's pages (`posix_fadvise`, checked by `mincore`):
+and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, decoding only, in one
+of three situations, reached anew before each repeat by dropping the file's pages:
 
 * "cold": nothing is in memory, and there is room for everything: a first epoch.
 * "no room": what was read is dropped after each batch, but for what the order needs within the next 64 MB: each
@@ -13,20 +13,16 @@ situations, reached anew before each repeat by dropping the file's pages (`posix
   32 x 32, of which 64 MB in a shuffled order lie on nearly all pages of the file.
 * "warm": what is needed is in memory.
 
-Read "with" against "without" (this loader, `read_ahead=False`) and "ffcv" (FFCV's own, `os_cache=True`); "vs ffcv" is
-the ratio of images a second within a repeat; "MB read" is what the disk delivered for 1,000 images, by which the two
-explain themselves. Decoding only, no crops. The disk matters more than the processor, and a virtual machine's may be
-throttled or cached by its host: below the table stands what it delivered just before, and how much the kernel reads
-along with what is touched. Each loader has a mapping of its own, for that depends on what was touched before.
+Loaders: "with" and "without" reading ahead are ours, "ffcv" is FFCV's own. Each has a mapping of its own, for what the
+kernel reads along depends on what was touched before. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -40,17 +36,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.harness.machine import measured_with
-from benchmarks.harness.rows import Results, groups, positive, rotated
-from benchmarks.harness.tables import Row, markdown, ratios, spread
+from benchmarks.harness.rows import Results, positive, rotated
+from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
+from benchmarks.harness.training import write_once
 from benchmarks.loading.page_cache import PageCache, disk_bytes, disk_speed, kernel_read_ahead_kb
-from benchmarks.loading.swap import end_stock_epoch, stock_pipelines
+from benchmarks.loading.stock import end_stock_epoch, stock_loader
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton
-from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.loading.read_ahead import WINDOW_BYTES, WINDOWS_AHEAD, byte_ranges
 
@@ -59,7 +54,7 @@ COLUMNS = (
     *("data", "keep", "situation", "loader", "repeat", "images", "seconds", "read_mb"),
     *("file_mb", "disk_mb_per_second", "disk_pages_per_second", "kernel_read_ahead_kb"),
 )
-SETTINGS = ("scale", "megabytes")
+SETTINGS = ("repeats", "scale", "megabytes")
 LEAST_BATCHES = 12
 
 
@@ -87,15 +82,10 @@ KEEPS = (0.3, 1.0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--photographs", type=Path, help="a folder of photographs, at any depth")
-    parser.add_argument("--folder", type=Path, default=Path("betons/loader_cold"), help="default: %(default)s")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the files' number of samples; default: 1")
-    parser.add_argument("--only", choices=[data.name for data in DATA], help="one of the files; default: all four")
-    parser.add_argument(
-        "--megabytes",
-        type=positive,
-        default=48,
-        help="of stored images in each row, or the whole epoch; default: %(default)s",
-    )
+    parser.add_argument("--folder", type=Path, default=Path("betons/loader_cold"), help="of the files")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the files' number of samples")
+    parser.add_argument("--only", choices=[data.name for data in DATA], help="one of the files; without: all four")
+    parser.add_argument("--megabytes", type=positive, default=48, help="of images in each row, or the whole epoch")
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -103,14 +93,11 @@ def run(args: argparse.Namespace, results: Results) -> None:
     photographs = sorted(p for p in args.photographs.rglob("*") if p.is_file()) if args.photographs else []
     if not photographs:
         raise UserError("--photographs: name a folder with photographs, such as a sample of ImageNet")
-    for data in results.left(
-        [data for data in DATA if args.only in (None, data.name)],
-        lambda row: next(data for data in DATA if data.name == row["data"]),
-    ):
-        path = args.folder / f"{data.name.replace(' ', '_')}_{round(args.scale * data.samples)}.beton"
-        if not path.exists():
-            write(data, round(args.scale * data.samples), photographs, path)
-        results.append(measure(data, path, args.repeats, args.megabytes))
+    wanted = {data.name: data for data in DATA if args.only in (None, data.name)}
+    for name in results.left(wanted, lambda row: row["data"]):
+        path = args.folder / f"{name.replace(' ', '_')}_{round(args.scale * wanted[name].samples)}.beton"
+        write(wanted[name], round(args.scale * wanted[name].samples), photographs, path)
+        results.append(list(measure(wanted[name], path, args.repeats, args.megabytes)))
 
 
 def write(data: Data, samples: int, photographs: Sequence[Path], path: Path) -> None:
@@ -122,16 +109,11 @@ def write(data: Data, samples: int, photographs: Sequence[Path], path: Path) -> 
         side = min(image.size)
         return image.resize((data.side, data.side), box=(0, 0, side, side))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     split = Split(np.arange(samples) % 1000, lambda i: square(i % len(photographs)), str)
-    part = path.with_suffix(".part")
-    encode_split(split, part, recipe.Image(mode=data.mode), 0, -1, data.name)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())  # pages that wait to be written cannot be dropped
-    part.rename(path)
+    write_once(split, path, recipe.Image(mode=data.mode))
 
 
-def measure(data: Data, path: Path, repeats: int, megabytes: int) -> list[dict[str, Any]]:
+def measure(data: Data, path: Path, repeats: int, megabytes: int) -> Iterator[dict[str, Any]]:
     """All loaders, keeps and situations, `repeats` times, the loaders next to each other."""
     info = check_beton(path)
     link = path.with_suffix(".link")  # our loaders of one path share its mapping
@@ -141,15 +123,7 @@ def measure(data: Data, path: Path, repeats: int, megabytes: int) -> list[dict[s
     ours = [PrunedLoader(path, data.batch, **options)]
     ours.append(PrunedLoader(link, data.batch, **options, read_ahead=False))
     batches = max(LEAST_BATCHES, round(megabytes * 1e6 / ours[0].file.sample_bytes / data.batch))
-    stock = Loader(
-        str(path),
-        data.batch,
-        usable_cores(),
-        os_cache=True,
-        order=OrderOption.RANDOM,
-        seed=0,
-        pipelines=stock_pipelines(0),
-    )
+    stock = stock_loader(path, data.batch, seed=0)
     epochs: dict[str, Callable[[NDArray[np.int64]], Any]] = {
         "with": lambda ids: _select(ours[0], ids),
         "without": lambda ids: _select(ours[1], ids),
@@ -164,39 +138,23 @@ def measure(data: Data, path: Path, repeats: int, megabytes: int) -> list[dict[s
     disk = {"disk_mb_per_second": round(rate), "disk_pages_per_second": round(pages)}
     disk["kernel_read_ahead_kb"] = kernel_read_ahead_kb(path)
     print(f"{data.name}: {cached.bytes / 1e6:.0f} MB, {disk}", flush=True)
-    rows = []
     rng = np.random.default_rng(0)
-    for repeat in range(repeats):
-        for keep in KEEPS:
-            ids = np.sort(rng.permutation(info.num_samples)[: max(data.batch, round(keep * info.num_samples))])
-            for situation in data.situations:
-                for name in rotated(LOADERS, repeat):
-                    if situation != "warm":
-                        cached.empty()
-                    elif cached.resident() < 0.995:
-                        cached.fill()
-                    before = disk_bytes()
-                    seconds, images = _time(
-                        lambda name=name, ids=ids: epochs[name](ids),  # type: ignore[misc]
-                        batches,
-                        _forgetting(cached, ours[0]) if situation == "no room" else None,
-                    )
-                    rows.append(
-                        {
-                            "data": data.name,
-                            "keep": keep,
-                            "situation": situation,
-                            "loader": name,
-                            "repeat": repeat,
-                            "images": images,
-                            "seconds": round(seconds, 4),
-                            "read_mb": round((disk_bytes() - before) / 1e6, 1),
-                            "file_mb": round(cached.bytes / 1e6),
-                        }
-                        | disk
-                    )
+    turns = ((repeat, keep) for repeat in range(repeats) for keep in KEEPS)
+    for repeat, keep in turns:
+        ids = np.sort(rng.permutation(info.num_samples)[: max(data.batch, round(keep * info.num_samples))])
+        for situation in data.situations:
+            forget = _forgetting(cached, ours[0]) if situation == "no room" else None
+            for name in rotated(LOADERS, repeat):
+                if situation != "warm":
+                    cached.empty()
+                elif cached.resident() < 0.995:
+                    cached.fill()
+                before = disk_bytes()
+                seconds, images = _time(epochs[name], ids, batches, forget)
+                row = {"data": data.name, "keep": keep, "situation": situation, "loader": name, "repeat": repeat}
+                row |= {"images": images, "seconds": round(seconds, 4), "file_mb": round(cached.bytes / 1e6)}
+                yield row | disk | {"read_mb": round((disk_bytes() - before) / 1e6, 1)}
     link.unlink()
-    return rows
 
 
 def _select(loader: PrunedLoader, ids: NDArray[np.int64]) -> Any:
@@ -225,12 +183,15 @@ def _forgetting(cached: PageCache, loader: PrunedLoader) -> Callable[[NDArray[np
 
 
 def _time(
-    begin: Callable[[], Any], batches: int, forget: Callable[[NDArray[np.int64]], None] | None
+    begin: Callable[[NDArray[np.int64]], Any],
+    ids: NDArray[np.int64],
+    batches: int,
+    forget: Callable[[NDArray[np.int64]], None] | None,
 ) -> tuple[float, int]:
     """Seconds and images of the first batches of an epoch, its beginning and `forget` included."""
     images = 0
     start = time.perf_counter()
-    epoch = begin()
+    epoch = begin(ids)
     for served in islice(epoch, batches):
         images += len(served[0])
         if forget:
@@ -247,26 +208,20 @@ def _time(
 def summary(rows: Sequence[Row]) -> str:
     """The Markdown table, one line for each file, keep, situation and loader, and what the disk delivered."""
     by_loader = groups(rows, "data", "keep", "situation", "loader")
-    body = []
+    lines = []
     for (data, keep, situation, loader), own in by_loader.items():
         stock = by_loader[data, keep, situation, "ffcv"]
+        line = {"data": data, "keep": keep, "situation": situation, "loader": loader}
+        line |= {"images/s": spread(values(own, _speed)), "vs ffcv": spread(ratios(own, stock, _speed))}
         read = statistics.median(1000 * float(row["read_mb"]) / float(row["images"]) for row in own)
-        body.append(
-            [
-                *(data, keep, situation, loader),
-                spread([_speed(row) for row in own]),
-                spread(ratios(own, stock, _speed)),
-                f"{read:.0f}",
-            ]
-        )
-    head = ["data", "keep", "situation", "loader", "images/s", "vs ffcv", "MB read / 1,000"]
+        lines.append(line | {"MB read / 1,000": f"{read:.0f}"})
     disk = "; ".join(
         f"{data} ({own[0]['file_mb']} MB) at {own[0]['disk_mb_per_second']} MB/s from end to end, "
         f"{own[0]['disk_pages_per_second']} single pages a second, the kernel's read-ahead being "
         f"{own[0]['kernel_read_ahead_kb']} KB"
         for (data,), own in groups(rows, "data").items()
     )
-    return f"{markdown(head, body)}\n\nThe disk delivered {disk}. {measured_with(rows)}"
+    return f"{table(lines)}\n\nThe disk delivered {disk}. {measured_with(rows)}"
 
 
 def _speed(row: Row) -> float:

@@ -3,38 +3,19 @@
     python -m benchmarks.loading startup              5 repeats: 15 to 20 minutes on 2 cores
     python -m benchmarks.loading startup --redraw     the tables again, without measuring
 
-The first table: the three loaders of a run, as the trainer builds them (`ffcv_prune.training.loaders.Loaders`, with
-augment "pad_crop_flip"), each in a process of its own, and all three in one. FFCV's own loaders do the same with FFCV's
-own decoder, RandomHorizontalFlip and RandomTranslate; they have no ids to deliver. Raw images of 8 x 8, so that a batch
-takes next to no time.
-
-* "seconds", "CPU seconds": the constructor and the first batch, on all threads. "compiled": functions that numba
-  compiled meanwhile; one that it read from its cache on the disk does not count.
-* "importing": the same of the imports that the loaders need, on top of torch, torchvision and numba, which the process
-  has imported already. Some is compiled there: kernels of ours, and a dictionary of FFCV's.
-* "kernel cache": numba keeps compiled functions in a folder, here one of the pair's own. "empty": nothing is in it, as
-  in the first run on a machine; "filled": a second process comes after the first one. What still compiles in the second
-  cannot be kept on the disk.
-* "all three": the sum over the three in one process; under it, what the second and the third add. Less than the same
-  loader costs alone is what loaders of one process share.
-* "FFCV ÷ ours": the CPU seconds of FFCV's over those of ours, with the imports of those rows that have them. More than
-  1 means that ours start for less.
-
-The second table: whole commands, from the start of the process to its end, with a filled kernel cache and files that
-were read before: `--help`, an option that is refused, and imports. "of all imports" is the CPU time over that of the
-line that imports torch, numba and FFCV. A command that imports them before it reads its arguments takes at least that.
-"import ffcv_prune.ffcv_import" is how ours import the three.
+First the three loaders of a run, as the trainer builds them (`ffcv_prune.training.loaders.Loaders`, with augment
+"pad_crop_flip"), each in a process of its own, and all three in one; FFCV's own do the same with FFCV's decoder,
+RandomHorizontalFlip and RandomTranslate. What is timed is the constructor and the first batch of raw images of 8 x 8,
+on all threads; and the imports, on top of torch, torchvision and numba. Then whole commands, from the start of the
+process to its end, with files that were read before. docs/speed.md says how to read the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
@@ -42,9 +23,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.harness.machine import measured_with
-from benchmarks.harness.rows import Results, groups, positive
-from benchmarks.harness.tables import Row, markdown, ratios, spread
+from benchmarks.harness.machine import called_apart, fresh_python, measured_with
+from benchmarks.harness.rows import Results, positive
+from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
 
 # numba, FFCV and what imports them only within functions: importing them is measured, in processes that import this.
 
@@ -53,8 +34,7 @@ COLUMNS = (
     *("measured", "loader", "cache", "repeat", "seconds", "cpu_seconds", "compiled"),
     *("import_seconds", "import_cpu_seconds", "import_compiled"),
 )
-SETTINGS = ("samples", "workers")
-ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ("repeats", "samples", "workers")
 BATCH = 64
 MEAN = (124, 116, 104)  # the colour of the padding: ImageNet's, as ours take it where there is no manifest
 KINDS = ("training", "scoring", "test")
@@ -76,17 +56,13 @@ COMMANDS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ffcv_prune.loading.arguments import usable_cores
 
-    parser.add_argument("--samples", type=positive, default=512, help="of each file; default: %(default)s")
-    parser.add_argument(
-        "--workers", type=positive, default=usable_cores(), help="of each loader; default: one per core"
-    )
+    parser.add_argument("--samples", type=positive, default=512, help="of each file")
+    parser.add_argument("--workers", type=positive, default=usable_cores(), help="of each loader")
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
     """Write the two files, and measure what has no rows yet, each case once a repeat."""
-    from benchmarks.speed.long_run import synthetic_split
-    from ffcv_prune.data import recipe
-    from ffcv_prune.data.encode import encode_split
+    from benchmarks.harness.training import noise, write_once
     from ffcv_prune.errors import UserError
 
     if args.samples < 2 * BATCH:
@@ -100,9 +76,10 @@ def run(args: argparse.Namespace, results: Results) -> None:
         return
     with TemporaryDirectory() as folder:
         for split in ("train", "test"):
-            encode_split(synthetic_split(args.samples), Path(folder) / f"{split}.beton", recipe.Image(), 0, 1, split)
-        kept = Path(folder) / "kernels"
-        _python(["-c", "import ffcv, torchvision, ffcv_prune.training.loaders"], kept)  # reads the files, fills `kept`
+            write_once(noise(args.samples, 8), Path(folder) / f"{split}.beton", workers=1)
+        kept = f"{folder}/kernels"
+        imports = "import ffcv, torchvision, ffcv_prune.training.loaders"
+        fresh_python(["-c", imports], NUMBA_CACHE_DIR=kept)  # reads the files, fills `kept`
         for repeat, case, loader in cases:
             print(f"repeat {int(repeat) + 1} of {args.repeats}: {case} {loader}", flush=True)
             if loader:
@@ -115,13 +92,11 @@ def run(args: argparse.Namespace, results: Results) -> None:
 def measure_loaders(case: str, loader: str, folder: Path, workers: int) -> list[dict[str, Any]]:
     """The loaders of a case in a process with an empty kernel cache, and in a second one that finds what it left."""
     kinds = KINDS if case == "all three" else (case,)
-    code = (
-        f"from benchmarks.loading.startup import build; build({loader!r}, {list(kinds)!r}, {str(folder)!r}, {workers})"
-    )
     rows = []
     with TemporaryDirectory(dir=folder) as kernels:
         for state in ("empty", "filled"):
-            built = json.loads(_python(["-c", code], Path(kernels)).splitlines()[-1])
+            what = (loader, kinds, str(folder), workers)
+            built = called_apart("loading.startup.build", *what, NUMBA_CACHE_DIR=kernels)
             if len(built) > 1:
                 total = {name: sum(row[name] for row in built) for name in ("seconds", "cpu_seconds", "compiled")}
                 imports = {name: built[0].pop(name) for name in [*built[0]] if name.startswith("import_")}
@@ -132,22 +107,13 @@ def measure_loaders(case: str, loader: str, folder: Path, workers: int) -> list[
     return [{name: _rounded(value) for name, value in row.items()} for row in rows]
 
 
-def measure_command(name: str, kernels: Path) -> dict[str, Any]:
+def measure_command(name: str, kernels: str) -> dict[str, Any]:
     """A command from start to end."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    _python(shlex.split(name), kernels, COMMANDS[name])
+    fresh_python(shlex.split(name), COMMANDS[name], NUMBA_CACHE_DIR=kernels)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"measured": name, "seconds": _rounded(seconds), "cpu_seconds": _rounded(cpu)}
-
-
-def _python(words: Sequence[str], kernels: Path, code: int = 0) -> str:
-    """What a fresh process prints, whose kernel cache is that folder. RuntimeError unless it exits with `code`."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(kernels)}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if done.returncode != code:
-        raise RuntimeError(f"{words} exited with {done.returncode}: {done.stderr}")
-    return done.stdout
 
 
 def _rounded(value: Any) -> Any:
@@ -238,31 +204,28 @@ def ffcv_builder(folder: Path, workers: int) -> Callable[[str], Iterable[Any]]:
 
 def summary(rows: Sequence[Row]) -> str:
     """Two Markdown tables: loaders, and commands."""
-    parts = []
     built = groups([row for row in rows if row["loader"]], "measured", "loader", "cache")
-    if built:
-        head = ["built", "by", "kernel cache", "seconds", "CPU seconds", "compiled"]
-        head += ["importing, s", "importing, CPU s", "compiled in importing", "FFCV ÷ ours"]
-        columns = ("seconds", "cpu_seconds", "compiled", "import_seconds", "import_cpu_seconds", "import_compiled")
-        body = []
-        for (kind, loader, state), own in built.items():
-            cells = [spread([float(row[column]) for row in own if row[column]]) for column in columns]
-            stock = built.get((kind, "FFCV", state), []) if loader != "FFCV" else []
-            body.append([kind, loader, state, *cells, spread(ratios(stock, own, _cpu_seconds))])
-        parts.append(markdown(head, body))
+    heads = {"seconds": "seconds", "cpu_seconds": "CPU seconds", "compiled": "compiled"}
+    heads |= {"import_seconds": "importing, s", "import_cpu_seconds": "importing, CPU s"}
+    heads |= {"import_compiled": "compiled in importing"}
+    loaders = []
+    for (kind, loader, state), own in built.items():
+        line = {"built": kind, "by": loader, "kernel cache": state}
+        line |= {head: spread(values(own, column)) for column, head in heads.items()}
+        stock = built.get((kind, "FFCV", state), []) if loader != "FFCV" else []
+        loaders.append(line | {"FFCV ÷ ours": spread(ratios(stock, own, _cpu_seconds))})
     commands = groups([row for row in rows if not row["loader"]], "measured")
-    if commands:
-        imports = commands.get((ALL_IMPORTS,), [])
-        body = [
-            [
-                f"`python {name}`",
-                *(spread([float(row[column]) for row in own]) for column in ("seconds", "cpu_seconds")),
-                spread(ratios(own, imports, lambda row: float(row["cpu_seconds"]))),
-            ]
-            for (name,), own in commands.items()
-        ]
-        parts.append(markdown(["command", "seconds", "CPU seconds", "of all imports"], body))
-    return "\n\n".join([*parts, measured_with(rows)])
+    imports = commands.get((ALL_IMPORTS,), [])
+    told = [
+        {
+            "command": f"`python {name}`",
+            "seconds": spread(values(own, "seconds")),
+            "CPU seconds": spread(values(own, "cpu_seconds")),
+            "of all imports": spread(ratios(own, imports, "cpu_seconds")),
+        }
+        for (name,), own in commands.items()
+    ]
+    return "\n\n".join([*(table(lines) for lines in (loaders, told) if lines), measured_with(rows)])
 
 
 def _cpu_seconds(row: Row) -> float:

@@ -2,29 +2,18 @@
 
     pip install -e ".[rivals]"                                    DALI, SPDL, Grain and simplejpeg, for the CPU
     python -m benchmarks.loading throughput --imagenet-dir DIR
-    python -m benchmarks.loading throughput --imagenet-dir DIR --busy 1 --csv busy.csv
+    python -m benchmarks.loading throughput --imagenet-dir DIR --busy 1 --csv busy.csv      beside a busy process
     python -m benchmarks.loading throughput --redraw               the tables again, without measuring
 
 About 15 minutes on 2 cores, and 1.5 GB in betons/throughput. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
 some hundred are enough, they are repeated. Without it only CIFAR-10 is measured, from the .beton that
 `write_datasets.py --dataset cifar10` writes. A loader that is not installed is left out.
 
-It shows what loading alone can deliver when every epoch brings a new selection, drawn at random, of 30 %, 50 % or all
-of the images, which everybody shuffles: raw pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's
-(longer side 400, the centre cropped and resized to 224). Everybody reads the same stored bytes from a warm page cache
-and delivers uint8[B, side, side, 3]; that each epoch brought exactly the ids asked for is checked in every one of them,
-and that the pixels are ours within PIXEL_BOUND in the first. Each loader lives in a process of its own and has as many
-workers as there are cores; loaders take turns in measurements of about a second (one epoch at least); building,
-compiling and the first epoch are left out (rows of repeat 0), except for what a loader does anew for each selection.
-
-Read "ours ÷ its" and "its CPU ÷ ours" together: more than 1 means that ffcv_prune is faster, or cheaper. Where the
-model needs the cores too, CPU time is what counts. "Subset" is what an image of the subset costs against an image of
-the whole, in time and in CPU time: 1 means that keeping 30 % takes 30 % of the time. "FFCV, rebuilt" is a new FFCV
-loader for each selection, as one has to without ffcv_prune; "FFCV, once it runs" is the same run without the time
-until its first batch.
-
-Loading alone has all cores to itself, as it never has beside a training loop, which keeps one busy also where a GPU
-trains. With --busy 1, a process that does nothing but run takes its place.
+Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles: raw
+pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the centre cropped and
+resized to 224). Everybody reads the same stored bytes from a warm page cache and delivers uint8[B, side, side, 3].
+Loaders take turns in measurements of --seconds (one epoch at least); building, compiling and the first epoch are left
+out (rows of repeat 0), except for what a loader does anew for each selection. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
@@ -32,7 +21,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
@@ -42,13 +31,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness.machine import measured_with
 from benchmarks.harness.rows import Results, positive, rotated
+from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
+from benchmarks.harness.training import write_once
 from benchmarks.loading.rivals import RIVALS
 from benchmarks.loading.rivals.data import Data
-from benchmarks.loading.rivals.process import Measured, MissingError, Served
-from benchmarks.loading.throughput_page import summary  # noqa: F401 - benchmarks.loading takes it from here
+from benchmarks.loading.rivals.process import Measured, Served
 from ffcv_prune.data import recipe
-from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split, open_source
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.arguments import usable_cores
@@ -59,10 +49,16 @@ COLUMNS = (
     *(field.name for field in fields(Measured)),
     *("pixel_difference", "version"),
 )
-SETTINGS = ("imagenet_samples", "loaders", "seconds", "workers", "busy")
+SETTINGS = ("repeats", "imagenet_samples", "loaders", "seconds", "workers", "busy")
 BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with this process, however it ends
 KEEPS = (0.3, 0.5, 1.0)
-CASES = {"cifar_raw": 512, "cifar_jpeg": 512, "imagenet_raw": 128, "imagenet_jpeg": 128}  # batch sizes
+CASES = {  # batch size, and what the table calls it
+    "cifar_raw": (512, "CIFAR-sized, raw"),
+    "cifar_jpeg": (512, "CIFAR-sized, JPEG"),
+    "imagenet_raw": (128, "ImageNet-sized, raw"),
+    "imagenet_jpeg": (128, "ImageNet-sized, JPEG"),
+}
+ONCE = "FFCV, once it runs"
 IMAGENET_SIDE = 224
 # Mean absolute difference to our pixels, of 255. Equal where the same functions are called; DALI's linear
 # interpolation is not an area average.
@@ -70,17 +66,15 @@ PIXEL_BOUND = 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cifar", type=Path, default=Path("betons/cifar10/train.beton"), help="default: %(default)s")
+    parser.add_argument("--cifar", type=Path, default=Path("betons/cifar10/train.beton"), help="raw CIFAR-10")
     parser.add_argument("--imagenet-dir", type=Path, help="folder with train/WNID/*.JPEG")
-    parser.add_argument("--imagenet-samples", type=positive, default=3000, help="default: %(default)s")
+    parser.add_argument("--imagenet-samples", type=positive, default=3000, help="how many, repeated or not")
     parser.add_argument("--out", type=Path, default=Path("betons/throughput"), help="where the data is written, once")
-    parser.add_argument("--cases", default=",".join(CASES), help="default: %(default)s")
-    parser.add_argument("--loaders", default=",".join(RIVALS), help="default: %(default)s; ours is always measured")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a measurement, at least; default: %(default)s")
-    parser.add_argument(
-        "--workers", type=positive, default=usable_cores(), help="of each loader; default: one per core"
-    )
-    parser.add_argument("--busy", type=positive, default=0, help="processes that keep a core busy; default: none")
+    parser.add_argument("--cases", default=",".join(CASES), help="separated by commas")
+    parser.add_argument("--loaders", default=",".join(RIVALS), help="ours is always measured")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a measurement, at least")
+    parser.add_argument("--workers", type=positive, default=usable_cores(), help="of each loader")
+    parser.add_argument("--busy", type=positive, default=0, help="processes that keep a core busy")
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -108,7 +102,7 @@ def busy(count: int) -> Iterator[None]:
 
 def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
     """All repeats of a case, the loaders taking turns; one row a measurement."""
-    batch_size = CASES[case]
+    batch_size, _ = CASES[case]
     common = {"case": case, "samples": len(data), "batch_size": batch_size, "workers": args.workers}
     rows = []
     with ExitStack() as stack:
@@ -117,8 +111,8 @@ def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -
             print(f"{case}: {RIVALS[name].label}", flush=True)
             try:
                 loaders[name] = Served(RIVALS[name], data, batch_size, args.workers)
-            except MissingError as error:
-                print(f'  skipped: {error} is not installed; pip install -e ".[rivals]" brings it')
+            except ModuleNotFoundError as error:
+                print(f'  skipped: {error.name} is not installed; pip install -e ".[rivals]" brings it')
                 continue
             stack.callback(loaders[name].close)
         difference = {name: pixel_difference(loaders["ours"], loader) for name, loader in loaders.items()}
@@ -159,12 +153,8 @@ def prepare(case: str, args: argparse.Namespace) -> Data:
         photographs = open_source(imagenet, args.imagenet_dir).splits["train"]
         split = photographs.take(np.arange(args.imagenet_samples) % len(photographs.labels))
         side, image = IMAGENET_SIDE, imagenet.image
-    data = Data(args.out / f"{case}_{len(split.labels)}.beton", side)
-    if not data.path.exists():
-        args.out.mkdir(parents=True, exist_ok=True)
-        partial = data.path.with_suffix(".part")
-        encode_split(split, partial, replace(image, mode="raw" if raw else "jpg"), 0, args.workers, case)
-        partial.replace(data.path)
+    path = args.out / f"{case}_{len(split.labels)}.beton"
+    data = Data(write_once(split, path, replace(image, mode="raw" if raw else "jpg"), args.workers), side)
     data.write_dense()
     return data
 
@@ -178,3 +168,55 @@ def _chosen(text: str, known: Any) -> list[str]:
 
 def _version(name: str) -> str:
     return ", ".join(f"{package} {version(package)}" for package in RIVALS[name].packages)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A Markdown table for each case, with what was measured, and on what."""
+    measured = [row for row in rows if int(row["repeat"])]  # 0: the warm-up
+    by_case = groups(measured, "case")
+    parts = [_case(by_case[case,], title) for case, (_, title) in CASES.items() if (case,) in by_case]
+    versions = dict.fromkeys(one for row in rows for one in row["version"].split(", "))
+    return "\n\n".join([*parts, f"{measured_with(measured)} Loaders: {', '.join(versions)}."])
+
+
+def speed(row: Row) -> float:
+    """Images a second."""
+    return float(row["images"]) / float(row["seconds"])
+
+
+def cpu(row: Row) -> float:
+    """CPU-milliseconds an image."""
+    return 1000 * float(row["cpu_seconds"]) / float(row["images"])
+
+
+def once_running(row: Row) -> Row:
+    """The same measurement without what passed until the first batch of each epoch."""
+    rest = {name: float(row[name]) - float(row[f"first_{name}"]) for name in ("images", "seconds", "cpu_seconds")}
+    return dict(row) | {name: str(value) for name, value in rest.items()}
+
+
+def _case(rows: Sequence[Row], title: str) -> str:
+    by_name = groups(rows, "loader", "keep")
+    by_label: dict[tuple[str, str], list[Row]] = {}
+    for name, rival in RIVALS.items():
+        own = {keep: by_name[name, keep] for keep in map(str, KEEPS) if (name, keep) in by_name}
+        by_label |= {(rival.label, keep): made for keep, made in own.items()}
+        for keep, made in own.items() if name == "ffcv" else []:
+            more = [once_running(row) for row in made if float(row["images"]) > float(row["first_images"])]
+            by_label |= {(ONCE, keep): more} if more else {}
+    lines = []
+    for (label, keep), its in by_label.items():
+        whole, ours = by_label.get((label, str(KEEPS[-1])), []), by_label[RIVALS["ours"].label, keep]
+        line = {"loader": label, "keep": f"{float(keep):g}", "images/s": spread(values(its, speed))}
+        line["CPU-ms an image"] = spread(values(its, cpu))
+        line["ours ÷ its"] = "" if its is ours else spread(ratios(ours, its, speed))
+        line["its CPU ÷ ours"] = "" if its is ours else spread(ratios(its, ours, cpu))
+        line["subset, time"] = "" if its is whole else spread(ratios(whole, its, speed))
+        line["subset, CPU"] = "" if its is whole else spread(ratios(its, whole, cpu))
+        lines.append(line)
+    made = rows[0]
+    note = (
+        f"{int(made['samples']):,} images, batches of {made['batch_size']}, {made['workers']} workers; "
+        f"pixels differ from ours by at most {max(values(rows, 'pixel_difference')):g} of 255 in the mean."
+    )
+    return "\n\n".join([f"## {title}", table(lines), note])

@@ -5,18 +5,16 @@ What is committed is SCALE/EXPERIMENT_classes.csv, one row a run: the run folder
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from benchmarks.harness.rows import write_csv
 from benchmarks.harness.tables import Row
 from benchmarks.paper.cells import Cell, read_rows
 from benchmarks.paper.grid import Run
 from ffcv_prune.analysis.runs import read_run
 from ffcv_prune.starved import STARVED
-
-COLUMNS = ("key", "run", "checkpoints", "least_share", "starved_checkpoints")
 
 
 def write_balance(runs: Iterable[Run], done: Mapping[str, Row], folder: Path, path: Path) -> None:
@@ -32,11 +30,7 @@ def write_balance(runs: Iterable[Run], done: Mapping[str, Row], folder: Path, pa
         if (folder / name / "result.csv").exists():
             rows[run.key] = {"key": run.key, "run": name, **balance_of(folder / name)}
     if rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows.values())
+        write_csv(path, [*rows.values()])
 
 
 def balance_of(folder: Path) -> dict[str, object]:
@@ -48,14 +42,14 @@ def balance_of(folder: Path) -> dict[str, object]:
         for row in selections
     ]
     return {
-        "checkpoints": len(least),
+        "selections": len(least),
         "least_share": round(statistics.mean(least), 4),
-        "starved_checkpoints": sum(share < STARVED for share in least),
+        "starved": sum(share < STARVED for share in least),
     }
 
 
 def starved_words(cell: Cell, rows: Mapping[str, Row]) -> str:
     """``3 of 30``: selections of the cell's runs that starve a class, of those of the runs that have rows."""
     own = [rows[row["key"]] for row in cell.rows if row["key"] in rows]
-    starved, all_of_them = (sum(int(row[name]) for row in own) for name in ("starved_checkpoints", "checkpoints"))
+    starved, all_of_them = (sum(int(row[name]) for row in own) for name in ("starved", "selections"))
     return f"{starved} of {all_of_them}" if own else ""

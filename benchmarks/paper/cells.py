@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.tables import Row, markdown, mean_and_spread
+from benchmarks.harness import tables
+from benchmarks.harness.rows import read_csv
+from benchmarks.harness.tables import Row, mean_and_spread
 from benchmarks.paper.grid import Run, methods
 from ffcv_prune.errors import UserError
 
@@ -24,6 +25,7 @@ class Cell:
     missing: int
 
     def values(self, column: str) -> list[float]:
+        """Of the runs that have the column."""
         return [float(row[column]) for row in self.rows if row.get(column)]
 
     @property
@@ -53,13 +55,9 @@ def read_rows(path: Path) -> dict[str, Row]:
     """The rows by key; none if the file does not exist. UserError if it is no such file."""
     if not path.exists():
         return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if any(None in row.values() or not row.get("key") for row in rows):
-        raise UserError(f"{path} holds a row that is cut short or has no key; remove that line")
+    rows = read_csv(path)
+    if not all(row.get("key") for row in rows):
+        raise UserError(f"{path} holds a row that has no key; remove that line")
     return {row["key"]: row for row in rows}
 
 
@@ -68,11 +66,8 @@ def cells(runs: Sequence[Run], rows: Mapping[str, Row]) -> list[Cell]:
     groups: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.part, run.method, run.rate, run.swept), []).append(run)
-    made = []
-    for group in groups.values():
-        done = [rows[run.key] for run in group if run.key in rows]
-        made.append(Cell(group[0], done, len(group) - len(done)))
-    return made
+    done = [[rows[run.key] for run in group if run.key in rows] for group in groups.values()]
+    return [Cell(group[0], own, len(group) - len(own)) for group, own in zip(groups.values(), done, strict=True)]
 
 
 def pruned_share(cell: Cell, grouped: Sequence[Cell]) -> float:
@@ -99,33 +94,16 @@ def table(grid: Sequence[Cell]) -> str:
     swept = any(cell.run.swept for cell in grid)
     parts = any(cell.run.part for cell in grid)
     scored = any(cell.score_seconds and max(cell.score_seconds) > 0 for cell in grid)
-    head = [
-        *(["data"] if parts else []),
-        "method",
-        "pruning rate",
-        *(["setting"] if swept else []),
-        "test accuracy, %",
-        "runs",
-        "samples seen",
-        "seconds",
-        *(["static scores, s"] if scored else []),
-    ]
-    body = []
+    lines = []
     for cell in grid:
         if not cell.rows:
             continue
         run = cell.run
-        body.append(
-            [
-                *([run.part] if parts else []),
-                run.label,
-                rate_words(cell, grid),
-                *([" = ".join(run.swept) if run.swept else ""] if swept else []),
-                mean_and_spread([100 * accuracy for accuracy in cell.accuracies]),
-                f"{len(cell.rows)}",
-                f"{cell.mean('samples_seen'):,.0f}",
-                mean_and_spread(cell.seconds, 0),
-                *([f"{statistics.mean(cell.score_seconds):.0f}"] if scored else []),
-            ]
-        )
-    return markdown(head, body)
+        line = {"data": run.part} if parts else {}
+        line |= {"method": run.label, "pruning rate": rate_words(cell, grid)}
+        line |= {"setting": " = ".join(run.swept) if run.swept else ""} if swept else {}
+        line["test accuracy, %"] = mean_and_spread([100 * accuracy for accuracy in cell.accuracies])
+        line |= {"runs": f"{len(cell.rows)}", "samples seen": f"{cell.mean('samples_seen'):,.0f}"}
+        line["seconds"] = mean_and_spread(cell.seconds, 0)
+        lines.append(line | ({"static scores, s": f"{statistics.mean(cell.score_seconds):.0f}"} if scored else {}))
+    return tables.table(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 
 from benchmarks.paper.grid import Run
 from ffcv_prune.config import Config
@@ -104,21 +104,14 @@ def measure(model_name: str, side: int, batch_size: int, amp: str, device_name: 
         with autocast(device, dtype):
             model(images)
 
-    train = _seconds(step, device) / batch_size
+    def seconds(work: Callable[[], None]) -> float:
+        """Of one call; torch's timer warms up and waits for the device."""
+        timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+        return timer.blocked_autorange(min_run_time=MEASURE_SECONDS).mean / batch_size
+
+    train = seconds(step)
     model.eval()
-    return Speed(train, _seconds(forward, device) / batch_size)
-
-
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Mean time of one call, after two that warm up."""
-    work(), work()
-    calls, start = 0, time.perf_counter()
-    while time.perf_counter() - start < MEASURE_SECONDS:
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        calls += 1
-    return (time.perf_counter() - start) / calls
+    return Speed(train, seconds(forward))
 
 
 def duration(seconds: float) -> str:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.harness.plots import save
 from benchmarks.paper.cells import Cell, pruned_share
 from benchmarks.paper.grid import methods
-from benchmarks.paper.mixture_fits import find_fit
-from ffcv_prune.analysis.distribution import plot_distribution
+from ffcv_prune.analysis.distribution import describe_groups, plot_distribution
+from ffcv_prune.analysis.mixture import fit_mixture
+from ffcv_prune.errors import UserError
 
 MARKERS = "osD^vP*X<>ph"
 
@@ -41,15 +42,19 @@ def draw(kind: str, cells: Sequence[Cell], title: str, out: Path) -> Path | None
     return save(figure, out.with_name(f"{out.name}_{kind}.svg"))
 
 
-def draw_distribution(title: str, counts: NDArray[np.int64], checkpoints: int, out: Path) -> tuple[Path, str]:
+def draw_distribution(title: str, counts: NDArray[np.int64], selections: int, out: Path) -> tuple[Path, str]:
     """Write OUT_distribution.svg, and return it and the shares of the groups in words.
 
-    The fit is read from OUT_fit.csv; where that is not of these counts, it is made and written there.
+    Without PyMC, or with too few selections to fit groups to, the histogram stands alone.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    fit, words = find_fit(counts, checkpoints, out.with_name(f"{out.name}_fit.csv"))
-    plot_distribution(axes, counts, checkpoints, fit)
+    try:
+        fit = fit_mixture(counts, selections)
+        words = describe_groups(fit)
+    except UserError as error:
+        fit, words = None, f"not fitted: {error}"
+    plot_distribution(axes, counts, selections, fit if fit and fit.agrees else None)
     axes.set_title(title)
     return save(figure, out.with_name(f"{out.name}_distribution.svg")), words
 

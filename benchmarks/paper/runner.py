@@ -15,28 +15,26 @@ Seconds leave out the tests and the compilation of the loaders.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.rows import read_csv
 from benchmarks.harness.tables import Row
+from benchmarks.harness.training import SharedLoaders
 from benchmarks.paper import figures, grid
 from benchmarks.paper.cells import RESULTS, cells, read_rows, table
 from benchmarks.paper.estimate import duration, estimate
 from benchmarks.paper.grid import Run
 from benchmarks.paper.selection_counts import find_cell, read_histogram, save_counts, write_histogram
 from benchmarks.paper.static_scores import make_scores
+from ffcv_prune.analysis.runs import read_run
 from ffcv_prune.errors import UserError
-from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.run_folder import append_csv
 from ffcv_prune.training.trainer import train
-from ffcv_prune.training.world import World, choose_device
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> None:
@@ -96,32 +94,24 @@ def run_all(runs: Sequence[Run], csv_file: Path, out: Path) -> None:
     left = to_do(runs, read_rows(csv_file))
     expected = estimate(list(left.values()))
     spent, of = 0.0, 0.0  # seconds taken, and seconds that they were expected to take
-    loaders: dict[object, Loaders] = {}
-    try:
+    with SharedLoaders() as shared:
         for i, (key, run) in enumerate(left.items()):
             to_go = sum(list(expected.values())[i:]) * (spent / of if of else 1.0)
             print(f"\nrun {i + 1} of {len(left)}: {run} (about {duration(to_go)} to go)", flush=True)
             config = replace(run.config, run=replace(run.config.run, out=str(out)))
-            own = settings_of(config, World(choose_device(config.train.device)))
-            loaders[own] = loaders.get(own) or Loaders(config)
+            loaders = shared.of(config)
             start = time.perf_counter()
-            make_scores(run, loaders[own], out / "selections")
-            result = train(config, loaders[own])
-            save_counts(key, result.folder, out / "selections")
-            append_csv(csv_file, row_of(run, result.folder))
+            make_scores(run, loaders, out / "selections")
+            folder = train(config, loaders).folder
+            save_counts(key, folder, out / "selections")
+            append_csv(csv_file, row_of(run, folder))
             spent, of = spent + time.perf_counter() - start, of + expected[key]
-    finally:
-        for opened in loaders.values():
-            opened.close()
 
 
 def row_of(run: Run, folder: Path) -> dict[str, str]:
     """The row of a finished run: its key, its result.csv, and its tests as samples:accuracy pairs."""
-    with (folder / "result.csv").open(newline="", encoding="utf-8") as file:
-        (result,) = csv.DictReader(file)
-    with (folder / "log.jsonl").open(encoding="utf-8") as file:
-        epochs = [json.loads(line) for line in file]
-    tests = [(row["samples_seen"], row["test_accuracy"]) for row in epochs if row["test_accuracy"] is not None]
+    (result,) = read_csv(folder / "result.csv")
+    tests = [(row["samples_seen"], row["test_accuracy"]) for row in read_run(folder).tested]
     curve = " ".join(f"{samples}:{accuracy:.4f}" for samples, accuracy in tests)
     return {"key": run.key, **result, "curve": curve}
 

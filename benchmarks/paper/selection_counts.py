@@ -5,14 +5,14 @@ What is committed is the histogram, SCALE/EXPERIMENT_selections.csv: the sums ov
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
+from benchmarks.harness.rows import read_csv, write_csv
 from benchmarks.paper.grid import Run
 from ffcv_prune.analysis.counts import method_selections
 from ffcv_prune.analysis.runs import read_run
@@ -20,12 +20,12 @@ from ffcv_prune.errors import UserError
 
 
 def save_counts(key: str, folder: Path, out: Path) -> None:
-    """Write out/KEY.npz: `counts` int64[n], the number of `checkpoints`, the `last` selection, the `seconds`."""
+    """Write out/KEY.npz: `counts` int64[n], how many `selections`, the `last` of them, the `seconds`."""
     run = read_run(folder)
     if run.counts is not None:
         out.mkdir(parents=True, exist_ok=True)
         last = np.load(method_selections(folder, run.rows)[-1])
-        facts = {"counts": run.counts, "checkpoints": run.checkpoints, "last": last, "seconds": run.training_seconds}
+        facts = {"counts": run.counts, "selections": run.checkpoints, "last": last, "seconds": run.training_seconds}
         np.savez_compressed(out / f"{key}.npz", **facts)
 
 
@@ -44,33 +44,27 @@ def write_histogram(runs: Sequence[Run], counts: Path, path: Path) -> None:
     if not all(file.exists() for file in files):
         return
     made = [np.load(file) for file in files]
-    checkpoints = sum(int(one["checkpoints"]) for one in made)
-    histogram = np.bincount(sum(one["counts"] for one in made), minlength=checkpoints + 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["times_selected", "samples"])
-        writer.writerows(enumerate(histogram.tolist()))
+    selections = sum(int(one["selections"]) for one in made)
+    histogram = np.bincount(sum(one["counts"] for one in made), minlength=selections + 1)
+    write_csv(path, [{"times_selected": i, "samples": samples} for i, samples in enumerate(histogram.tolist())])
 
 
 def read_histogram(path: Path) -> tuple[NDArray[np.int64], int]:
     """Counts, int64[n], in rising order, and the number of selections."""
-    with path.open(newline="", encoding="utf-8") as file:
-        samples = [int(row["samples"]) for row in csv.DictReader(file)]
+    samples = [int(row["samples"]) for row in read_csv(path)]
     return np.repeat(np.arange(len(samples)), samples), len(samples) - 1
 
 
-def groups_in_words(about: str, counts: NDArray[np.int64], checkpoints: int) -> str:
+def groups_in_words(about: str, counts: NDArray[np.int64], selections: int) -> str:
     """How many samples were selected never, sometimes and always, and how many would be by chance (paper, Fig. 3)."""
-    keep, times = float(counts.mean()) / checkpoints, range(checkpoints + 1)
-    chance = [math.comb(checkpoints, count) * keep**count * (1 - keep) ** (checkpoints - count) for count in times]
+    chance = stats.binom.pmf(np.arange(selections + 1), selections, counts.mean() / selections)
     told = []
-    for selected in (np.bincount(counts, minlength=checkpoints + 1) / counts.size, np.array(chance)):
-        rarely = np.arange(checkpoints + 1) <= 0.1 * checkpoints
+    for selected in (np.bincount(counts, minlength=selections + 1) / counts.size, chance):
+        rarely = np.arange(selections + 1) <= 0.1 * selections
         never, always = float(selected[rarely].sum()), float(selected[rarely[::-1]].sum())
         shares = (100 * never, 100 * (1 - never - always), 100 * always)
         told.append("{:.1f} % never, {:.1f} % sometimes, {:.1f} % always".format(*shares))
     return (
-        f"Of {checkpoints} selections of {about}, samples were in: {told[0]}. Drawn at random: {told[1]}. "
+        f"Of {selections} selections of {about}, samples were in: {told[0]}. Drawn at random: {told[1]}. "
         "Never is at most a tenth of the times, always at least nine tenths."
     )

@@ -35,7 +35,7 @@ def _from_selections(source: Run, path: Path, loaders: Loaders, selections: Path
     made = np.load(counts)
     scores = made["counts"].astype(np.float32)
     if path.name.startswith("last"):
-        scores[made["last"]] += made["checkpoints"] + 1
+        scores[made["last"]] += made["selections"] + 1
     description = {
         "method": f"selections of {source.method}",
         "model": source.config.model.name,

@@ -1,6 +1,7 @@
-"""How claims are judged: two cells by the 95 % interval of their difference, Welch's, over the seeds.
+"""How claims are judged: two cells by the interval of their difference over the seeds, paired where both have them.
 
-All signs are symmetric: what would make one fail is as far off as what makes it hold.
+The interval is corrected for the number of all comparisons of the page (`ffcv_prune.analysis.intervals`). All signs are
+symmetric: what would make one fail is as far off as what makes it hold.
 
     above, below    0 decides: holds where the whole interval is on the claimed side, fails where it is on the other
     level           ±LEVEL decides: holds where the whole interval is within, fails where it is wholly beyond
@@ -11,13 +12,12 @@ Whatever is left is undecided, whichever way it points: an interval that is mere
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.paper.cells import Cell
-from ffcv_prune.analysis.intervals import welch
+from ffcv_prune.analysis.intervals import Difference, difference
 from ffcv_prune.strict_args import read_yaml
 
 CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
@@ -41,18 +41,28 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cells: their means, their difference in points of accuracy or in seconds, and the verdict."""
+    """Two cells, and their difference in points of accuracy or in seconds."""
 
     first: Cell
     second: Cell
-    means: tuple[float, float]
-    margin: float  # half the 95 % interval of the difference
-    verdict: str
+    sign: str
+    gap: Difference
 
     @property
-    def difference(self) -> str:
-        gap = self.means[0] - self.means[1]
-        return f"{gap:+.2f} ± {self.margin:.2f}" if math.isfinite(self.margin) else f"{gap:+.2f}, one run"
+    def p(self) -> float:
+        """Two-sided, of the difference being exactly what decides: 0, or the nearer of ±LEVEL."""
+        return self.gap.p(math.copysign(LEVEL, self.gap.mean) if self.sign == "level" else 0.0)
+
+    def verdict(self, level: float) -> str:
+        """By the interval of confidence 1 - level."""
+        margin = self.gap.half_width(level)
+        low, high = self.gap.mean - margin, self.gap.mean + margin
+        holds, fails = {
+            "above": (low > 0, high < 0),
+            "below": (high < 0, low > 0),
+            "level": (low >= -LEVEL and high <= LEVEL, low > LEVEL or high < -LEVEL),
+        }[self.sign]
+        return HOLDS if holds else FAILS if fails else UNDECIDED
 
 
 def read_claims() -> list[Claim]:
@@ -60,20 +70,13 @@ def read_claims() -> list[Claim]:
 
 
 def compare(first: Cell, second: Cell, sign: str, measure: str = "accuracy") -> Comparison:
-    a, b = (measured(cell, measure) for cell in (first, second))
-    means, margin = (statistics.mean(a), statistics.mean(b)), welch(a, b).half_width
-    low, high = means[0] - means[1] - margin, means[0] - means[1] + margin
-    holds, fails = {
-        "above": (low > 0, high < 0),
-        "below": (high < 0, low > 0),
-        "level": (low >= -LEVEL and high <= LEVEL, low > LEVEL or high < -LEVEL),
-    }[sign]
-    return Comparison(first, second, means, margin, HOLDS if holds else FAILS if fails else UNDECIDED)
+    return Comparison(first, second, sign, difference(measured(first, measure), measured(second, measure)))
 
 
-def measured(cell: Cell, measure: str) -> list[float]:
-    """Accuracy in percent, or the seconds of training, selecting and static scores, of each run."""
-    return [100 * value for value in cell.accuracies] if measure == "accuracy" else cell.all_seconds
+def measured(cell: Cell, measure: str) -> dict[int, float]:
+    """By seed: accuracy in percent, or the seconds of training, selecting and static scores."""
+    values = [100 * value for value in cell.accuracies] if measure == "accuracy" else cell.all_seconds
+    return dict(zip((int(row["seed"]) for row in cell.rows), values, strict=True))
 
 
 def comparisons(claim: Claim, grouped: Sequence[Cell]) -> list[Comparison]:

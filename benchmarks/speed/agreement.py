@@ -8,20 +8,16 @@
 
 CIFAR-10, resnet_tiny, keep 0.2, 30 epochs, T_p = 2, methods of paper/experiments/methods.yaml. Each option trains by
 its own selections. At each of its selections a shadow also scores all samples with the same model and keeps a table
-of its own; nothing of the shadow reaches the training, and its time is not counted.
-
-Read "overlap": the share of the samples chosen by score that the shadow would have chosen too; by chance it would be
-the share of the samples that is chosen. It is 1 for the full pass itself. "Accuracy" is at the end, "against the
-pass" its difference with the 95 % interval (Welch, over the seeds). An option is a safe default where that interval
-holds no loss larger than LARGEST_LOSS points; a low overlap at the same accuracy says that the scores did not matter.
-"training" needs a first loss of every sample, from a warm-up on all data: it has a full pass of its own to be held
-against, which trains on as many samples. Seconds are without tests and the shadow.
+of its own; nothing of the shadow reaches the training, and its time is not counted. "training" needs a first loss of
+every sample, from a warm-up on all data: it has a full pass of its own to be held against, which trains on as many
+samples. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -36,28 +32,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from benchmarks.harness.machine import measured_on
-from benchmarks.harness.rows import Results, benchmark_parser, groups, positive, shared_settings
-from benchmarks.harness.tables import Row, markdown, mean_and_spread
+from benchmarks.harness.machine import ROOT, measured_on
+from benchmarks.harness.rows import Results, benchmark, positive
+from benchmarks.harness.tables import Row, groups, mean_and_spread, table, values
+from benchmarks.harness.training import SharedLoaders, write_once
 from benchmarks.paper import grid
 from ffcv_prune import PrunedLoader, Pruner, config, score_dataset
-from ffcv_prune.analysis.intervals import welch
-from ffcv_prune.data import recipe
+from ffcv_prune.analysis.intervals import correction, difference
 from ffcv_prune.data.beton import check_beton, require_labels
-from ffcv_prune.data.encode import encode_split
 from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.methods import Method
 from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.pruner import Swap
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.trainer import Trainer
-from ffcv_prune.training.world import World, choose_device
 
-ROOT = Path(__file__).resolve().parents[2]
+TITLE = "Cheaper scores"
 PASS, PASS_FULL_WARMUP = "full pass", "full pass, full warm-up"
 OPTIONS: dict[str, dict[str, Any]] = {  # what the table calls it -> keys of the training config; "side": scored at
     PASS: {},
@@ -78,6 +72,7 @@ COLUMNS = (
     *("method", "option", "seed", "accuracy", "overlap", "overlap_min", "overlaps", "scored"),
     *("score_seconds", "total_seconds", "samples_seen"),
 )
+SETTINGS = ("data", "epochs", "keep", "period")
 
 
 class Shadow:
@@ -134,9 +129,7 @@ def write_smaller(source: Path, side: int, path: Path) -> Path:
         for batch, _ in loader
         for image in batch.permute(0, 2, 3, 1).numpy()  # [B, H, W, 3]
     ]
-    split = Split(require_labels(info)[1], lambda i: Image.fromarray(images[i]), str)
-    encode_split(split, path, recipe.Image(), 0, 1, f"{side} px")
-    return path
+    return write_once(Split(require_labels(info)[1], lambda i: Image.fromarray(images[i]), str), path, workers=1)
 
 
 def run_config(
@@ -190,103 +183,70 @@ def run_one(settings: config.Config, loaders: Loaders, full_loader: PrunedLoader
     }
 
 
-def run_all(args: argparse.Namespace, results: Results) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=Path("betons/cifar10"), help="folder")
+    parser.add_argument("--methods", default="ucb_guarded", help="of benchmarks/paper's methods.yaml")
+    parser.add_argument("--options", default=";".join(MEASURED), help="separated by ;")
+    parser.add_argument("--keep", type=float, default=0.2, help="fraction kept")
+    parser.add_argument("--period", type=positive, default=2, help="T_p, epochs")
+    parser.add_argument("--epochs", type=positive, default=30, help="of each run")
+    parser.add_argument("--seeds", type=positive, default=5, help="runs of each method and option")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
     """Make the runs that have no row yet, seed by seed."""
-    runs = [(method, option, seed) for seed in range(args.seeds) for method in args.methods for option in args.options]
+    methods, options = args.methods.split(","), args.options.split(";")
+    for method in methods:
+        grid.find_method(method, "--methods")
+    for option in options:
+        if option not in OPTIONS:
+            raise UserError(f'--options: unknown "{option}"; known: {"; ".join(OPTIONS)}')
+    torch.set_num_threads(1)  # a second thread gains a net this small little, and makes its times noisy
+    runs = [(method, option, seed) for seed in range(args.seeds) for method in methods for option in options]
     left = results.left(runs, lambda row: (row["method"], row["option"], int(row["seed"])))
     sides = {OPTIONS[option]["side"] for _, option, _ in left if "side" in OPTIONS[option]}
-    opened: dict[object, Loaders] = {}
-    with ExitStack() as stack:
-        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with tempfile.TemporaryDirectory() as folder, SharedLoaders() as loaders:
+        out = Path(folder)
         smaller = {side: write_smaller(args.data / "train.beton", side, out / f"{side}.beton") for side in sides}
         for method, option, seed in left:
             print(f"\n{method}, {option}, seed {seed}", flush=True)
             base, settings = (run_config(method, o, seed, args, smaller) for o in (PASS, option))
-            full = loaders_of(base, opened, stack).score
-            found = run_one(settings, loaders_of(settings, opened, stack), full, out)
+            found = run_one(settings, loaders.of(settings), loaders.of(base).score, out)
             results.append([{"method": method, "option": option, "seed": seed} | found])
-
-
-def loaders_of(settings: config.Config, opened: dict[object, Loaders], stack: ExitStack) -> Loaders:
-    """The loaders of a run, shared with those before it that read the same data."""
-    own = settings_of(settings, World(choose_device(settings.train.device)))
-    if own not in opened:
-        opened[own] = stack.enter_context(closing(Loaders(settings)))
-    return opened[own]
 
 
 def summary(rows: Sequence[Row]) -> str:
     """The Markdown table, mean ± standard deviation over the seeds, and which options are safe."""
-    body, safe = [], []
     by_option = groups(rows, "method", "option")
-    for (method, option), own_rows in by_option.items():
-
-        def values(column: str, of: Sequence[Row] = own_rows) -> list[float]:
-            return [float(row[column]) for row in of]
-
-        pass_rows = by_option.get((method, AGAINST.get(option, PASS)), [])
-        own, of_pass = ([100 * accuracy for accuracy in values("accuracy", of)] for of in (own_rows, pass_rows))
-        against = ""
-        if of_pass and option not in (PASS, PASS_FULL_WARMUP):
-            gap, margin = statistics.mean(own) - statistics.mean(of_pass), welch(own, of_pass).half_width
-            against = f"{gap:+.2f} ± {margin:.2f}" if margin < 1000 else f"{gap:+.2f}, one run"
-            if gap - margin >= -LARGEST_LOSS:
-                safe.append(f"{option} ({grid.find_method(method, 'the table').label})")
-        body.append(
-            [
-                grid.find_method(method, "the table").label,
-                option,
-                mean_and_spread(values("overlap"), 3),
-                f"{min(values('overlap_min')):.3f}",
-                f"{statistics.mean(values('scored')):.2f}",
-                mean_and_spread(values("score_seconds"), 1),
-                mean_and_spread(values("total_seconds"), 0),
-                mean_and_spread(own),
-                against,
-            ]
-        )
-    head = [
-        "method",
-        "scores",
-        "overlap",
-        "least",
-        "share scored",
-        "score, s",
-        "total, s",
-        "accuracy, %",
-        "against the pass",
-    ]
+    gaps = {
+        (method, option): difference(_accuracies(own), _accuracies(by_option[method, AGAINST.get(option, PASS)]))
+        for (method, option), own in by_option.items()
+        if option not in (PASS, PASS_FULL_WARMUP) and (method, AGAINST.get(option, PASS)) in by_option
+    }
+    corrected = correction(gap.p(-LARGEST_LOSS) for gap in gaps.values())
+    lines, safe = [], []
+    for (method, option), own in by_option.items():
+        label, gap = grid.find_method(method, "the table").label, gaps.get((method, option))
+        if gap and gap.mean - gap.half_width(corrected.level) >= -LARGEST_LOSS:
+            safe.append(f"{option} ({label})")
+        line = {"method": label, "scores": option, "overlap": mean_and_spread(values(own, "overlap"), 3)}
+        line["least"] = f"{min(values(own, 'overlap_min')):.3f}"
+        line["share scored"] = f"{statistics.mean(values(own, 'scored')):.2f}"
+        line["score, s"] = mean_and_spread(values(own, "score_seconds"), 1)
+        line["total, s"] = mean_and_spread(values(own, "total_seconds"), 0)
+        line["accuracy, %"] = mean_and_spread(values(own, "accuracy", 100))
+        lines.append(line | {"against the pass": gap.in_words(corrected.level) if gap else ""})
     about = f"Mean ± standard deviation of {len({row['seed'] for row in rows})} seeds. {measured_on(rows)}"
     verdict = (
-        f"Safe, no loss above {LARGEST_LOSS:g} points in the 95 % interval: {'; '.join(safe) or 'none shown to be'}."
+        f"Safe, no loss above {LARGEST_LOSS:g} points in the {corrected}: {'; '.join(safe) or 'none shown to be'}."
     )
-    return f"{markdown(head, body)}\n\n{about}\n\n{verdict}"
+    return f"{table(lines)}\n\n{about}\n\n{verdict}"
 
 
-def main() -> None:
-    parser = benchmark_parser("speed.agreement", __doc__)
-    parser.add_argument("--data", type=Path, default=Path("betons/cifar10"), help="folder; default: %(default)s")
-    parser.add_argument(
-        "--methods", default="ucb_guarded", help="of benchmarks/paper's methods.yaml; default: %(default)s"
-    )
-    parser.add_argument("--options", default=";".join(MEASURED), help="separated by ;  default: %(default)s")
-    parser.add_argument("--keep", type=float, default=0.2, help="default: %(default)s")
-    parser.add_argument("--period", type=positive, default=2, help="T_p, epochs; default: %(default)s")
-    parser.add_argument("--epochs", type=positive, default=30, help="default: %(default)s")
-    parser.add_argument("--seeds", type=positive, default=5, help="default: %(default)s")
-    args = parser.parse_args()
-    results = Results(args.csv, COLUMNS, shared_settings(args, "data", "epochs", "keep", "period"))
-    if not args.redraw:
-        args.methods, args.options = args.methods.split(","), args.options.split(";")
-        for method in args.methods:
-            grid.find_method(method, "--methods")
-        for option in args.options:
-            if option not in OPTIONS:
-                raise UserError(f'--options: unknown "{option}"; known: {"; ".join(OPTIONS)}')
-        torch.set_num_threads(1)  # a second thread gains a net this small little, and makes its times noisy
-        run_all(args, results)
-    results.publish("Cheaper scores", summary(results.read()))
+def _accuracies(rows: Sequence[Row]) -> dict[int, float]:
+    """In percent, by seed."""
+    return {int(row["seed"]): 100 * float(row["accuracy"]) for row in rows}
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: benchmark(sys.modules[__name__]))

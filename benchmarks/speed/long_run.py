@@ -13,31 +13,32 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
+from benchmarks.harness.machine import forget_peak, measured_on, resident_mb
+from benchmarks.harness.rows import Results, benchmark
+from benchmarks.harness.tables import Row, table
+from benchmarks.harness.training import noise, write_once
 from ffcv_prune import PrunedLoader, Pruner, score_dataset
-from ffcv_prune.data import recipe
 from ffcv_prune.data.beton import check_beton
-from ffcv_prune.data.encode import encode_split
-from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
-from ffcv_prune.training.run_folder import append_csv, provenance
 
+TITLE = "At ImageNet's number of samples"
 IMAGENET_SAMPLES = 1_281_167
 CLASSES, SIDE, BATCH, KEEP = 1000, 8, 1024, 0.3
-COLUMNS = {"step": "step", "seconds": "seconds", "peak_mb": "peak, MB", "own_mb": "own, MB"}
+COLUMNS = ("step", "samples", "seconds", "peak_mb", "own_mb")
+SETTINGS = ("samples", "workers")
 
 
 class Meter:
@@ -49,7 +50,7 @@ class Meter:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak, VmHWM, to what is resident now
+        forget_peak()
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -65,12 +66,6 @@ class Meter:
         self.rows.append(row)
 
 
-def resident_mb() -> dict[str, float]:
-    """The fields of /proc/self/status that are memory, in MB."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) / 1000 for words in lines if words[-1] == "kB"}
-
-
 class Linear(nn.Module):
     """uint8[B, 3, SIDE, SIDE] images to logits [B, CLASSES]."""
 
@@ -82,23 +77,12 @@ class Linear(nn.Module):
         return self.head(images.flatten(1).float() / 255)
 
 
-def synthetic_split(samples: int) -> Split:
-    """Noise, a different image for each sample, in CLASSES classes."""
-    noise = np.random.default_rng(0).integers(0, 256, 3 * SIDE * SIDE + 65_536, dtype=np.uint8)
-
-    def load(i: int) -> Image.Image:
-        start = i * 7919 % 65_536
-        return Image.fromarray(noise[start : start + 3 * SIDE * SIDE].reshape(SIDE, SIDE, 3))
-
-    return Split(np.arange(samples) % CLASSES, load, str)
-
-
-def run(samples: int, workers: int, folder: Path) -> list[dict[str, Any]]:
+def measure(samples: int, workers: int, folder: Path) -> list[dict[str, Any]]:
     """Take all steps once, in `folder`; return one row a step."""
     meter = Meter(samples)
     path = folder / "train.beton"
     with meter.step("write"):
-        encode_split(synthetic_split(samples), path, recipe.Image(), 0, workers, "write")
+        write_once(noise(samples, SIDE), path, workers=workers)
     with meter.step("check"):
         info = check_beton(path)
     batch = min(BATCH, int(KEEP * samples))
@@ -137,32 +121,26 @@ def train(model: nn.Module, loader: PrunedLoader) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The steps as a Markdown table, and what they were measured with."""
-    lines = [f"| {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    lines += [f"| {' | '.join(str(row[column]) for column in COLUMNS)} |" for row in rows]
-    made = rows[0]
-    measured = f"{int(made['samples']):,} samples of {SIDE} x {SIDE}, {made['cpu']}, {made['cores']} cores, one run."
-    return "\n".join([*lines, "", measured])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=IMAGENET_SAMPLES, help="at least 100")
+    parser.add_argument("--workers", type=int, default=-1, help="processes and threads; -1: one per core")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=IMAGENET_SAMPLES, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=-1, help="processes and threads; default: one per core")
-    parser.add_argument("--csv", type=Path, help="add one row a step to this file")
-    args = parser.parse_args()
+def run(args: argparse.Namespace, results: Results) -> None:
     if args.samples < 100:
         raise UserError(f"--samples {args.samples}: give at least 100")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = run(args.samples, args.workers, Path(folder))
-    made = {name: ", ".join(value) if isinstance(value, list) else value for name, value in provenance().items()}
-    rows = [row | made for row in rows]
-    print(summary(rows))
-    if args.csv:
-        for row in rows:
-            append_csv(args.csv, row)
+    for _ in results.left(["all steps"], lambda row: "all steps"):
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(measure(args.samples, args.workers, Path(folder)))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The steps as a Markdown table, and what they were measured with."""
+    heads = {"step": "step", "seconds": "seconds", "peak_mb": "peak, MB", "own_mb": "own, MB"}
+    lines = [{head: row[column] for column, head in heads.items()} for row in rows]
+    samples = f"{int(rows[0]['samples']):,} samples of {SIDE} x {SIDE}, one run."
+    return f"{table(lines)}\n\n{samples} {measured_on(rows)}"
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: benchmark(sys.modules[__name__]))

@@ -14,21 +14,17 @@ What is timed, on the same images of a compiled CIFAR-10:
     naive loop      float32, contiguous, torchvision's ToTensor and Normalize in a torch DataLoader, `.cpu()` a batch
     compiled model  the bare model through `torch.compile`, whose compilation is timed apart ("compile, s")
 
-With --imagenet, also ResNet-18 on these photographs at 224 px, against scoring at 80 px from the small raw file.
-
-Read the column "of bare": the throughput as a part of the bare model's at the same batch size, each repeat against its
-own neighbour in time. It can lie above 1, since the bare model is not folded; "of folded", against the same work done
-folded, is what the pass costs beyond its forward passes. "Of naive" is the same against the naive loop, where there is
-one. The naive loop and the compiled model run at the largest batch size. Repeats are interleaved and take turns in who
-comes first; a first round of each, not counted, warms up and compiles. "Precision" is what this machine computes in
-hardware. The rows of a model at a batch size are written together: stopped and started again, the benchmark goes on
-with the next.
+With --imagenet, also ResNet-18 on these photographs at 224 px, against scoring at 80 px from the small raw file. The
+naive loop and the compiled model run at the largest batch size. A first round, not counted, warms up and compiles.
+docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,17 +41,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from benchmarks.harness.machine import measured_with
-from benchmarks.harness.rows import (
-    Results,
-    add_repeats,
-    benchmark_parser,
-    groups,
-    positive,
-    positives,
-    rotated,
-    shared_settings,
-)
-from benchmarks.harness.tables import Row, markdown, ratios, spread
+from benchmarks.harness.rows import Results, benchmark, positive, positives, rotated
+from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError, run_command
@@ -66,6 +53,7 @@ from ffcv_prune.models import build_model
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from ffcv_prune.training.world import choose_device
 
+TITLE = "The scoring pass"
 BARE, FOLDED, SCORE = "bare model", "folded model", "score_dataset"
 NAIVE, COMPILED, SMALL = "naive loop", "compiled model", "score_dataset, small raw images"
 IMAGENET = "resnet18"  # its images come from --imagenet
@@ -77,6 +65,7 @@ COLUMNS = (
     *("model", "variant", "batch_size", "samples", "repeat", "seconds", "images_per_second", "compile_seconds"),
     *("device", "precision", "threads", "workers"),
 )
+SETTINGS = ("beton", "batch_sizes", "samples", "repeats", "threads", "device", "skip_compile")
 
 
 @dataclass(frozen=True)
@@ -204,89 +193,58 @@ def measure(
 def summary(rows: Sequence[Row]) -> str:
     """The Markdown table: median over the repeats, and from the least to the greatest."""
     by_variant = groups(rows, "model", "variant", "batch_size")
-    body = []
+    lines = []
     for (model, variant, size), own in by_variant.items():
-        bare, folded, naive = (by_variant.get((model, other, size), []) for other in (BARE, FOLDED, NAIVE))
-        compile_seconds = [float(row["compile_seconds"]) for row in own if row["compile_seconds"]]
-        body.append(
-            [
-                model,
-                variant,
-                size,
-                f"{int(own[0]['samples']):,}",
-                own[0]["precision"],
-                spread([float(row["images_per_second"]) for row in own]),
-                "1" if variant == BARE else spread(ratios(bare, own, _seconds)),
-                "1" if variant == FOLDED else spread(ratios(folded, own, _seconds)),
-                "1" if variant == NAIVE else spread(ratios(naive, own, _seconds)),
-                f"{statistics.median(compile_seconds):.0f}" if compile_seconds else "",
-            ]
-        )
-    head = [
-        "model",
-        "what",
-        "batch",
-        "images",
-        "precision",
-        "images/s",
-        "of bare",
-        "of folded",
-        "of naive",
-        "compile, s",
-    ]
+        line = {"model": model, "what": variant, "batch": size, "images": f"{int(own[0]['samples']):,}"}
+        line |= {"precision": own[0]["precision"], "images/s": spread(values(own, "images_per_second"))}
+        for head, other in (("of bare", BARE), ("of folded", FOLDED), ("of naive", NAIVE)):
+            rival = by_variant.get((model, other, size), [])
+            line[head] = "1" if variant == other else spread(ratios(rival, own, "seconds"))
+        compiling = values(own, "compile_seconds")
+        lines.append(line | {"compile, s": f"{statistics.median(compiling):.0f}" if compiling else ""})
     about = f"On {rows[0]['device']}; {rows[0]['threads']} threads of torch, {rows[0]['workers']} of the loader."
-    return f"{markdown(head, body)}\n\n{about} {measured_with(rows)}"
+    return f"{table(lines)}\n\n{about} {measured_with(rows)}"
 
 
-def _seconds(row: Row) -> float:
-    return float(row["seconds"])
-
-
-def main() -> None:
-    parser = benchmark_parser("speed.scoring", __doc__)
-    parser.add_argument("--beton", type=Path, default=Path("betons/cifar10/train.beton"), help="default: %(default)s")
-    parser.add_argument("--models", default="resnet18_cifar,resnet_tiny", help="default: %(default)s")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--beton", type=Path, default=Path("betons/cifar10/train.beton"), help="of all but ResNet-18")
+    parser.add_argument("--models", default="resnet18_cifar,resnet_tiny", help="separated by commas")
     parser.add_argument("--imagenet", type=Path, help="a .beton of ImageNet's photographs, for ResNet-18")
     parser.add_argument("--imagenet-score", type=Path, help="the same images, small and raw")
-    parser.add_argument("--batch-sizes", type=positives, default="128,512", help="default: %(default)s")
+    parser.add_argument("--batch-sizes", type=positives, default="128,512", help="separated by commas")
     parser.add_argument("--samples", type=int, default=0, help="a repeat; 0: 16,384, for heavy models fewer")
-    add_repeats(parser)
+    parser.add_argument("--threads", type=positive, default=usable_cores(), help="of torch and of the loader")
     parser.add_argument(
-        "--threads", type=positive, default=usable_cores(), help="of torch and of the loader; default: all cores"
+        "--device", type=lambda name: choose_device(name).type, default="auto", help="auto, cpu or cuda"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--skip-compile", action="store_true", help="leave torch.compile out")
-    args = parser.parse_args()
-    device = choose_device(args.device)
-    args.device = device.type  # "auto" is another one on another machine
-    shared = ("beton", "batch_sizes", "samples", "repeats", "threads", "device", "skip_compile")
-    results = Results(args.csv, COLUMNS, shared_settings(args, *shared))
-    if not args.redraw:
-        torch.set_num_threads(args.threads)
-        sizes = [int(size) for size in args.batch_sizes.split(",")]
-        for path in filter(None, (args.beton, args.imagenet, args.imagenet_score)):
-            check_beton(path)  # before the first model is measured for minutes
-        models = [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]
-        if IMAGENET in models and not args.imagenet:
-            raise UserError(f"{IMAGENET} is measured on photographs: name them with --imagenet")
-        settings = {name: Setting(args.beton, 0, device, args.threads) for name in models}
-        if args.imagenet:
-            settings[IMAGENET] = replace(settings[IMAGENET], beton=args.imagenet, side=SIDE, small=args.imagenet_score)
-        cases = []
-        for name, setting in settings.items():
-            wanted = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
-            settings[name] = replace(setting, samples=min(wanted, check_beton(setting.beton).num_samples))
-            cases += [(name, size) for size in sorted({min(size, settings[name].samples) for size in sizes})]
-        for name, size in results.left(cases, lambda row: (row["model"], int(row["batch_size"]))):
-            setting = settings[name]
-            beside = name != IMAGENET and size == min(max(sizes), setting.samples)
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Measure each model at each batch size that has no rows yet."""
+    torch.set_num_threads(args.threads)
+    sizes = [int(size) for size in args.batch_sizes.split(",")]
+    for path in filter(None, (args.beton, args.imagenet, args.imagenet_score)):
+        check_beton(path)  # before the first model is measured for minutes
+    settings, cases = {}, []
+    for name in [*args.models.split(","), *([IMAGENET] if args.imagenet else [])]:
+        setting = Setting(args.beton, 0, torch.device(args.device), args.threads)
+        if name == IMAGENET:
+            if not args.imagenet:
+                raise UserError(f"{IMAGENET} is measured on photographs: name them with --imagenet")
+            setting = replace(setting, beton=args.imagenet, side=SIDE, small=args.imagenet_score)
+        wanted = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
+        settings[name] = replace(setting, samples=min(wanted, check_beton(setting.beton).num_samples))
+        cases += [(name, size) for size in sorted({min(size, settings[name].samples) for size in sizes})]
+    for name, size in results.left(cases, lambda row: (row["model"], int(row["batch_size"]))):
+        setting = settings[name]
+        beside = name != IMAGENET and size == min(max(sizes), setting.samples)
+        with TemporaryDirectory() as cache:  # torch's own would make a second run compile in no time
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
             compiled = beside and not args.skip_compile
-            with TemporaryDirectory() as cache:  # torch's own would make a second run compile in no time
-                os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-                results.append(list(measure(name, setting, size, args.repeats, beside, compiled)))
-            print(f"{name}, batches of {size}: done", flush=True)
-    results.publish("The scoring pass", summary(results.read()))
+            results.append(list(measure(name, setting, size, args.repeats, beside, compiled)))
+        print(f"{name}, batches of {size}: done", flush=True)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: benchmark(sys.modules[__name__]))

@@ -5,22 +5,17 @@
     python -m benchmarks.speed.speedup --config rn_configs/rn18_full.yaml --csv rn18.csv      any data set and model
     python -m benchmarks.speed.speedup --redraw                   the table and the plot again, from the CSV
 
-Each run trains one epoch, which is not measured, and then a period of T_p = 10 epochs with one checkpoint at its start:
+Each run trains one epoch, which is not measured, and then a period of T_p = 10 epochs with one selection at its start:
 what a long run does again and again. Full data, whose epochs are all alike, are trained on for FULL_EPOCHS beside the
-runs of each keep, and these are compared with them. The cheaper sources of scores are measured where the pass weighs
-most. Read "share of ideal": 1.00 would mean that an epoch takes no longer than its samples do on full data; below it is
-what scoring, selecting, swapping and the fixed costs of an epoch take. "In training" is the part of its time that a run
-spends in steps: where a step takes as long as on full data, that is the share of ideal, and being of one run, it holds
-on a machine whose pace changes between runs. Samples are counted as trained on: whole batches. A test, and the save
-after each epoch, are not charged, but stated, as is what it took to start. A run whose row is in the CSV is not
-repeated: stop with Ctrl-C, start again.
+runs of each keep. Samples are counted as trained on: whole batches. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +24,19 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.harness.machine import measured_with
+from benchmarks.harness.machine import ROOT, measured_with
 from benchmarks.harness.plots import error_bars, save
-from benchmarks.harness.rows import Results, add_repeats, benchmark_parser, groups, positive, rotated, shared_settings
-from benchmarks.harness.tables import Row, markdown, ratios, spread
+from benchmarks.harness.rows import Results, benchmark, positive, rotated
+from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
+from benchmarks.harness.training import SharedLoaders
 from ffcv_prune import config
+from ffcv_prune.analysis.runs import read_run
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.arguments import usable_cores
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
-from ffcv_prune.training.world import World, choose_device
 
-ROOT = Path(__file__).resolve().parents[2]
+TITLE = "Speedup, end to end"
 CHARGED = ("load", "score", "select", "swap", "train", "other")
 NOT_CHARGED = ("eval", "save")
 COLUMNS = (
@@ -48,6 +44,7 @@ COLUMNS = (
     *(f"{phase}_seconds" for phase in (*CHARGED, *NOT_CHARGED, "compile", "setup")),
     "accuracy",
 )
+SETTINGS = ("config", "period", "threads", "overrides")
 TARGET = 0.95  # of the ideal
 FULL_EPOCHS = 2
 
@@ -56,7 +53,7 @@ FULL_EPOCHS = 2
 class Variant:
     """A method: its keys of the training config, and how many periods it trains, of which the last is measured.
 
-    The epoch before them selects at random. A method whose first checkpoint costs more than those that follow
+    The epoch before them selects at random. A method whose first selection costs more than those that follow
     needs two periods.
     """
 
@@ -72,7 +69,7 @@ VARIANTS = {
     "random": Variant("random", {"prune.method": "random"}),
     "ucb": Variant("UCB", UCB),
     "ucb_both": Variant("UCB, training losses and a pass over the rest", UCB | {"prune.score_source": "both"}),
-    # The first checkpoint scores all samples: they have no statistics yet.
+    # The first selection scores all samples: they have no statistics yet.
     "ucb_budget": Variant("UCB, a budget of 0.3", UCB | {"prune.score_budget": "0.3"}, periods=2),
     "ucb_small": Variant("UCB, scored at 16 px", UCB | {"data.score_size": "16"}),
     "ucb_budget_small": Variant(
@@ -117,48 +114,42 @@ class Case:
         ]
 
 
-def main() -> None:
-    parser = benchmark_parser("speed.speedup", __doc__)
-    parser.add_argument(
-        "--config", type=Path, default=Path("rn_configs/cifar10_small.yaml"), help="default: %(default)s"
-    )
-    add_repeats(parser)
-    parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.3, 0.2, 0.1], help="default: %(default)s")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     methods = [method for method in VARIANTS if method != FULL]
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=methods,
-        default=["random", "ucb"],
-        help="beside full data; default: %(default)s",
-    )
-    parser.add_argument(
-        "--cheaper",
-        nargs="*",
-        choices=methods,
-        default=["ucb_both", "ucb_budget", "ucb_small", "ucb_budget_small"],
-        help="more methods, at --cheaper-keeps; default: %(default)s",
-    )
-    parser.add_argument("--cheaper-keeps", nargs="+", type=float, default=[0.2], help="default: %(default)s")
-    parser.add_argument("--period", type=positive, default=10, help="T_p, epochs; default: %(default)s")
+    cheaper = ["ucb_both", "ucb_budget", "ucb_small", "ucb_budget_small"]
     spare = max(1, usable_cores() - 1)
-    parser.add_argument("--threads", type=positive, default=spare, help="of torch; default: all cores but one")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/speedup"), help="folder of the runs; default: %(default)s"
-    )
-    args, overrides = parser.parse_known_args()
-    settings = " ".join([shared_settings(args, "config", "period", "threads"), *overrides])
-    results, out = Results(args.csv.absolute(), COLUMNS, settings), args.out.absolute()
+    parser.add_argument("--config", type=Path, default=Path("rn_configs/cifar10_small.yaml"), help="of all runs")
+    parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.3, 0.2, 0.1], help="of --methods")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=["random", "ucb"], help="beside full data")
+    parser.add_argument("--cheaper", nargs="*", choices=methods, default=cheaper, help="more methods")
+    parser.add_argument("--cheaper-keeps", nargs="+", type=float, default=[0.2], help="of --cheaper")
+    parser.add_argument("--period", type=positive, default=10, help="T_p, epochs")
+    parser.add_argument("--threads", type=positive, default=spare, help="of torch")
+    parser.add_argument("--out", type=Path, default=Path("runs/speedup"), help="folder of the runs")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Do the runs that have no row yet, on shared loaders, and add their rows."""
+    methods_of = {keep: [FULL, *args.methods] for keep in args.keeps}
+    for keep in args.cheaper_keeps if args.cheaper else []:
+        methods_of[keep] = list(dict.fromkeys([*methods_of.get(keep, [FULL]), *args.cheaper]))
+    cases = results.left(plan(methods_of, args.repeats), case_of)
+    base, out = ["--config", str(args.config), *args.overrides], args.out.absolute()
     os.chdir(ROOT)  # the configs' paths are relative to it
-    if not args.redraw:
-        torch.set_num_threads(args.threads)
-        methods_of = {keep: [FULL, *args.methods] for keep in args.keeps}
-        for keep in args.cheaper_keeps if args.cheaper else []:
-            methods_of[keep] = list(dict.fromkeys([*methods_of.get(keep, [FULL]), *args.cheaper]))
-        cases = results.left(plan(methods_of, args.repeats), case_of)
-        run_all(cases, ["--config", str(args.config), *overrides], args.period, out, results)
-    rows = results.read()
-    results.publish("Speedup, end to end", summary(rows), draw(rows, results.path.with_suffix(".svg")))
+    torch.set_num_threads(args.threads)
+    configs = [config.load([*base, *case.options(args.period, out)]) for case in cases]
+    compile_seconds: dict[tuple[object, str], float] = {}
+    with SharedLoaders() as shared:
+        for i, (case, run_config) in enumerate(zip(cases, configs, strict=True)):
+            loaders = shared.of(run_config)
+            first = loaders.settings, case.method
+            if first not in compile_seconds:
+                compile_seconds[first] = warm_up([*base, *case.options(1, out)], loaders)
+            print(f"\nrun {i + 1} of {len(cases)}: {case}", flush=True)
+            result = train(run_config, loaders)
+            row = row_of(case, read_run(result.folder).rows, case.measured(args.period))
+            row |= {"compile_seconds": round(compile_seconds[first], 3), "setup_seconds": result.seconds["setup"]}
+            results.append([row])
 
 
 def plan(methods_of: Mapping[float, Sequence[str]], repeats: int) -> list[Case]:
@@ -172,32 +163,6 @@ def plan(methods_of: Mapping[float, Sequence[str]], repeats: int) -> list[Case]:
 
 def case_of(row: Row) -> Case:
     return Case(row["method"], float(row["keep"]), int(row["repeat"]))
-
-
-def run_all(cases: Sequence[Case], base: Sequence[str], period: int, out: Path, results: Results) -> None:
-    """Do the runs on shared loaders, and add their rows."""
-    configs = [config.load([*base, *case.options(period, out)]) for case in cases]
-    loaders: dict[object, Loaders] = {}
-    compile_seconds: dict[tuple[object, str], float] = {}
-    try:
-        for i, (case, run_config) in enumerate(zip(cases, configs, strict=True)):
-            own = settings_of(run_config, World(choose_device(run_config.train.device)))
-            if own not in loaders:
-                loaders[own] = Loaders(run_config)
-            if (own, case.method) not in compile_seconds:
-                compile_seconds[own, case.method] = warm_up([*base, *case.options(1, out)], loaders[own])
-            print(f"\nrun {i + 1} of {len(cases)}: {case}", flush=True)
-            result = train(run_config, loaders[own])
-            with (result.folder / "log.jsonl").open(encoding="utf-8") as file:
-                epochs = [json.loads(line) for line in file]
-            facts = {
-                "compile_seconds": round(compile_seconds[own, case.method], 3),
-                "setup_seconds": result.seconds["setup"],
-            }
-            results.append([row_of(case, epochs, case.measured(period)) | facts])
-    finally:
-        for opened in loaders.values():
-            opened.close()
 
 
 def warm_up(options: Sequence[str], loaders: Loaders) -> float:
@@ -270,31 +235,29 @@ def lines_of(rows: Sequence[Row]) -> list[Line]:
 
 def summary(rows: Sequence[Row]) -> str:
     """The table, and what it was measured with."""
-    head = ["method", "keep", *CHARGED, "epoch", "a test", "a save"]
-    head += ["speedup", "ideal", "share of ideal", "in training"]
-    body = [
-        [
-            VARIANTS[line.method].label,
-            f"{line.keep:g}",
-            *(f"{line.seconds(phase):.3f}" for phase in CHARGED),
-            f"{line.seconds(*CHARGED):.3f}",
-            f"{statistics.median(float(row['eval_seconds']) for row in line.rows):.3f}",
-            f"{line.seconds('save'):.3f}",
-            spread(line.speedups),
-            f"{statistics.median(line.ideals):.2f}",
-            spread(line.shares),
-            spread([_seconds(row, ("train",)) / _seconds(row) for row in line.rows]),
-        ]
+    lines = [
+        {
+            "method": VARIANTS[line.method].label,
+            "keep": f"{line.keep:g}",
+            **{phase: f"{line.seconds(phase):.3f}" for phase in CHARGED},
+            "epoch": f"{line.seconds(*CHARGED):.3f}",
+            "a test": f"{statistics.median(values(line.rows, 'eval_seconds')):.3f}",
+            "a save": f"{line.seconds('save'):.3f}",
+            "speedup": spread(line.speedups),
+            "ideal": f"{statistics.median(line.ideals):.2f}",
+            "share of ideal": spread(line.shares),
+            "in training": spread([_seconds(row, ("train",)) / _seconds(row) for row in line.rows]),
+        }
         for line in lines_of(rows)
     ]
-    first = max(float(row["compile_seconds"]) for row in rows)
-    setup = statistics.median(float(row["setup_seconds"]) for row in rows)
+    first = max(values(rows, "compile_seconds"))
+    setup = statistics.median(values(rows, "setup_seconds"))
     words = (
         "Seconds of a mean epoch, medians. Not charged: a test, here at the end of each run, a save, one after each "
         f"epoch, and the set-up, imports apart: {first:.1f} s in the first run of a process, {setup:.2f} s in those "
         f"after it. {measured_with(rows)}"
     )
-    return f"{markdown(head, body)}\n\n{words}"
+    return f"{table(lines)}\n\n{words}"
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path:
@@ -305,8 +268,8 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     for method in dict.fromkeys(line.method for line in pruned):
         own = [line for line in pruned if line.method == method]
         keeps = [line.keep for line in own]
-        for axes, values in ((speedup, [line.speedups for line in own]), (share, [line.shares for line in own])):
-            middle, around = error_bars(values)
+        for axes, repeats in ((speedup, [line.speedups for line in own]), (share, [line.shares for line in own])):
+            middle, around = error_bars(repeats)
             axes.errorbar(keeps, middle, around, marker="o", capsize=3, label=VARIANTS[method].label)
     ideal = sorted({(line.keep, statistics.median(line.ideals)) for line in pruned})
     speedup.plot([keep for keep, _ in ideal], [value for _, value in ideal], "k--", label="ideal")
@@ -322,4 +285,4 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: benchmark(sys.modules[__name__]))

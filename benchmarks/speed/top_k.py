@@ -1,29 +1,21 @@
-"""Taking in the losses of a checkpoint and choosing the k highest UCB scores: time and memory against numpy and torch.
+"""Taking in the losses of a selection and choosing the k highest UCB scores: time and memory against numpy and torch.
 
     python -m benchmarks.speed.top_k                      0.1 to 100 million samples, 5 GB
     python -m benchmarks.speed.top_k --redraw             table and plot again, without measuring
     python -m benchmarks.speed.top_k --samples 1281167 --repeats 9 --csv glance.csv      ImageNet's number, seconds
 
-Each repeat starts from the same table of statistics and takes in the same losses; all methods run in it in turn, so
-that ratios are of neighbours in time. "ours" is what the trainer calls, `ScoreTable.update` with its checks and
-`UCB.select`. The rivals update mean and variance alone, in place and in float32, as one would by hand; numpy knows one
-thread only. Before anything is timed, each method's statistics are compared bit for bit with ours, and its choice with
-the definition of a top k. Compilation is left out. Each measurement is the second of two in a row: the first brings
-memory to where the method leaves it.
-
-How to read it: "x ours" is the time divided by that of ours in the same repeat, with 1 and with 2 threads: above 1,
-ours is faster. Growth is linear where "ns a sample" stays level; it rises a little where the table no longer fits into
-the last cache. "arrays" is the peak of resident memory above the table and the losses, in arrays of float32[n], the
-chosen ids included; it is measured from 14 million samples upwards, where malloc gives nearly all memory back: what it
-kept and uses again does not show, so that ours may read less than its ids alone, 0.6. Losses are lognormal and
-correlated between selections; "ties" are those of a trained model in bfloat16: most are 0, and the k-th score is one
-of them. Ours takes no second thread below two million samples.
+Each repeat starts from the same table of statistics and takes in the same losses; all methods run in it in turn. "ours"
+is what the trainer calls, `ScoreTable.update` with its checks and `UpperBound.top`. The rivals update mean and variance
+alone, in place and in float32, as one would by hand. Before anything is timed, each method's statistics are compared
+bit for bit with ours, and its choice with the definition of a top k. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
+import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -35,18 +27,19 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from benchmarks.harness.machine import measured_with
+from benchmarks.harness.machine import forget_peak, measured_with, resident_mb
 from benchmarks.harness.plots import error_bars, save
-from benchmarks.harness.rows import Results, add_repeats, benchmark_parser, groups, shared_settings
-from benchmarks.harness.tables import Row, markdown, ratios, spread
-from ffcv_prune.errors import UserError
+from benchmarks.harness.rows import Results, benchmark, positives
+from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
+from ffcv_prune.errors import run_command
 from ffcv_prune.methods.statistics import UpperBound
 from ffcv_prune.methods.table import ScoreTable
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
+TITLE = "Selection"
 COLUMNS = ("losses", "samples", "method", "threads", "repeat", "seconds", "arrays")
-
+SETTINGS = ("repeats", "keep")
 SIZES = "100000,300000,1281167,4000000,14000000,40000000,100000000"
 MOST_WITH_TIES = 14_000_000
 FEWEST_FOR_MEMORY = 14_000_000  # arrays above 32 MB, which malloc always maps on their own
@@ -163,21 +156,16 @@ class Bench:
         try:
             for _ in range(2):
                 self.reset()
-                before = _resident_kb("VmRSS")
-                Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+                before = resident_mb()["VmRSS"]
+                forget_peak()
                 start = time.perf_counter()
                 method(self.table, self.losses, self.k)
                 seconds = time.perf_counter() - start
-                peak = _resident_kb("VmHWM") - before
+                peak = resident_mb()["VmHWM"] - before
         finally:
             os.sched_setaffinity(0, cores)
             torch.set_num_threads(torch_threads)
-        return seconds, peak * 1024 / (4 * self.table.n)
-
-
-def _resident_kb(field: str) -> int:
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return next(int(words[1]) for words in lines if words[0] == f"{field}:")
+        return seconds, peak * 1024 * 1000 / (4 * self.table.n)
 
 
 def measure(n: int, kind: str, repeats: int, most_threads: int) -> list[dict[str, Any]]:
@@ -199,29 +187,17 @@ def measure(n: int, kind: str, repeats: int, most_threads: int) -> list[dict[str
 
 def summary(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, and what they were measured with."""
-    head = ["losses", "samples", "method", "threads", "ms", "ns a sample", "x ours, 1 thread", "x ours, 2 threads"]
-    body = []
+    lines = []
     by_method = groups(rows, "losses", "samples", "method", "threads")
     for (kind, n, name, threads), own in by_method.items():
-        references = [by_method.get((kind, n, "ours", count), []) for count in ("1", "2")]
-        arrays = [float(row["arrays"]) for row in own if row["arrays"]]
-        body.append(
-            [
-                kind,
-                f"{int(n):,}",
-                name,
-                threads,
-                spread([1000 * _seconds(row) for row in own]),
-                f"{1e9 * statistics.median(map(_seconds, own)) / int(n):.2f}",
-                *(spread(ratios(own, reference, _seconds)) or "–" for reference in references),
-                f"{max(arrays):.2f}" if arrays else "–",
-            ]
-        )
-    return f"{markdown([*head, 'arrays'], body)}\n\n{measured_with(rows)}"
-
-
-def _seconds(row: Row) -> float:
-    return float(row["seconds"])
+        one, two = (ratios(own, by_method.get((kind, n, "ours", count), []), "seconds") for count in ("1", "2"))
+        line = {"losses": kind, "samples": f"{int(n):,}", "method": name, "threads": threads}
+        line["ms"] = spread(values(own, "seconds", 1000))
+        line["ns a sample"] = f"{statistics.median(values(own, 'seconds', 1e9 / int(n))):.2f}"
+        line |= {"x ours, 1 thread": spread(one) or "–", "x ours, 2 threads": spread(two) or "–"}
+        arrays = values(own, "arrays")
+        lines.append(line | {"arrays": f"{max(arrays):.2f}" if arrays else "–"})
+    return f"{table(lines)}\n\n{measured_with(rows)}"
 
 
 def draw(rows: Sequence[Row], path: Path) -> Path:
@@ -231,7 +207,7 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     lines: dict[tuple[str, str], list[tuple[int, list[float]]]] = {}
     for (kind, n, name, threads), own in groups(rows, "losses", "samples", "method", "threads").items():
         if kind == "lognormal":
-            lines.setdefault((name, threads), []).append((int(n), [1000 * _seconds(row) for row in own]))
+            lines.setdefault((name, threads), []).append((int(n), values(own, "seconds", 1000)))
     for (name, threads), points in lines.items():
         sizes, repeats = zip(*sorted(points), strict=True)
         middle, around = error_bars(repeats)
@@ -243,23 +219,18 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     return save(figure, path)
 
 
-def main() -> None:
-    parser = benchmark_parser("speed.top_k", __doc__)
-    parser.add_argument("--samples", default=SIZES, help="comma-separated; default: %(default)s")
-    add_repeats(parser)
-    args = parser.parse_args()
-    results = Results(args.csv, COLUMNS, shared_settings(args, "repeats", keep=KEEP))
-    if not args.redraw:
-        try:
-            sizes = [int(size) for size in args.samples.split(",")]
-        except ValueError:
-            sizes = []
-        if not sizes or min(sizes) < 1:
-            raise UserError(f"--samples {args.samples}: give whole numbers from 1, such as --samples 1281167,14000000")
-        most_threads = len(os.sched_getaffinity(0))
-        cases = [(n, kind) for n in sizes for kind in ("lognormal", "ties") if n <= MOST_WITH_TIES or kind != "ties"]
-        for n, kind in results.left(cases, lambda row: (int(row["samples"]), row["losses"])):
-            results.append(measure(n, kind, args.repeats, most_threads))
-            print(f"{n:,} samples, {kind}: done", flush=True)
-    rows = results.read()
-    results.publish("Selection", summary(rows), draw(rows, results.path.with_suffix(".svg")))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=positives, default=SIZES, help="separated by commas")
+    parser.set_defaults(keep=KEEP)
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    sizes = [int(size) for size in args.samples.split(",")]
+    cases = [(n, kind) for n in sizes for kind in ("lognormal", "ties") if n <= MOST_WITH_TIES or kind != "ties"]
+    for n, kind in results.left(cases, lambda row: (int(row["samples"]), row["losses"])):
+        results.append(measure(n, kind, args.repeats, len(os.sched_getaffinity(0))))
+        print(f"{n:,} samples, {kind}: done", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(lambda: benchmark(sys.modules[__name__]))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.stats import norm
-
-from ffcv_prune.analysis.intervals import LEVEL, Difference, difference, false_discovery
+from ffcv_prune.analysis.intervals import Correction, Difference, correction, difference, difference_of_tests
 from ffcv_prune.analysis.runs import Run, repetitions
 
 SAME_SAMPLES = 0.1  # two runs that differ by less than this share see as many samples
@@ -17,17 +15,17 @@ NO_RIVAL = "; there is no run of full data at the same samples seen to judge it 
 def verdicts(runs: Sequence[Run]) -> list[str]:
     """One sentence for each pruned setting; repetitions with other seeds are taken together.
 
-    Whether a difference is beyond noise is decided by p values that are corrected for the number of verdicts.
+    Whether a difference is beyond noise, and the interval beside it, are corrected for the number of verdicts.
     """
     settings = repetitions([run for run in runs if run.tested])
     full = [group for group in settings if not group[0].pruned]
     pruned = [group for group in settings if group[0].pruned]
     rivals = [_rival(group, full) for group in pruned]
     gaps = [_gap(group, rival) if rival else None for group, rival in zip(pruned, rivals, strict=True)]
-    corrected = false_discovery([gap.p if gap else math.nan for gap in gaps])
+    corrected = correction(gap.p() for gap in gaps if gap)
     return [
-        _said(group) + (_judged(group, rival, gap, p <= LEVEL) if rival and gap else NO_RIVAL)
-        for group, rival, gap, p in zip(pruned, rivals, gaps, corrected, strict=True)
+        _said(group) + (_judged(group, rival, gap, corrected) if rival and gap else NO_RIVAL)
+        for group, rival, gap in zip(pruned, rivals, gaps, strict=True)
     ]
 
 
@@ -49,16 +47,13 @@ def _said(group: list[Run]) -> str:
     )
 
 
-def _judged(group: list[Run], rival: list[Run], gap: Difference, is_beyond_noise: bool) -> str:
+def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Correction) -> str:
     over_seeds = _have_seeds(group, rival)
-    if is_beyond_noise:
-        outcome = f"{'won' if gap.mean > 0 else 'lost'} {abs(100 * gap.mean):.2f} points"
+    if gap.p() <= corrected.level:
+        outcome = f"{'won' if gap.mean > 0 else 'lost'} {abs(gap.mean):.2f} points"
     else:
         outcome = f"bought no accuracy {'beyond noise' if over_seeds else 'that the test set could show'}"
-    if over_seeds:
-        noise = ", the 95 % interval over the seeds"
-    else:
-        noise = " by the size of the test set alone; one run: seeds may differ by more"
+    noise = "over the seeds" if over_seeds else "by the size of the test set alone (one run: seeds may differ by more)"
     static = _mean(group, "static_seconds")
     seconds = _mean(group, "training_seconds") - _mean(rival, "training_seconds")
     cost = _more_or_less(seconds, " time")
@@ -69,7 +64,7 @@ def _judged(group: list[Run], rival: list[Run], gap: Difference, is_beyond_noise
     against = f"{100 * _mean(rival, 'accuracy'):.2f} % in {_mean(rival, 'training_seconds'):.1f} s ({_runs(rival)})"
     return (
         f". Full data at the same samples seen, {rival[0].name}, reached {against}. Pruning {outcome} and took {cost} "
-        f"(difference {100 * gap.mean:+.2f} ± {100 * gap.half_width:.2f} points{noise})."
+        f"(difference {gap.in_words(corrected.level)} points, {noise}: the {corrected})."
     )
 
 
@@ -78,18 +73,11 @@ def _have_seeds(group: list[Run], rival: list[Run]) -> bool:
 
 
 def _gap(group: list[Run], rival: list[Run]) -> Difference:
-    """Over the seeds; of single runs, by the size of the test set alone."""
+    """In points, over the seeds; of single runs, by the size of the test set alone."""
     if _have_seeds(group, rival):
-        return difference(*({run.seed: run.accuracy for run in runs} for runs in (group, rival)))
-    variance = 0.0  # that of tests on so many samples
-    for runs in (group, rival):
-        accuracy = _mean(runs, "accuracy")
-        variance += accuracy * (1 - accuracy) / int(runs[0].dataset["test_samples"])
-    mean = _mean(group, "accuracy") - _mean(rival, "accuracy")
-    if variance == 0:
-        return Difference(mean, 0.0, 1.0 if mean == 0 else 0.0)
-    deviation = math.sqrt(variance)
-    return Difference(mean, float(norm.ppf(1 - LEVEL / 2)) * deviation, float(2 * norm.sf(abs(mean) / deviation)))
+        return difference(*({run.seed: 100 * run.accuracy for run in runs} for runs in (group, rival)))
+    tests = [int(runs[0].dataset["test_samples"]) for runs in (group, rival)]
+    return difference_of_tests(_mean(group, "accuracy"), _mean(rival, "accuracy"), tests[0], tests[1])
 
 
 def _more_or_less(seconds: float, noun: str = "") -> str:

@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, pipeline_def
 
+from benchmarks.loading.rivals import Loader
 from benchmarks.loading.rivals.data import Buffers, Data, batches
 from benchmarks.loading.rivals.decode import read_batch
 
 PREFETCHED = 2
 
 
-class Dali:
+class Dali(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
-        self.data, self.batch_size = data, batch_size
+        super().__init__(data, batch_size, workers)
         self.ids = np.empty(0, np.int64)
         self.buffers = Buffers(data, batch_size, PREFETCHED + 3)
         self.pipeline = _pipeline(self, data, batch_size=batch_size, num_threads=workers)
@@ -81,6 +82,3 @@ def _pipeline(source: Dali, data: Data) -> Any:
         corner, sides = crop
         images = fn.resize(images, size=size, roi_start=corner, roi_end=corner + sides)
     return images, ids
-
-
-build = Dali

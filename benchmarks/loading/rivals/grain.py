@@ -13,13 +13,14 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.loading.rivals import Loader
 from benchmarks.loading.rivals.data import Data, batches
 from benchmarks.loading.rivals.decode import BatchReader
 
 
-class Grain:
+class Grain(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
-        self.batch_size = batch_size
+        super().__init__(data, batch_size, workers)
         ahead = 2 * workers
         self.options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
         self.reader = BatchReader(data, batch_size, ahead + 2)  # one at the consumer, one asked for meanwhile
@@ -27,9 +28,3 @@ class Grain:
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         plan = grain.MapDataset.source(list(batches(ids, self.batch_size))).map(self.reader.read)
         return self.reader.serve(plan.to_iter_dataset(self.options))
-
-    def close(self) -> None:
-        """Nothing lives longer than an epoch."""
-
-
-build = Grain

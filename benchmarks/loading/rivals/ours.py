@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.loading.rivals import Loader
 from benchmarks.loading.rivals.data import Data
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import train_pipelines
 
 
-class Ours:
+class Ours(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
+        super().__init__(data, batch_size, workers)
         pipelines = train_pipelines(check_beton(data.path), "none", data.side)
         self.loader = PrunedLoader(
             data.path, batch_size, workers, pipelines=pipelines, shuffle=True, drop_last=False, with_ids=True
@@ -28,6 +30,3 @@ class Ours:
 
     def close(self) -> None:
         self.loader.close()
-
-
-build = Ours

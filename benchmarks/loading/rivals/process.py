@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
+import pkgutil
 import resource
 import signal
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import closing, suppress
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,6 @@ from benchmarks.loading.rivals import Loader, Rival
 from benchmarks.loading.rivals.data import Data
 
 PROBES = 64  # images whose pixels are compared
-
-
-class MissingError(Exception):
-    """A package that the loader needs is not installed; the message is its name."""
 
 
 @dataclass(frozen=True)
@@ -49,44 +44,30 @@ class Served:
         warm_up: the first epoch, of all images, with building the loader.
         pixels: uint8[PROBES, side, side, 3]: what it made of the images `probes(data)`.
 
-    Raises MissingError where a package is missing.
+    Raises ModuleNotFoundError where a package is missing; its name says which.
     """
 
     def __init__(self, rival: Rival, data: Data, batch_size: int, workers: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, rival.module, data, batch_size, workers))
-        self._process.start()
-        other.close()
+        # Ctrl-C reaches the whole group; it is the benchmark that ends the process.
+        self._process = ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
         self.warm_up: Measured
         self.pixels: NDArray[np.uint8]
         try:
-            self.warm_up, self.pixels = self._receive()
+            made = self._process.submit(_build, rival.loader, data, batch_size, workers)
+            self.warm_up, self.pixels = made.result()
         except BaseException:
-            self.close()
+            self._process.shutdown()
             raise
 
     def measure(self, keep: float, seconds: float, key: tuple[int, ...]) -> Measured:
         """Serve epochs of `keep` of the images until `seconds` are over, each of a new selection drawn from `key`."""
-        self._pipe.send((keep, seconds, key))
-        return self._receive()
+        return self._process.submit(_measure, keep, seconds, key).result()
 
     def close(self) -> None:
-        self._pipe.close()  # the process ends when it reads that
-        self._process.join(timeout=20)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _receive(self) -> Any:
-        try:
-            answer = self._pipe.recv()
-        except EOFError:
-            self._process.join(timeout=20)
-            raise RuntimeError(f"the loader's process ended with exit code {self._process.exitcode}") from None
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        with suppress(BrokenExecutor):
+            self._process.submit(_end)
+        self._process.shutdown()
 
 
 def probes(data: Data) -> NDArray[np.int64]:
@@ -141,28 +122,15 @@ def _sum(parts: list[Measured]) -> Measured:
     return Measured(*(sum(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
 
 
-def _serve(pipe: Connection, module: str, data: Data, batch_size: int, workers: int) -> None:
-    """The process: build, warm up, then answer `Served.measure` until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the benchmark closes the pipe
-    try:
-        cpu, start = cpu_seconds(), time.perf_counter()
-        try:
-            build = importlib.import_module(module).build
-        except ModuleNotFoundError as error:
-            pipe.send(MissingError(error.name))
-            return
-        with closing(build(data, batch_size, workers)) as loader:
-            building = Measured(0, 0, time.perf_counter() - start, cpu_seconds() - cpu, 0, 0.0, 0.0)
-            pipe.send(_warm_up(loader, data, building))
-            while True:
-                pipe.send(_measure(loader, data, *pipe.recv()))
-    except EOFError:
-        pass  # the benchmark is done with this loader
-    except Exception:
-        pipe.send(RuntimeError(f"a loader failed\n{traceback.format_exc()}"))
+_served: list[Loader] = []  # in the loader's process: the one that was built
 
 
-def _warm_up(loader: Loader, data: Data, building: Measured) -> tuple[Measured, NDArray[np.uint8]]:
+def _build(loader: str, data: Data, batch_size: int, workers: int) -> tuple[Measured, NDArray[np.uint8]]:
+    """Build a loader and serve everything once."""
+    cpu, start = cpu_seconds(), time.perf_counter()
+    build = pkgutil.resolve_name(f"benchmarks.loading.rivals.{loader}")
+    _served.append(build(data, batch_size, workers))
+    building = Measured(0, 0, time.perf_counter() - start, cpu_seconds() - cpu, 0, 0.0, 0.0)
     wanted = probes(data)
     pixels = np.zeros((len(wanted), data.side, data.side, 3), np.uint8)
 
@@ -173,12 +141,18 @@ def _warm_up(loader: Loader, data: Data, building: Measured) -> tuple[Measured, 
         _, at, of = np.intersect1d(wanted, ids, return_indices=True)
         pixels[at] = array[of]
 
-    served = run_epoch(loader, selection(len(data), 1.0, (0,)), look)
+    served = run_epoch(_served[0], selection(len(data), 1.0, (0,)), look)
     return _sum([building, served]), pixels
 
 
-def _measure(loader: Loader, data: Data, keep: float, seconds: float, key: tuple[int, ...]) -> Measured:
-    done: list[Measured] = []
+def _measure(keep: float, seconds: float, key: tuple[int, ...]) -> Measured:
+    loader, done = _served[0], list[Measured]()
     while not done or sum(part.seconds for part in done) < seconds:
-        done.append(run_epoch(loader, selection(len(data), keep, (*key, len(done)))))
+        done.append(run_epoch(loader, selection(len(loader.data), keep, (*key, len(done)))))
     return _sum(done)
+
+
+def _end() -> None:
+    """Close the loader, and end the process whatever threads it may have left."""
+    _served[0].close()
+    os._exit(0)

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from spdl.pipeline import PipelineBuilder
 
+from benchmarks.loading.rivals import Loader
 from benchmarks.loading.rivals.data import Data, batches
 from benchmarks.loading.rivals.decode import BatchReader
 
 AHEAD = 3  # batches in the queue
 
 
-class Spdl:
+class Spdl(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
-        self.batch_size, self.workers = batch_size, workers
+        super().__init__(data, batch_size, workers)
         # In the queue, at the consumer, at each thread; between these, SPDL holds a few more.
         self.reader = BatchReader(data, batch_size, AHEAD + 1 + 3 * workers)
 
@@ -35,9 +36,3 @@ class Spdl:
         )
         with pipeline.auto_stop():
             yield from self.reader.serve(pipeline)
-
-    def close(self) -> None:
-        """Nothing lives longer than an epoch."""
-
-
-build = Spdl

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.loading.rivals import Loader
 from benchmarks.loading.rivals.data import Data, batches
 from benchmarks.loading.rivals.decode import read_batch
 
@@ -42,8 +43,9 @@ class Selection:
         return batches(self.ids, self.batch_size)
 
 
-class TorchLoader:
+class TorchLoader(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
+        super().__init__(data, batch_size, workers)
         self.selection = Selection(batch_size)
         self.loader = DataLoader(
             Images(data),
@@ -60,6 +62,3 @@ class TorchLoader:
 
     def close(self) -> None:
         del self.loader  # ends the workers
-
-
-build = TorchLoader
