@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-import ffcv_prune.pruner
+import ffcv_prune.scoring.values
 from ffcv_prune import config
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.table import ScoreTable
@@ -75,7 +75,7 @@ def test_an_infobatch_run_tells_the_truth(
     unbiased: str, configure: Configure, loaders: Loaders, beton: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = []
-    monkeypatch.setattr(ffcv_prune.pruner, "score_dataset", lambda *args, **options: scored.append(args))
+    monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", lambda *args, **options: scored.append(args))
     result = train(configure(epochs=8, **INFOBATCH, ratio=0.6, unbiased=unbiased), loaders)
     rows, selections = read(result)
     n, seen = len(beton), 0
@@ -118,14 +118,14 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.served: list[np.ndarray] = []
-        real = ffcv_prune.pruner.score_dataset
+        real = ffcv_prune.scoring.values.score_pass
 
         def score(model: nn.Module, loader: Any, **options: Any) -> np.ndarray:
             ids = options.get("ids")
             self.served.append(np.arange(loader.num_samples) if ids is None else ids)
             return real(model, loader, **options)
 
-        monkeypatch.setattr(ffcv_prune.pruner, "score_dataset", score)
+        monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", score)
 
 
 def test_both_sources_pass_over_what_was_not_trained_on(
@@ -220,9 +220,64 @@ def test_what_is_not_infobatch_is_refused(name: str, value: Any, configure: Conf
 def test_methods_that_cannot_work_are_refused_before_anything_is_written(
     configure: Configure, loaders: Loaders
 ) -> None:
-    with pytest.raises(UserError, match=r"needs a loss of every sample.*warmup_mode=full"):
-        configure(method="ucb", keep=0.5, score_source="training", warmup=1)
+    with pytest.raises(UserError, match=r"needs losses before its first selection.*warmup=1"):
+        configure(method="ucb", keep=0.5, score_source="training")
     own = configure(**INFOBATCH, ratio=0.8)
     with pytest.raises(UserError, match=r"method infobatch possibly keeps 12 of 203.*drop fewer"):
+        train(own, loaders)
+    assert not Path(own.run.out).exists()
+
+
+FIELD: dict[str, dict[str, Any]] = {
+    "recent_loss": {"keep": 0.5, "warmup": 1},
+    "kakurenbo": {"fraction": 0.4, "confidence": 0.1},
+    "repb": {"ratio": 0.5},
+    "selective_backprop": {"start": 0, "end": 1, "interrupt": 0},
+    "proxy_batch": {"window": 64, "proxy_model": "basic_cnn", "proxy_lr": 0.02, "stride": 2},
+}
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_runs_of_the_field_repeat_and_count_their_costs(
+    name: str, configure: Configure, loaders: Loaders, beton: Beton
+) -> None:
+    def run() -> tuple[RunResult, dict[str, torch.Tensor]]:
+        result = train(configure(method=name, **FIELD[name]), loaders)
+        return result, torch.load(result.folder / "weights.pt", weights_only=True)
+
+    result, first = run()
+    again, second = run()
+    assert all(torch.equal(first[key], second[key]) for key in first) and again.cost == result.cost
+    rows, selections = read(result)
+    n, cost = len(beton), result.cost
+    assert rows[-1]["cost"] == cost
+    if name == "selective_backprop":
+        served = rows[0]["steps"] * BATCH
+        assert cost["forwards"] == 3 * served
+        assert result.samples_seen == served + 3 * served // 2
+        assert [row["keep"] for row in rows] == [1.0, 0.5, 0.5, 0.5] and len(selections) == 1
+    elif name == "proxy_batch":
+        windows = -(-n // 64)
+        assert cost["proxy_forwards"] == cost["decoded"] == 4 * n and cost["proxy_steps"] == -(-4 * windows // 2)
+        assert cost["forwards"] == 0 and {len(ids) for ids in selections} == {3 * 32 + round((n - 192) / 2)}
+    elif name == "kakurenbo":
+        hidden = [n - len(ids) for ids in selections]
+        assert hidden[0] == 0 and max(hidden) > 10
+        assert cost["forwards"] == cost["decoded"] == sum(hidden[:-1])
+        rates = [row["lr"] for row in rows]
+        raised = 0.2 * 0.02 * n / (n - int(0.4 * 0.8 * n))  # past a milestone, and at four fifths of the fraction
+        assert rates[:2] == pytest.approx([0.02, raised])
+    else:
+        assert not any(cost.values())
+    with (result.folder / "result.csv").open(newline="") as file:
+        (in_table,) = csv.DictReader(file)
+    assert {key: int(in_table[key]) for key in cost} == cost
+
+
+def test_a_proxy_needs_a_net_and_a_window_that_fits(configure: Configure, loaders: Loaders) -> None:
+    with pytest.raises(UserError, match=r"prune\.method=proxy_batch needs prune\.proxy_model"):
+        configure(method="proxy_batch")
+    own = configure(method="proxy_batch", proxy_model="basic_cnn")
+    with pytest.raises(UserError, match="window=1024 is larger than the data set of 203 samples"):
         train(own, loaders)
     assert not Path(own.run.out).exists()

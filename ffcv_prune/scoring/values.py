@@ -28,8 +28,6 @@ class Values:
 
     Attributes:
         chooser: of a method that chooses in batches; else None.
-        passes, forwards: scoring passes made so far, and the samples that went through the model, or through a proxy
-            net, for the sake of the method.
     """
 
     def __init__(
@@ -80,13 +78,21 @@ class Values:
             )
 
     @property
-    def passes(self) -> int:
-        return self._passes
+    def costs(self) -> dict[str, int]:
+        """What the method has cost so far, beside the training of its selections.
 
-    @property
-    def forwards(self) -> int:
-        by_others = (part.forwards for part in (self.chooser, self.proxy) if part is not None)
-        return self._scored + sum(by_others)
+        "passes": scoring passes. "forwards": samples that went through the model without being trained on. "decoded":
+        images made for that. "proxy_forwards" and "proxy_steps": samples through a proxy net, and its steps.
+        """
+        chooser, proxy = self.chooser, self.proxy
+        proxy_forwards, proxy_steps = (proxy.forwards, proxy.steps) if proxy else (0, 0)
+        return {
+            "passes": self._passes,
+            "forwards": self._scored + (chooser.forwards if chooser else 0),
+            "decoded": self._scored + proxy_forwards,
+            "proxy_forwards": proxy_forwards,
+            "proxy_steps": proxy_steps,
+        }
 
     def collect(self, epoch: int, model: nn.Module) -> int:
         """Record what is wanted before the selection of `epoch`; returns how many losses were not finite."""

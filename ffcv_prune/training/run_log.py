@@ -27,6 +27,7 @@ class RunResult:
         keep: fraction of the data kept in pruned epochs (InfoBatch: their mean).
         metrics: the task's of the last test, the headline first; None for what the data do not have (top5).
         samples_seen: samples trained on, over all epochs.
+        cost: what the method cost beside, counted, see `Values.costs`.
         seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
             selections; and, not in the total, "setup": opening the data and compiling loaders, and "static":
             what the scores of a static method cost, however many runs use them.
@@ -37,6 +38,7 @@ class RunResult:
     keep: float
     metrics: dict[str, float | None]
     samples_seen: int
+    cost: dict[str, int]
     seconds: dict[str, float]
 
 
@@ -83,6 +85,7 @@ def result_row(config: Config, result: RunResult) -> dict[str, Any]:
         "model": config.model.name,
         **{name: "" if value is None else round(value, 6) for name, value in metrics.items()},
         "samples_seen": result.samples_seen,
+        **result.cost,
         **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in result.seconds.items()},
         **{name: ", ".join(value) if isinstance(value, list) else value for name, value in made.items()},
         "config": " ".join(f"{s}.{k}={v}" for s, keys in config.sections.items() for k, v in keys.items()),

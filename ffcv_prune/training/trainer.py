@@ -129,6 +129,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
         keep=kept_share(trainer.config, folder.rows),
         metrics={name: last[f"test_{name}"] for name in trainer.stepper.task.metrics},
         samples_seen=last["samples_seen"],
+        cost=last["cost"],
         seconds=seconds | {"setup": setup_seconds, "static": trainer.static_seconds},
     )
     folder.write_result(result_row(trainer.config, result))
@@ -215,14 +216,23 @@ class Trainer:
             "selected": selected,
             "nonfinite_losses": state.nonfinite if selected else 0,
             **selection_facts(self.loader.selection, self.dataset),
+            **self._chosen_share(steps),
             "mean_weight": round(self.pruner.mean_weight, 6),
             "samples_seen": seen + self.stepper.trained,
             "steps": steps,
+            "cost": self.pruner.values.costs,
             "lr": self.pruner.lr_factor * self.stepper.lr_schedule(epoch, steps - 1, steps),
             "train_loss": loss,
             **{f"test_{name}": metrics.get(name) for name in ("accuracy", "top5", *self.stepper.task.metrics)},
             "seconds": self.clock.take(),
         }
+
+    def _chosen_share(self, steps: int) -> dict[str, float]:
+        """The shares of an epoch in which samples were chosen in batches: of what was served."""
+        if self.pruner.values.chooser is None:
+            return {}
+        keep = self.stepper.trained / (steps * self.config.train.batch_size)
+        return {"keep": round(keep, 6), "pruning_rate": round(1 - keep, 6)}
 
     def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float, int]:
         """Select if it is due, then train on the selection: returns the mean loss and the number of steps."""
