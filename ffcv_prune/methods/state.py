@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.phases import Phase
-from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Samples
+from ffcv_prune.methods.rule import Ids, Moment, Samples
+from ffcv_prune.methods.selection import Selection
 from ffcv_prune.methods.selectors import Uniform
 from ffcv_prune.methods.table import CERTAINTY, LAST_TRAINED, TRAINED_EPOCHS
 
@@ -20,35 +21,6 @@ if TYPE_CHECKING:
     from ffcv_prune.methods.method import Method
 
 _SELECTION_STREAM = 1  # keeps the selection's random numbers apart from the order's, which share seed and epoch
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What the epochs from `epoch` on train on.
-
-    Attributes:
-        epoch: the first of these epochs.
-        phase: "full", "random" or "method".
-        ids: int64[k], sorted.
-        weights: float32[k], the factor of the loss of each sample; None: all 1.
-        lr_factor: the factor of the learning rate in these epochs.
-    """
-
-    epoch: int
-    phase: Phase
-    ids: Ids
-    weights: NDArray[np.float32] | None = None
-    lr_factor: float = 1.0
-    _probability: Callable[[], Probabilities] | None = field(default=None, repr=False)
-
-    @property
-    def probability(self) -> NDArray[np.float32] | None:
-        """float32[k], with which each of these samples was drawn; None: not at random, or it is not known.
-
-        It is not known of a class floor below 1 around a rule that both ranks and draws.
-        """
-        found = None if self._probability is None else self._probability().astype(np.float32)
-        return None if found is None or np.isnan(found).any() else found
 
 
 class State:
