@@ -514,6 +514,9 @@ class TestControls:
         run = methods.build("srd", gamma=0.95).start(1000, epochs=4)
         assert [chosen(run, epoch).size for epoch in range(4)] == [1000, 950, 902, 1000]
 
+    def test_bls_forgets_as_slowly_as_its_authors_code(self) -> None:
+        assert methods.build("bls").values["decay"] == 0.9
+
     def test_bls_knows_batches_only(self) -> None:
         run = methods.build("bls", decay=0.75).start(4, epochs=20)
         chosen(run, 0)

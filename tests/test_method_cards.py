@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -28,8 +28,21 @@ LINKS = re.compile(r"\]\((\w+\.md)\)")
 
 def cards_of(method: str) -> list[str]:
     """The cards that the index names for a method."""
-    (row,) = (line for line in INDEX.splitlines() if line.startswith(f"| `{method}` |"))
+    (row,) = (line for line in INDEX.splitlines() if re.match(rf"\| [^|]*`{method}`", line))
     return LINKS.findall(row)
+
+
+def methods_of(card: str) -> list[str]:
+    """The methods whose card it is; the guards are those of any method of a fixed size."""
+    named = [name for name, method in PRESETS.items() if method.prunes and card in cards_of(name)]
+    return ["random"] if card == "guards.md" else named
+
+
+def text_of(value: Any) -> str:
+    """As a card writes a default."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "empty" if value in ("", ()) else format(value, "g") if isinstance(value, float) else str(value)
 
 
 @pytest.mark.parametrize("method", [name for name, method in PRESETS.items() if method.prunes])
@@ -58,6 +71,15 @@ def test_every_card_is_one_page_with_all_its_parts(path: Path) -> None:
     assert -1 not in positions
     assert len(card.splitlines()) <= 60
     assert set(LINKS.findall(card)) <= {other.name for other in CARDS.glob("*.md")}
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*[a-z].md")), ids=lambda path: path.stem)
+def test_the_defaults_in_a_card_are_those_of_its_methods(path: Path) -> None:
+    rows = re.findall(r"^\| `prune\.(\w+)` \| ([^|]+?) \|", path.read_text(encoding="utf-8"), re.MULTILINE)
+    for name, default in rows:
+        values = [PRESETS[method].values for method in methods_of(path.name)]
+        found = {text_of(own[name]) for own in values if name in own}
+        assert found == {text_of(float(default)) if default[0].isdigit() else default.strip("`")}, name
 
 
 def test_the_keys_of_static_scores_are_in_the_index() -> None:

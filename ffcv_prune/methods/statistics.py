@@ -74,7 +74,7 @@ class BatchMean(Statistic):
 
     needs_batches: ClassVar[bool] = True
     columns = (Column("batch_mean", np.float32, np.nan),)
-    decay: float = key(0.8, "bls: weight of the old score against the mean loss of the batch", within="[0, 1)")
+    decay: float = key(0.9, "bls: weight of the old score against the mean loss of the batch", within="[0, 1)")
 
     def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
         column = table.columns["batch_mean"]

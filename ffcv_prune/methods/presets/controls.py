@@ -51,7 +51,14 @@ class Walk(Selector):
 
 
 METHODS = (
-    Method(name="rs2", statistic=LastOfTraining(), selector=Walk(), phases=Periodic(period=1), guards=(Null(),)),
+    Method(
+        name="rs2",
+        source=Training(),
+        statistic=LastOfTraining(),
+        selector=Walk(),
+        phases=Periodic(period=1),
+        guards=(Null(),),
+    ),
     Method(name="srd", statistic=LastOfTraining(), selector=Uniform(), phases=Geometric()),
     Method(
         name="bls",
