@@ -257,7 +257,7 @@ def test_static_epsilon_greedy_draws_a_share_anew_each_time(
     assert len({ids.tobytes() for ids in selections}) == 3
 
 
-def test_static_ucb_takes_the_models_for_checkpoints(settings: Settings, loaders: Loaders, el2n_file: Path) -> None:
+def test_static_ucb_takes_the_models_for_selections(settings: Settings, loaders: Loaders, el2n_file: Path) -> None:
     own = settings(prune__method="static_ucb", prune__scores=el2n_file, prune__alpha=0.6, prune__c=40)
     method, _, selections = run(own, loaders)
     first, second = np.load(el2n_file).astype(np.float64)

@@ -157,7 +157,7 @@ def test_a_folder_is_never_overwritten(settings: Settings, loaders: Loaders) -> 
     assert names == ["small", "small_2", "small_3"]
 
 
-def test_full_data_needs_neither_checkpoints_nor_a_scoring_loader(settings: Settings) -> None:
+def test_full_data_needs_neither_selections_nor_a_scoring_loader(settings: Settings) -> None:
     result = train(settings(train__epochs=2, train__eval_every=2))
     rows = read_log(result.folder)
     assert [(row["phase"], row["keep"], row["selected"]) for row in rows] == [("full", 1.0, False)] * 2
