@@ -74,3 +74,16 @@ def write_images(path: Path, images: list[NDArray[np.uint8]], mode: str) -> Path
     fields: dict[str, Any] = {"image": RGBImageField(mode), "label": IntField()}
     DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset([(image, 0) for image in images])
     return path
+
+
+def write_run(path: Path, train: Beton, test: Beton | None = None, epochs: int = 4, **sections: str) -> Path:
+    """Write the config of a small run on the CPU. `sections` has more of a section: ``prune="method: ucb"``."""
+    keys = {
+        "data": f"train: {train.path}, test: {(test or train).path}",
+        "model": "name: basic_cnn",
+        "train": f'epochs: {epochs}, batch_size: 32, lr: 0.02, device: cpu, amp: "off"',
+    }
+    for name, more in sections.items():
+        keys[name] = f"{keys[name]}, {more}" if name in keys else more
+    path.write_text("".join(f"{name}: {{{own}}}\n" for name, own in keys.items()))
+    return path

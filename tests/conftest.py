@@ -1,13 +1,19 @@
-"""What all tests share: the markers that skip where a machine lacks something."""
+"""What all tests share: the markers that skip where a machine lacks something, small data, and loaders of a run."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ffcv_prune.config import Config, load
+from ffcv_prune.training.loaders import Loaders
 from tests.betons import Beton, write_beton
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the shell's way with `pytest &`; children inherit it
@@ -35,3 +41,27 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
 def jpg_beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
     """50 JPEG images of 24 x 24."""
     return write_beton(tmp_path_factory.mktemp("beton") / "jpg.beton", n=50, size=24, mode="jpg")
+
+
+@pytest.fixture(scope="session")
+def test_beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
+    """83 images: not a multiple of any batch."""
+    return write_beton(tmp_path_factory.mktemp("beton") / "test.beton", n=83, seed=1)
+
+
+@pytest.fixture
+def settings(config_file: Path, tmp_path: Path) -> Callable[..., Config]:
+    """The module's `config_file`, with changes written as section__key=value, in a folder of the test's own."""
+
+    def make(**changes: Any) -> Config:
+        options = [f"--{name.replace('__', '.')}={value}" for name, value in changes.items()]
+        return load(["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", *options])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def loaders(config_file: Path) -> Iterator[Loaders]:
+    """Those of the module's `config_file`, compiled once."""
+    with closing(Loaders(load(["--config", str(config_file)]))) as made:
+        yield made

@@ -20,22 +20,14 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.run_folder import RunFolder, replace_file
 from ffcv_prune.training.trainer import train
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_beton, write_run
 
 DATA = {"train": "0123456789abcdef", "test": "fedcba9876543210"}
 
 
 @pytest.fixture
 def settings(tmp_path: Path, beton: Beton) -> Config:
-    path = tmp_path / "small.yaml"
-    path.write_text(
-        f"""
-run: {{out: {tmp_path / "runs"}}}
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 2, batch_size: 32, device: cpu, amp: "off"}}
-"""
-    )
+    path = write_run(tmp_path / "small.yaml", beton, epochs=2, run=f"out: {tmp_path / 'runs'}")
     return config.load(["--config", str(path)])
 
 
@@ -99,7 +91,7 @@ def test_foreign_checkpoints_are_refused_with_the_reason(
             checkpoint.load(saved, own, data)
         assert "\n" not in str(error.value)
 
-    refused(r"train\.lr=0\.1, .*config\.yaml has 0\.2", changed(settings, "train", lr=0.2))
+    refused(r"train\.lr=0\.02, .*config\.yaml has 0\.2", changed(settings, "train", lr=0.2))
     refused(r"prune\.method=full", replace(settings, prune=methods.PRESETS["ucb"]))
     refused(r"another data\.train than .*--data\.train=PATH", data=DATA | {"train": "0"})
     refused(r"another data\.test", data=DATA | {"test": "0"})

@@ -20,7 +20,7 @@ from benchmarks import demo
 from ffcv_prune import config
 from ffcv_prune.data.manifest import Manifest
 from ffcv_prune.errors import run_command
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_beton, write_run
 from tests.processes import wait_for_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,17 +31,8 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def config_file(tmp_path: Path, beton: Beton) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(
-        f"""
-run: {{out: {tmp_path / "runs"}}}
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 2, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{method: ucb, keep: 0.5, period: 1}}
-"""
-    )
-    return path
+    prune, out = "method: ucb, keep: 0.5, period: 1", f"out: {tmp_path / 'runs'}"
+    return write_run(tmp_path / "small.yaml", beton, epochs=2, run=out, prune=prune)
 
 
 @pytest.fixture

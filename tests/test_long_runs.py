@@ -1,4 +1,4 @@
-"""Thousands of checkpoints leave memory, threads and open files as they were."""
+"""Thousands of selections leave memory, threads and open files as they were."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.betons import write_beton
 from tests.nets import SmallNet
 
 ROOT = Path(__file__).resolve().parent.parent
-WARM_UP = 100  # checkpoints until allocators and thread pools have what they need
+WARM_UP = 100  # selections until allocators and thread pools have what they need
 SAMPLES = 2048
 # malloc takes memory in a few jumps of some MB and keeps it. A leak of the losses alone, the smallest array of a
-# checkpoint, is 8 kB each time: 82 MB in 10,000 checkpoints, where measured growth is 5 to 17 MB.
-ALLOWED_MB, ALLOWED_KB_A_CHECKPOINT = 8, 2.5
+# selection, is 8 kB each time: 82 MB in 10,000 selections, where measured growth is 5 to 17 MB.
+ALLOWED_MB, ALLOWED_KB_A_SELECTION = 8, 2.5
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,13 @@ class Usage:
         return cls(memory, int(status["Threads"]), len(os.listdir("/proc/self/fd")))
 
 
-@pytest.mark.parametrize(
-    "checkpoints", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
-)
-def test_checkpoints_leave_nothing_behind(checkpoints: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("selections", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_selections_leave_nothing_behind(selections: int, tmp_path: Path) -> None:
     beton = write_beton(tmp_path / "train.beton", n=SAMPLES, size=8)
     info = check_beton(beton.path)
     loader = PrunedLoader(beton.path, 512, pipelines=train_pipelines(info, "pad_crop_flip"), shuffle=True)
     score_loader = PrunedLoader(beton.path, 1024, pipelines=score_pipelines(info), shuffle=False, drop_last=False)
-    epochs = WARM_UP + checkpoints
+    epochs = WARM_UP + selections
     pruner = Pruner(loader, score_loader, "ucb", keep=0.5, period=1, epochs=epochs)
     model = SmallNet()
     steps = 0
@@ -59,7 +57,7 @@ def test_checkpoints_leave_nothing_behind(checkpoints: int, tmp_path: Path) -> N
             before = Usage.now()
     after = Usage.now()
     assert steps == 2 * epochs
-    assert after.memory_mb < before.memory_mb + ALLOWED_MB + checkpoints * ALLOWED_KB_A_CHECKPOINT / 1000
+    assert after.memory_mb < before.memory_mb + ALLOWED_MB + selections * ALLOWED_KB_A_SELECTION / 1000
     assert after.threads <= before.threads + (os.cpu_count() or 1)  # a pool may start its workers late
     assert after.files <= before.files
 

@@ -16,7 +16,7 @@ from ffcv_prune import config
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.clock import PHASES
 from ffcv_prune.training.profile import profile, profile_text, speedup_limits
-from tests.betons import Beton
+from tests.betons import Beton, write_run
 from tests.processes import wait_for_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,17 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def config_file(tmp_path: Path, beton: Beton) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(
-        f"""
-run: {{out: {tmp_path / "runs"}}}
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 3, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{method: ucb, keep: 0.5, period: 2, warmup: 1}}
-"""
-    )
-    return path
+    prune, out = "method: ucb, keep: 0.5, period: 2, warmup: 1", f"out: {tmp_path / 'runs'}"
+    return write_run(tmp_path / "small.yaml", beton, epochs=3, run=out, prune=prune)
 
 
 def test_the_highest_speedup_counts_each_cost_once() -> None:

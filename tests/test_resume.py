@@ -25,7 +25,7 @@ from ffcv_prune.errors import Terminated, UserError
 from ffcv_prune.training import run_folder, trainer
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 4
@@ -75,35 +75,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
-    folder = tmp_path_factory.mktemp("resume")
-    test = write_beton(folder / "test.beton", n=83, seed=1)
-    path = folder / "small.yaml"
-    path.write_text(  # basic_cnn has dropout: the random states matter
-        f"""
-data: {{train: {beton.path}, test: {test.path}, augment: pad_crop_flip, num_workers: 1}}
-model: {{name: basic_cnn}}
-train: {{epochs: {EPOCHS}, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{method: epsilon_greedy, keep: 0.5, period: 2}}
-"""
-    )
-    return path
-
-
-@pytest.fixture
-def settings(config_file: Path, tmp_path: Path) -> Settings:
-    def make(**changes: Any) -> config.Config:
-        options = [f"--{name.replace('__', '.')}={value}" for name, value in changes.items()]
-        return config.load(["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", *options])
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def loaders(config_file: Path) -> Iterator[Loaders]:
-    made = Loaders(config.load(["--config", str(config_file)]))
-    yield made
-    made.close()
+def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton, test_beton: Beton) -> Path:
+    path, more = tmp_path_factory.mktemp("resume") / "small.yaml", "augment: pad_crop_flip, num_workers: 1"
+    # basic_cnn has dropout: the random states matter
+    return write_run(path, beton, test_beton, EPOCHS, data=more, prune="method: epsilon_greedy, keep: 0.5, period: 2")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ffcv_prune.pruner import Pruner
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.run_log import RunResult
 from ffcv_prune.training.trainer import train
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_run
 
 BATCH = 32
 INFOBATCH = {"method": "infobatch"}
@@ -30,18 +30,8 @@ Configure = Callable[..., config.Config]
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
-    folder = tmp_path_factory.mktemp("methods")
-    test = write_beton(folder / "test.beton", n=83, seed=1)
-    path = folder / "small.yaml"
-    path.write_text(
-        f"""
-data: {{train: {beton.path}, test: {test.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 4, batch_size: {BATCH}, lr: 0.02, device: cpu, amp: "off"}}
-"""
-    )
-    return path
+def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton, test_beton: Beton) -> Path:
+    return write_run(tmp_path_factory.mktemp("methods") / "small.yaml", beton, test_beton)
 
 
 @pytest.fixture
@@ -55,13 +45,6 @@ def configure(config_file: Path, tmp_path: Path) -> Configure:
         )
 
     return make
-
-
-@pytest.fixture(scope="module")
-def loaders(config_file: Path) -> Iterator[Loaders]:
-    made = Loaders(config.load(["--config", str(config_file)]))
-    yield made
-    made.close()
 
 
 def read(result: RunResult) -> tuple[list[dict[str, Any]], list[np.ndarray]]:

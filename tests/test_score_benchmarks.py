@@ -82,7 +82,7 @@ def test_agreement_trains_each_option_once_and_its_table_comes_from_the_rows(tmp
     rows = results.read()
     assert [row["option"] for row in rows] == options
     made = {row["option"]: row for row in rows}
-    # Five epochs: one of warm-up, three by the policy with checkpoints before epochs 1 and 3, one at the end.
+    # Five epochs: one of warm-up, three by the method with selections before epochs 1 and 3, one at the end.
     assert made["full pass"]["overlaps"] == "1.0000 1.0000"
     assert float(made["full pass"]["scored"]) == 1
     assert float(made["budget 0.3"]["scored"]) == pytest.approx((1 + 0.3) / 2)

@@ -1,4 +1,4 @@
-"""ScoreTable: what enters it, what is refused, and what survives a checkpoint."""
+"""ScoreTable: what enters it, what is refused, and that its state goes on bit by bit."""
 
 from __future__ import annotations
 

@@ -14,22 +14,13 @@ import torch
 
 from ffcv_prune import config
 from ffcv_prune.errors import UserError
-from tests.betons import Beton
+from tests.betons import Beton, write_run
 
 
 @pytest.fixture
 def config_file(tmp_path: Path, beton: Beton) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(
-        f"""
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 3, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{method: static}}
-static: {{method: el2n, models: 2, epochs: 1}}
-"""
-    )
-    return path
+    static = "method: el2n, models: 2, epochs: 1"
+    return write_run(tmp_path / "small.yaml", beton, epochs=3, prune="method: static", static=static)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ffcv_prune.models import build_model
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.static_scores import compute
 from ffcv_prune.training.trainer import train
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_beton, write_run
 from tests.test_static_formulas import as_tensor, naive_forget_scores, naive_grand
 
 BATCH, KEEP = 32, 0.5
@@ -32,16 +32,8 @@ Settings = Callable[..., config.Config]
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton) -> Path:
     path = tmp_path_factory.mktemp("config") / "small.yaml"
-    path.write_text(
-        f"""
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 3, batch_size: {BATCH}, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{keep: {KEEP}, period: 1, method: static, scores: {path.with_suffix(".npy")}}}
-static: {{method: el2n, models: 2, epochs: 1}}
-"""
-    )
-    return path
+    prune = f"keep: {KEEP}, period: 1, method: static, scores: {path.with_suffix('.npy')}"
+    return write_run(path, beton, epochs=3, prune=prune, static="method: el2n, models: 2, epochs: 1")
 
 
 @pytest.fixture
@@ -56,14 +48,6 @@ def settings(config_file: Path, tmp_path: Path) -> Settings:
         return config.load(["--config", str(config_file), *options])
 
     return make
-
-
-@pytest.fixture(scope="module")
-def loaders(config_file: Path) -> Iterator[Loaders]:
-    """Compiled once for the module."""
-    made = Loaders(config.load(["--config", str(config_file)]))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +241,7 @@ def test_static_epsilon_greedy_draws_a_share_anew_each_time(
     assert len({ids.tobytes() for ids in selections}) == 3
 
 
-def test_static_ucb_takes_the_models_for_checkpoints(settings: Settings, loaders: Loaders, el2n_file: Path) -> None:
+def test_static_ucb_takes_the_models_for_selections(settings: Settings, loaders: Loaders, el2n_file: Path) -> None:
     own = settings(prune__method="static_ucb", prune__scores=el2n_file, prune__alpha=0.6, prune__c=40)
     method, _, selections = run(own, loaders)
     first, second = np.load(el2n_file).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Whole runs on small data: every policy, the run folder, determinism, evaluation, interruption."""
+"""Whole runs on small data: every method, the run folder, determinism, evaluation, interruption."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,52 +22,19 @@ from ffcv_prune.training import checkpoint, pruning
 from ffcv_prune.training.epoch import Stepper, evaluate
 from ffcv_prune.training.loaders import Loaders, open_dataset
 from ffcv_prune.training.trainer import train
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_run
 
 METHODS = ["random", "uncertainty", "ema", "epsilon_greedy", "ucb", "static_random"]
 BATCH, EPOCHS, KEEP = 32, 4, 0.5
+HALF = {"prune__keep": KEEP, "prune__period": 2}
 
 Settings = Callable[..., config.Config]
 
 
 @pytest.fixture(scope="module")
-def test_beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
-    """83 images: not a multiple of any batch."""
-    return write_beton(tmp_path_factory.mktemp("beton") / "test.beton", n=83, seed=1)
-
-
-@pytest.fixture(scope="module")
 def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton, test_beton: Beton) -> Path:
     path = tmp_path_factory.mktemp("config") / "small.yaml"
-    path.write_text(
-        f"""
-data: {{train: {beton.path}, test: {test_beton.path}, augment: pad_crop_flip}}
-model: {{name: basic_cnn}}
-train: {{epochs: {EPOCHS}, batch_size: {BATCH}, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{period: 2}}
-"""
-    )
-    return path
-
-
-@pytest.fixture
-def settings(config_file: Path, tmp_path: Path) -> Settings:
-    """The small config, with changes written as section__key=value, in a folder of the test's own."""
-
-    def make(**changes: Any) -> config.Config:
-        changes = {"prune__method": "full"} | changes
-        options = [f"--{name.replace('__', '.')}={value}" for name, value in changes.items()]
-        return config.load(["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", *options])
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def loaders(config_file: Path) -> Iterator[Loaders]:
-    """Compiled once for the module."""
-    made = Loaders(config.load(["--config", str(config_file), "--prune.method=random"]))
-    yield made
-    made.close()
+    return write_run(path, beton, test_beton, EPOCHS, data="augment: pad_crop_flip")
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -86,7 +53,7 @@ def loader_threads() -> list[threading.Thread]:
 def test_a_run_with_two_selections_for_every_method(
     method: str, settings: Settings, loaders: Loaders, beton: Beton
 ) -> None:
-    result = train(settings(prune__method=method, prune__keep=KEEP), loaders)
+    result = train(settings(prune__method=method, **HALF), loaders)
     k = round(KEEP * len(beton))
     steps = k // BATCH
     rows = read_log(result.folder)
@@ -123,7 +90,7 @@ def test_a_run_with_two_selections_for_every_method(
 
 
 def test_the_run_folder_is_complete_and_can_be_used_again(settings: Settings, loaders: Loaders) -> None:
-    settings_of_run = settings(prune__method="ucb", prune__keep=KEEP)
+    settings_of_run = settings(prune__method="ucb", **HALF)
     folder = train(settings_of_run, loaders).folder
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml",
@@ -157,7 +124,7 @@ def test_a_folder_is_never_overwritten(settings: Settings, loaders: Loaders) -> 
     assert names == ["small", "small_2", "small_3"]
 
 
-def test_full_data_needs_neither_checkpoints_nor_a_scoring_loader(settings: Settings) -> None:
+def test_full_data_needs_neither_selections_nor_a_scoring_loader(settings: Settings) -> None:
     result = train(settings(train__epochs=2, train__eval_every=2))
     rows = read_log(result.folder)
     assert [(row["phase"], row["keep"], row["selected"]) for row in rows] == [("full", 1.0, False)] * 2
@@ -201,7 +168,7 @@ def test_warm_up_and_final_phase_with_the_learning_rate_on_the_true_number_of_st
 
 def test_the_same_seed_repeats_the_run_bit_by_bit(settings: Settings, loaders: Loaders) -> None:
     def run(seed: int) -> tuple[dict[str, np.ndarray], dict[str, torch.Tensor], list[float]]:
-        folder = train(settings(prune__method="epsilon_greedy", prune__keep=KEEP, run__seed=seed), loaders).folder
+        folder = train(settings(prune__method="epsilon_greedy", **HALF, run__seed=seed), loaders).folder
         weights = torch.load(folder / "weights.pt", weights_only=True)
         return selections(folder), weights, [row["train_loss"] for row in read_log(folder)]
 

@@ -126,13 +126,14 @@ def plot_class_rates(runs: Sequence[Run]) -> Figure:
 def plot_examples(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]], Sequence[str]]]) -> Figure:
     """Rows of images, each with a title and, under every image, its class."""
     figure = Figure(figsize=(12, 1.7 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), EXAMPLES, squeeze=False)
-    for line, (title, images, classes) in zip(grid, rows, strict=True):
-        for axes in line:
-            axes.set_axis_off()
-        for axes, image, name in zip(line, images, classes, strict=False):
-            axes.imshow(image)
-            axes.set_title(name, fontsize=7, y=-0.25)
-        text = line[0].text(0, 1.15, title, transform=line[0].transAxes, fontsize=9)
-        text.set_in_layout(False)  # or the first image would be as wide as its words
+    axes = figure.subplots()  # one for all: of many small ones, each takes as long as a plot
+    for line, (title, images, classes) in enumerate(rows):
+        bottom = -1.6 * line  # in units of an image, which fits into a square of 1 x 1
+        axes.text(0, bottom + 1.15, title, fontsize=9)
+        for left, (image, name) in enumerate(zip(images, classes, strict=False)):
+            height, width = np.array(image.shape[:2]) / max(image.shape[:2])
+            axes.imshow(image, extent=(1.1 * left, 1.1 * left + width, bottom, bottom + height))
+            axes.text(1.1 * left + width / 2, bottom - 0.05, name, fontsize=7, ha="center", va="top")
+    axes.set(xlim=(0, 1.1 * EXAMPLES), ylim=(-1.6 * len(rows) + 1.3, 1.4))
+    axes.set_axis_off()
     return figure
