@@ -216,9 +216,16 @@ class Pruner:
     def total_steps(self) -> int:
         """Batches of a rank over the whole run, for schedulers that count steps.
 
-        Exact for a method of fixed size; for one that sizes its selections itself (InfoBatch) the most there can be.
+        Exact for a method of fixed size. One that sizes its selections itself (InfoBatch) may take fewer: this is the
+        most there can be, and a warning says so.
         """
         epochs, n = self.state.epochs, self.state.n
+        if not self.method.selector.has_fixed_size:
+            warnings.warn(
+                f"method {self.method.name} sizes its selections itself: total_steps() is the most there can be, and a "
+                "schedule over it may end early; step a schedule by epochs instead",
+                stacklevel=2,
+            )
         return sum(self.loader.num_batches(self.method.samples_in(epoch, epochs, n)) for epoch in range(epochs))
 
     @property

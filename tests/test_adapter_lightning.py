@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ffcv_prune import TorchLoader
 from ffcv_prune.errors import UserError
 from tests.nets import SmallNet
 from tests.plain_loop import (
@@ -22,6 +23,7 @@ from tests.plain_loop import (
     plain_run,
     run_ranks,
 )
+from tests.torch_data import Coloured
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
 
@@ -72,7 +74,7 @@ def fit(data: Any, folder: Path, resume: Path | None = None, **options: Any) -> 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fit_is_the_plain_loop_step_by_step(method: str, workers: int, tmp_path: Path) -> None:
     steps, weights = plain_run(make_pruner(method))
-    validation = make_pruner().score_loader
+    validation = TorchLoader(Coloured(), 64, num_workers=0, shuffle=False, drop_last=False)
     data = PrunedDataModule(lambda: make_pruner(method, workers), validation)
     module = fit(data, tmp_path, enable_checkpointing=False)
     assert module.steps == steps

@@ -137,7 +137,8 @@ def test_a_schedule_ends_with_the_plan(tmp_path: Path) -> None:
 
 def test_without_ids_the_loss_is_the_models_own(tmp_path: Path) -> None:
     loader = TorchLoader(Coloured(change=scaled), BATCH, num_workers=0)
-    pruner = Pruner(loader, make_pruner().score_loader, "ucb", epochs=EPOCHS, task=TASK, amp_dtype=None, **UCB)
+    score_loader = TorchLoader(Coloured(change=scaled_pair), 64, num_workers=0, shuffle=False, drop_last=False)
+    pruner = Pruner(loader, score_loader, "ucb", epochs=EPOCHS, task=TASK, amp_dtype=None, **UCB)
     arguments = transformers.TrainingArguments(
         str(tmp_path), num_train_epochs=EPOCHS, use_cpu=True, max_grad_norm=0, report_to=[], disable_tqdm=True,
         lr_scheduler_type="constant", save_strategy="no",

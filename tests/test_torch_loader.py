@@ -481,7 +481,9 @@ GUARDS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "parameters"), [*((name, {}) for name in methods.PRESETS), *GUARDS])
 def test_every_method_trains_on_it(name: str, parameters: dict[str, Any]) -> None:
     known = methods.PRESETS[name].parameters
-    parameters = {key: value for key, value in {"keep": 0.5, "period": 1}.items() if key in known} | parameters
+    parameters = {
+        key: value for key, value in {"keep": 0.5, "period": 1, "window": 64}.items() if key in known
+    } | parameters
     loader, plain = make(Coloured()), score_loader(Coloured())
     method = methods.build(name, **parameters)
     scores = None

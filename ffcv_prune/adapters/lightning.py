@@ -17,7 +17,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.pruner import Pruner
 
-require("lightning", "2.6")
+require("lightning", "2.5")
 
 from lightning.pytorch import LightningDataModule  # noqa: E402
 

@@ -18,7 +18,7 @@ from ffcv_prune.adapters import require
 from ffcv_prune.errors import UserError
 from ffcv_prune.pruner import Pruner
 
-require("transformers", "5.0")
+require("transformers", "4.57")
 
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 

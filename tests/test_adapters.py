@@ -1,0 +1,30 @@
+"""A framework that is missing or too old is named in one line, before any of it is imported."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+
+from ffcv_prune.adapters import require
+from ffcv_prune.errors import UserError
+
+
+def test_a_framework_that_is_installed_in_time_is_taken() -> None:
+    require("torch", "2.6")
+
+
+def test_a_framework_that_is_too_old_is_refused() -> None:
+    with pytest.raises(UserError, match=r'^torch \S+ is too old: pip install "torch>=999"$'):
+        require("torch", "999")
+
+
+@pytest.mark.parametrize("framework", ["lightning", "transformers"])
+def test_an_adapter_without_its_framework_is_refused(framework: str) -> None:
+    if find_spec(framework):
+        pytest.skip(f"{framework} is installed")
+    with pytest.raises(UserError, match=rf'^{framework} is not installed: pip install "{framework}>=[\d.]+"$'):
+        import_module(f"ffcv_prune.adapters.{framework}")
+    assert framework not in sys.modules
