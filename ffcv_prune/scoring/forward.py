@@ -105,7 +105,7 @@ def score_pass(
 def check_loader(what: str, loader: Any) -> None:
     """UserError for a loader whose batches do not know their samples, such as FFCV's own."""
     if isinstance(loader, type) or not hasattr(loader, "batches"):
-        raise wrong_kind(what, loader, "a PrunedLoader(…)")
+        raise wrong_kind(what, loader, "a PrunedLoader(…) or a TorchLoader(…)")
 
 
 def device_of(model: Any) -> torch.device:
