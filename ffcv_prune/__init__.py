@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from ffcv_prune.loading.torch_loader import TorchLoader
     from ffcv_prune.pruner import Pruner
     from ffcv_prune.scoring.forward import score_dataset
+    from ffcv_prune.training.run_writer import RunWriter
 
 # Torch's threads wait for each other by spinning. Where another program has one of their cores, every wait then lasts
 # until that one's turn is over: a step took 2 to 10 times as long (docs/speed.md). OpenMP reads this when torch is
 # imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__all__ = ["PrunedLoader", "Pruner", "TorchLoader", "methods", "score_dataset", "tasks"]
+__all__ = ["PrunedLoader", "Pruner", "RunWriter", "TorchLoader", "methods", "score_dataset", "tasks"]
 
 _MODULES = {
     "PrunedLoader": "loading.loader",
     "Pruner": "pruner",
+    "RunWriter": "training.run_writer",
     "TorchLoader": "loading.torch_loader",
     "methods": "methods",
     "score_dataset": "scoring.forward",

@@ -108,6 +108,11 @@ def check_loader(what: str, loader: Any) -> None:
         raise wrong_kind(what, loader, "a PrunedLoader(…) or a TorchLoader(…)")
 
 
+def known_labels(loader: SampleLoader) -> NDArray[np.int64] | None:
+    """int64[n], the labels of a loader, where they cost no pass over the data."""
+    return None if loader.label_range is None else loader.labels
+
+
 def device_of(model: Any) -> torch.device:
     """Where the model is; the CPU for one without parameters. UserError for what is no `nn.Module`."""
     if not isinstance(model, nn.Module):

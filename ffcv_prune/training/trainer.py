@@ -207,14 +207,14 @@ class Trainer:
     ) -> dict[str, Any]:
         """The log's line about an epoch that has ended; `rows` are those before."""
         seen = rows[-1]["samples_seen"] if rows else 0
-        state = self.pruner.state
+        state, dataset = self.pruner.state, self.dataset
         selected = state.selection is not None and state.selection.epoch == epoch
         return {
             "epoch": epoch,
             "phase": state.phase(epoch),
             "selected": selected,
             "nonfinite_losses": state.nonfinite if selected else 0,
-            **selection_facts(self.loader.selection, self.dataset),
+            **selection_facts(self.loader.selection, dataset.labels, dataset.class_counts, dataset.classes),
             "mean_weight": round(self.pruner.mean_weight, 6),
             "samples_seen": seen + self.stepper.trained,
             "steps": steps,
