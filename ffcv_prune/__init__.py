@@ -4,6 +4,7 @@ The names below are imported when they are first asked for (PEP 562): a command 
 not wait for torch, numba and FFCV.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,19 @@ if TYPE_CHECKING:
     from ffcv_prune.loading.torch_loader import TorchLoader
     from ffcv_prune.pruner import Pruner
     from ffcv_prune.scoring.forward import score_dataset
+    from ffcv_prune.training.run_writer import RunWriter
 
-__all__ = ["PrunedLoader", "Pruner", "TorchLoader", "methods", "score_dataset", "tasks"]
+# Torch's threads wait for each other by spinning. Where another program has one of their cores, every wait then lasts
+# until that one's turn is over: a step took 2 to 10 times as long (docs/speed.md). OpenMP reads this when torch is
+# imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+__all__ = ["PrunedLoader", "Pruner", "RunWriter", "TorchLoader", "methods", "score_dataset", "tasks"]
 
 _MODULES = {
     "PrunedLoader": "loading.loader",
     "Pruner": "pruner",
+    "RunWriter": "training.run_writer",
     "TorchLoader": "loading.torch_loader",
     "methods": "methods",
     "score_dataset": "scoring.forward",

@@ -57,6 +57,7 @@ class SampleLoader(Protocol):
 
     Attributes:
         num_samples: n, of the data set.
+        batch_size: samples a batch, on each rank.
         labels: int64[n], the class of each sample; None where there are no classes. May cost a pass over the data.
         label_range: the lowest and the highest of them; None where they are not known without such a pass.
         rank, world_size: of the ranks that share an epoch; 0 and 1 in a process of its own.
@@ -67,6 +68,7 @@ class SampleLoader(Protocol):
     """
 
     num_samples: int
+    batch_size: int
     with_ids: bool
     next_epoch: int
     first_batch: int

@@ -20,7 +20,7 @@ from ffcv_prune.machine import AmpDtype
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.batch_forward import Chosen
-from ffcv_prune.scoring.forward import check_loader, device_of
+from ffcv_prune.scoring.forward import check_loader, device_of, known_labels
 from ffcv_prune.scoring.proxy import Proxy
 from ffcv_prune.scoring.values import Values, check_arguments
 from ffcv_prune.starved import StarvedClasses
@@ -120,7 +120,8 @@ class Pruner:
         self._epoch = self._batch = 0  # where `choose` is
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
-        self._starved = None if loader.labels is None else StarvedClasses(loader.labels, class_names)
+        labels = known_labels(loader)
+        self._starved = None if labels is None else StarvedClasses(labels, class_names)
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.

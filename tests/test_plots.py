@@ -7,14 +7,15 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
-from ffcv_prune.analysis.plots import method_colors, plot_accuracy, plot_against_rate
+from ffcv_prune.analysis.plots import method_colors, plot_accuracy, plot_against_rate, plot_by_class, plot_curves
 from ffcv_prune.analysis.runs import Run
 
 
 def run(method: str, accuracies: list[float], seed: int = 0) -> Run:
     rows = [
         {"phase": "full" if method == "full" else "method", "samples_seen": 60 * (epoch + 1), "test_accuracy": accuracy}
-        | {"seconds": {"total": 1.0}}
+        | {"epoch": epoch, "keep": 0.6, "lr": 0.1 / (epoch + 1), "train_loss": None}
+        | {"seconds": {"total": 1.5, "eval": 0.5}}
         for epoch, accuracy in enumerate(accuracies)
     ]
     settings = {"prune.method": method, "run.seed": str(seed)}
@@ -22,6 +23,29 @@ def run(method: str, accuracies: list[float], seed: int = 0) -> Run:
 
 
 RUNS = [run("ucb", [0.1, 0.5]), run("full", [0.2, 0.6]), run("ema", [0.3, 0.55]), run("ucb", [0.1, 0.52], seed=1)]
+
+
+def test_the_curves_of_loss_and_rates_are_those_of_the_log() -> None:
+    loss, lr, keep = plot_curves(RUNS).axes
+    assert not loss.lines  # not on record
+    assert [list(line.get_ydata()) for line in lr.lines] == [[0.1, 0.05]] * 4
+    assert [list(line.get_xdata()) for line in keep.lines] == [[0, 1]] * 4
+    assert all(tick == int(tick) for axes in (lr, keep) for tick in axes.get_xticks())
+
+
+def test_time_is_told_without_the_tests() -> None:
+    by_time, _ = plot_accuracy(RUNS).axes
+    assert list(by_time.lines[0].get_xdata()) == [1.0, 2.0]
+
+
+def test_the_map_of_classes_skips_epochs_without_a_test() -> None:
+    own = run("ucb", [0.1, 0.2, 0.3])
+    for row in own.rows:
+        row["class_fraction"] = {"cat": 0.5, "dog": 0.5}
+        row["class_accuracy"] = {} if row["epoch"] == 1 else {"cat": 0.5, "dog": None}
+    (image,) = plot_by_class([own], "class_accuracy", "accuracy").axes[0].get_images()
+    assert image.get_array().shape == (2, 2)
+    assert list(image.get_extent()[:2]) == [-0.5, 2.5]
 
 
 def colors(lines: list[Line2D]) -> list[tuple[float, float, float]]:

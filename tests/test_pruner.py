@@ -13,9 +13,10 @@ from ffcv.loader import Loader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import ffcv_prune.scoring.values
-from ffcv_prune import PrunedLoader, Pruner, methods, score_dataset
+from ffcv_prune import PrunedLoader, Pruner, TorchLoader, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
@@ -325,3 +326,23 @@ def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[P
 def test_a_method_that_scores_and_keeps_everything_says_so(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
     with pytest.warns(UserWarning, match="method ucb keeps all 203 samples: .*prunes nothing; lower keep"):
         make_pruner(loaders, "ucb", keep=1.0)
+
+
+class Counting(Dataset[tuple[Tensor, int]]):
+    """Knows its labels only sample by sample."""
+
+    served = 0
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        self.served += 1
+        return torch.ones(3), i % 4
+
+
+def test_labels_that_cost_a_pass_over_the_data_are_not_asked_for() -> None:
+    data = Counting()
+    loader, scoring = (TorchLoader(data, batch_size=8, num_workers=0, shuffle=s, drop_last=s) for s in (True, False))
+    Pruner(loader, scoring, "ucb", epochs=2)
+    assert data.served <= 2  # a sample of each loader, to see what it is

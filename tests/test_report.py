@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ffcv_prune.analysis import report
 from ffcv_prune.analysis.counts import class_fractions, selection_counts, selection_files
 from ffcv_prune.analysis.distribution import describe_groups
 from ffcv_prune.analysis.mixture import GROUPS, RHAT_LIMIT, Mixture
@@ -40,6 +41,9 @@ def log_row(epoch: int, accuracy: float | None, seconds: float, phase: str = "me
         "test_accuracy": accuracy,
         "seconds": dict.fromkeys(PHASES, seconds),
         "class_fraction": {"cat": 0.25, "dog": None},
+        "class_accuracy": {} if accuracy is None else {"cat": accuracy, "dog": None},
+        "train_loss": 1.0,
+        "lr": 0.1,
     }
 
 
@@ -67,17 +71,19 @@ def make_run(
 
 
 class Page(HTMLParser):
-    """Cells of the table and sources of the images."""
+    """Cells of the table of runs, which is the first, and sources of the images."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.cells: list[str] = []
         self.images: list[str] = []
         self._in_cell = False
+        self._tables = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._in_cell = tag == "td"
+        self._tables += tag == "table"
+        self._in_cell = tag == "td" and self._tables == 1
         if tag == "img":
             self.images.append(dict(attrs)["src"] or "")
 
@@ -90,13 +96,24 @@ class Page(HTMLParser):
 def test_the_report_holds_the_numbers_of_the_log_and_its_own_pictures(tmp_path: Path) -> None:
     rows = [log_row(epoch, accuracy, 1.0) for epoch, accuracy in enumerate([0.25, None, None, 0.8125])]
     rows[3]["phase"] = "random"
+    full_row = log_row(0, None, 4.0, "full") | {"keep": 1.0}
+    for row in (*rows, full_row):
+        row["seconds"]["eval"] = 0.25
     pruned = make_run(tmp_path, "ucb", rows, {0: [0, 1], 2: [0, 2], 1: [0, 5], 3: [3, 4]})
-    full = make_run(tmp_path, "full", [log_row(0, None, 4.0, "full")], {}, "full")
+    full = make_run(tmp_path, "full", [full_row], {}, "full")
     text = write_report([pruned, full], tmp_path / "r.html", title="<two>", remarks=["A < B."]).read_text()
     page = Page(text)
-    assert page.cells[::5][0] == "full" and page.cells[3:6] == ["1,234", "not tested", "4.0"]  # the honest row first
-    assert page.cells[6:8] == ["ucb", "4"] and page.cells[9:] == ["4,936", "81.25 %", "4.0"]
-    assert len(page.images) == 5  # against the rate, against time, phases, selections, classes
+    assert page.cells[::5][0] == "full" and page.cells[2:6] == [
+        "0.00 %",
+        "1,234",
+        "not tested",
+        "3.8",
+    ]  # the honest row first
+    assert page.cells[6:8] == ["ucb", "4"] and page.cells[8:] == ["70.00 %", "4,936", "81.25 %", "3.0"]
+    assert len(page.images) == 7  # against rate and time, accuracy by class, curves, phases, selections, classes
+    assert text.index("What pruning cost or saved") < text.index("<table>")
+    differing = re.findall(r"<tr><td>(prune.method)</td><td>(.*?)</td><td>(.*?)</td></tr>", text)
+    assert differing == [("prune.method", "full", "ucb")] and "<td>data.train" not in text
     assert "no example images: gone.beton does not exist" in text
     for source in page.images:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
@@ -166,18 +183,30 @@ def test_class_fractions_count_what_is_kept_of_each_class() -> None:
     np.testing.assert_array_equal(fractions, [0.25, 1.0, np.nan])
 
 
-def test_always_and_never_samples_are_shown_with_their_classes(tmp_path: Path, beton: Beton) -> None:
+def test_always_and_never_samples_are_shown_with_their_classes(
+    tmp_path: Path, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = str(beton.path)
     run = make_run(tmp_path, "run", [log_row(0, 0.5, 1.0), log_row(1, 0.5, 1.0)], {0: [1, 2], 1: [2, 5]}, data=data)
     dataset = {"train_samples": len(beton), "test_samples": 10, "classes": [f"class {c}" for c in range(10)]}
     (run / "dataset.json").write_text(json.dumps(dataset))
-    page = Page(write_report([run], tmp_path / "r.html").read_text())
-    assert len(page.images) == 5  # one picture of examples more, none against the rate of a single run
+    text = write_report([run], tmp_path / "r.html").read_text()
+    page = Page(text)
+    assert len(page.images) == 7  # one picture of examples more, none against the rate of a single run
+    assert "Keys that differ" not in text
+    always, never = re.findall(r"<details><summary>(.*?)</summary>\s*<ul>(.*?)</ul>", text)
+    assert always == (
+        "run: selected most often, 2 of 2 times: 1 samples, of which these are shown, by id",
+        "<li>2</li>",
+    )
+    assert f"{len(beton) - 3} samples" in never[0] and never[1].startswith("<li>0</li>")
+    monkeypatch.setattr(report, "read_sources", lambda path, n: [f"cat/{i}.png" for i in range(n)])
+    assert "<li>2 cat/2.png</li>" in write_report([run], tmp_path / "r.html").read_text()
     chance = make_run(
         tmp_path, "chance", [log_row(e, 0.5, 1.0) for e in (0, 1)], {0: [1, 2], 1: [3, 4]}, "random", data
     )
     (chance / "dataset.json").write_text(json.dumps(dataset))
-    assert len(Page(write_report([chance], tmp_path / "r.html").read_text()).images) == 4
+    assert len(Page(write_report([chance], tmp_path / "r.html").read_text()).images) == 6
 
 
 @pytest.mark.parametrize("which", ["beton", "jpg_beton"])
@@ -272,16 +301,34 @@ def test_static_scores_are_charged_beside_the_training(tmp_path: Path, source: s
         assert cells[-2:] == ["unknown", "unknown"]
         assert "took 1.0 s less time; what its static scores cost is not on record" in text
         return
-    assert cells[-2:] == ["100.0", "102.5"]
-    assert cells[len(cells) // 2 - 2 : len(cells) // 2] == ["0.0", "4.0"]
+    assert cells[-2:] == ["100.0", "102.0"]  # the time of the verdict
+    assert cells[len(cells) // 2 - 2 : len(cells) // 2] == ["0.0", "3.0"]
     assert "static reached 70.00 % in 2.0 s, 102.0 s with its static scores (one run)" in text
     assert "took 1.0 s less time, 99.0 s more with its static scores" in text
 
 
 def test_without_a_baseline_at_the_same_samples_seen_nothing_is_claimed(tmp_path: Path) -> None:
     (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=30)
-    assert "no run of full data at the same samples seen" in sentence
+    assert (
+        "no run of full data at the same samples seen to judge it by: the nearest, full_0, saw 200.0 % more" in sentence
+    )
     assert "won" not in sentence
+
+
+def test_a_baseline_that_lost_a_little_to_drop_last_is_compared_and_the_gap_told(tmp_path: Path) -> None:
+    (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=9)
+    assert "Full data at 10.0 % fewer samples seen, full_0, reached 80.00 %" in sentence
+    assert "Pruning won 10.00 points" in sentence
+
+
+def test_the_pruning_rate_is_that_of_the_plan_and_of_what_was_chosen_in_batches(tmp_path: Path) -> None:
+    rows = [log_row(e, 0.5, 1.0) | {"steps": 3, "samples_seen": 48 * (e + 1), "keep": 0.3} for e in range(2)]
+    run = read_run(make_run(tmp_path, "a", rows, {0: [0]}))
+    run.settings["train.batch_size"] = "16"
+    assert run.kept == pytest.approx(0.3)  # whatever drop_last left out
+    for row in run.rows:
+        row["samples_seen"] //= 2
+    assert run.kept == pytest.approx(0.15)
 
 
 def test_repetitions_are_counted_together(tmp_path: Path) -> None:

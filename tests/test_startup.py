@@ -92,3 +92,14 @@ def test_importing_ffcv_through_us_leaves_threads_and_numba_alone() -> None:
     environment = os.environ | {"NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.stdout == "2 2 True {'jpg': 0, 'raw': 1}\n", done.stderr
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_torch_do_not_spin_unless_the_user_wants_it(given: str | None, found: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "TRUE"}  # OpenMP says what it took
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    script = "import ffcv_prune.scoring.forward"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert f"OMP_WAIT_POLICY = '{found}'" in done.stderr

@@ -115,7 +115,8 @@ def test_the_run_folder_is_complete_and_can_be_used_again(settings: Settings, lo
     assert float(result["accuracy"]) == pytest.approx(rows[-1]["test_accuracy"], abs=1e-6)
     last_save = float(result["total_seconds"]) - sum(row["seconds"]["total"] for row in rows)
     assert -1e-3 <= last_save <= float(result["save_seconds"])
-    top1, top5 = evaluate(model, loaders.test, tasks.Classification(), None).values()
+    metrics, _ = evaluate(model, loaders.test, tasks.Classification(), None)
+    top1, top5 = metrics.values()
     assert (top1, top5) == (rows[-1]["test_accuracy"], rows[-1]["test_top5"])
 
 
@@ -189,7 +190,8 @@ def test_the_same_seed_repeats_the_run_bit_by_bit(settings: Settings, loaders: L
 def test_evaluation_counts_each_test_sample_once(loaders: Loaders, test_beton: Beton) -> None:
     torch.manual_seed(0)
     model = build_model("basic_cnn", 10, loaders.dataset.mean, loaders.dataset.std)
-    top1, top5 = evaluate(model, loaders.test, tasks.Classification(), None).values()
+    metrics, _ = evaluate(model, loaders.test, tasks.Classification(), None)
+    top1, top5 = metrics.values()
     with torch.inference_mode():
         logits = model.eval()(torch.from_numpy(test_beton.images).permute(0, 3, 1, 2))
     best = logits.argsort(dim=1, descending=True)[:, :5].numpy() == test_beton.labels[:, None]

@@ -21,7 +21,7 @@ from torchvision.datasets.folder import pil_loader
 from ffcv_prune.data import sources
 from ffcv_prune.data.beton import JPG, RAW, check_beton
 from ffcv_prune.data.encode import mean_and_std, page_size
-from ffcv_prune.data.manifest import Manifest, manifest_path
+from ffcv_prune.data.manifest import Manifest, manifest_path, read_sources
 from ffcv_prune.data.recipe import load_recipe
 from ffcv_prune.data.writer import write_dataset
 from ffcv_prune.errors import UserError
@@ -108,6 +108,8 @@ def test_raw_images_are_stored_as_they_are(source: Path) -> None:
     assert (manifest.samples, manifest.bytes) == (220, path.stat().st_size)
     assert manifest.recipe["image"]["mode"] == "raw"
     assert Manifest.load(path.with_name("test.beton")).counts == [0, 3, 0]
+    assert read_sources(path, 220) == [str(file) for file in files]
+    assert read_sources(path, 221) == read_sources(path.with_name("none.beton"), 220) == []
 
 
 def test_subset_is_recorded_and_leaves_the_test_split_alone(source: Path) -> None:

@@ -21,6 +21,7 @@ def plot_distribution(axes: Axes, counts: NDArray[np.int64], checkpoints: int, f
     times = np.arange(checkpoints + 1)
     axes.bar(times, np.bincount(counts, minlength=checkpoints + 1) / counts.size, width=1.0, color="0.8")
     axes.set(xlabel=f"times selected, of {checkpoints}", ylabel="share of the samples")
+    axes.locator_params(axis="x", integer=True)
     if fit is None:
         return
     masses = fit.masses()

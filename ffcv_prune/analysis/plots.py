@@ -58,12 +58,12 @@ def plot_against_rate(runs: Sequence[Run]) -> Figure:
 
 
 def plot_accuracy(runs: Sequence[Run]) -> Figure:
-    """Tests while training, against wall-clock time (tests included) and against samples seen."""
+    """Tests while training, against wall-clock time without that of the tests and against samples seen."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     by_time, by_samples = figure.subplots(1, 2, sharey=True)
     colors = method_colors(runs)
     for run in runs:
-        ends = np.cumsum([row["seconds"]["total"] for row in run.rows])
+        ends = np.cumsum([row["seconds"]["total"] - row["seconds"].get("eval", 0.0) for row in run.rows])
         points = [
             (end, row["samples_seen"], row["test_accuracy"])
             for end, row in zip(ends, run.rows, strict=True)
@@ -107,19 +107,41 @@ def plot_selections(runs: Sequence[Run], fits: Sequence[Mixture | None]) -> Figu
     return figure
 
 
-def plot_class_rates(runs: Sequence[Run]) -> Figure:
-    """Share of each class that is kept, at each checkpoint: a map for each run, classes down, epochs across."""
+CURVES = {"train_loss": "training loss", "lr": "learning rate", "keep": "share kept"}  # by key of a row of the log
+
+
+def plot_curves(runs: Sequence[Run]) -> Figure:
+    """What else moved, against the epoch: a line a run, in the colours of the methods."""
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    colors = method_colors(runs)
+    for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+        for run in runs:
+            points = [(row["epoch"], row[name]) for row in run.rows if row.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colors[run.method], label=run.name)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(alpha=0.3)
+    figure.axes[-1].legend(fontsize="small")
+    return figure
+
+
+def plot_by_class(runs: Sequence[Run], key: str, label: str) -> Figure:
+    """What an epoch's row holds of each class: a map for each run, classes down, epochs across."""
     classes = list(runs[0].rows[0]["class_fraction"])
     figure = Figure(figsize=(9, len(runs) * (1.0 + 0.22 * min(len(classes), 30))), layout="constrained")
     for axes, run in zip(figure.subplots(len(runs), 1, squeeze=False)[:, 0], runs, strict=True):
         names = list(run.rows[0]["class_fraction"])
-        kept = np.array([[row["class_fraction"][name] for row in run.rows] for name in names], dtype=float)
-        picture = axes.imshow(kept, aspect="auto", vmin=0, cmap="viridis", interpolation="nearest")
+        rows = [row for row in run.rows if row.get(key)]  # an epoch without a test has none
+        values = np.array([[row[key][name] for row in rows] for name in names], dtype=float)
+        epochs = rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5
+        extent = (*epochs, len(names) - 0.5, -0.5)
+        picture = axes.imshow(values, aspect="auto", vmin=0, cmap="viridis", interpolation="nearest", extent=extent)
         if len(names) <= 30:
             axes.set_yticks(np.arange(len(names)), names, fontsize="small")
         axes.set(title=run.name, xlabel="epoch", ylabel="" if len(names) <= 30 else "class")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.colorbar(picture, ax=axes, label="share kept")
+        axes.locator_params(axis="x", integer=True)
+        figure.colorbar(picture, ax=axes, label=label)
     return figure
 
 

@@ -20,19 +20,23 @@ from ffcv_prune.analysis.plots import (
     EXAMPLES,
     plot_accuracy,
     plot_against_rate,
-    plot_class_rates,
+    plot_by_class,
+    plot_curves,
     plot_examples,
     plot_phases,
     plot_selections,
 )
-from ffcv_prune.analysis.runs import Run, read_run, repetitions, together
+from ffcv_prune.analysis.runs import Run, differing_keys, read_run, repetitions, together
 from ffcv_prune.analysis.verdicts import verdicts
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.images import read_images
+from ffcv_prune.data.manifest import read_sources
 from ffcv_prune.errors import UserError
 
 PAGES = Environment(loader=PackageLoader("ffcv_prune", "analysis"), autoescape=True)
 MARK = Markup('<meta name="generator" content="ffcv_prune">')  # a page of ours, which a later one may replace
+SHOWN = """{% for title, samples in named %}<details><summary>{{ title }}, of which these are shown, by id</summary>
+<ul>{% for sample in samples %}<li>{{ sample }}</li>{% endfor %}</ul></details>{% endfor %}"""
 GROUPS_HEAD = ("run", "sample", "selected", *GROUPS, "group", "rhat")
 
 
@@ -63,6 +67,7 @@ def write_report(
     runs = sorted((read_run(folder) for folder in folders), key=lambda run: run.pruned)  # full data first
     pruned = [run for run in runs if run.counts is not None]
     classified = [run for run in pruned if run.dataset["classes"]]
+    tested = [run for run in runs if any(row.get("class_accuracy") for row in run.rows)]
     counted = [together(group) for group in repetitions(pruned)]
     fits = [_fitted(run) if fit else None for run in counted]
     compared = len({run.samples_seen for run in runs}) > 1
@@ -76,11 +81,14 @@ def write_report(
         verdicts=verdicts(runs),
         rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared else "",
         accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen"),
+        differing=differing_keys(runs),
+        curves=_picture(plot_curves(runs), "training loss, learning rate and share kept against the epoch"),
         phases=_picture(plot_phases(runs), "seconds by phase"),
         selections=[_selected(run, fit) for run, fit in zip(counted, fits, strict=True)],
         histograms=_picture(plot_selections(counted, fits), "samples by selections they are in") if pruned else "",
         examples=[_examples(run) for run in counted],
-        classes=_picture(plot_class_rates(classified), "share of each class kept") if classified else "",
+        classes=_by_class(classified, "class_fraction", "share kept"),
+        class_accuracy=_by_class(tested, "class_accuracy", "test accuracy"),
         made=_made(runs),
     )
     try:
@@ -112,10 +120,10 @@ def _check_replaceable(path: Path, mark: str) -> None:
 
 
 def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows. The picture of the phases has the parts of the total."""
-    head = ["run", "epochs", "pruning rate", "samples seen", "test accuracy", "seconds"]
+    """Head and rows. A run has one time, that of the verdicts. Its parts are in the picture of the phases."""
+    head = ["run", "epochs", "pruning rate", "samples seen", "test accuracy", "seconds without tests"]
     scored = any(run.static_seconds != 0 for run in runs)
-    head += ["static scores", "total with scores"] if scored else []
+    head += ["static scores", "seconds with scores"] if scored else []
     rows = [
         [
             run.name,
@@ -123,8 +131,8 @@ def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
             f"{100 * (1 - run.kept):.2f} %",
             f"{run.samples_seen:,}",
             f"{100 * run.accuracy:.2f} %" if run.tested else "not tested",
-            f"{run.seconds('total'):.1f}",
-            *(_seconds(s) for s in (run.static_seconds, run.seconds("total") + run.static_seconds) if scored),
+            f"{run.training_seconds:.1f}",
+            *(_seconds(s) for s in (run.static_seconds, run.training_seconds + run.static_seconds) if scored),
         ]
         for run in runs
     ]
@@ -166,24 +174,33 @@ def _selected(run: Run, fit: Mixture | None) -> str:
 
 
 def _examples(run: Run) -> str:
-    """Images of the samples selected most and least often, spread over the data set."""
+    """Images of the samples selected most and least often, spread over the data set, with their ids and files."""
     assert run.counts is not None
     share = float(np.mean(run.counts)) / run.checkpoints
     if run.checkpoints > 1 and np.var(run.counts) <= 1.1 * run.checkpoints * share * (1 - share):
         return ""  # the counts vary no more than chance makes them
     path, classes = Path(run.settings["data.train"]), run.dataset["classes"]
-    lines = []
+    lines, named = [], []
     try:
-        labels = check_beton(path).labels
+        labels, files = check_beton(path).labels, read_sources(path, run.counts.size)
         for word, extreme in (("most", run.counts.max()), ("least", run.counts.min())):
             ids = np.flatnonzero(run.counts == extreme)
+            found = len(ids)
             ids = ids[np.unique(np.linspace(0, len(ids) - 1, EXAMPLES, dtype=np.int64))]
             names = ["" if labels is None or not classes else classes[labels[i]] for i in ids]
             title = f"{run.name}: selected {word} often, {extreme} of {run.checkpoints} times"
             lines.append((title, read_images(path, ids.tolist()), names))
+            named.append(
+                (f"{title}: {found:,} samples", [f"{i} {files[i]}" if files else f"{i}" for i in ids.tolist()])
+            )
     except UserError as error:  # the data may be gone or written again since: the report has the rest
         return Markup("<p>{}: no example images: {}.</p>").format(run.name, error)
-    return _picture(plot_examples(lines), "images of always and of never samples")
+    picture = _picture(plot_examples(lines), "images of always and of never samples")
+    return picture + Markup(PAGES.from_string(SHOWN).render(named=named))
+
+
+def _by_class(runs: Sequence[Run], key: str, label: str) -> str:
+    return _picture(plot_by_class(runs, key, label), f"{label} of each class") if runs else ""
 
 
 def _picture(figure: Figure, description: str) -> str:

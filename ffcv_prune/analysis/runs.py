@@ -72,8 +72,16 @@ class Run:
 
     @property
     def kept(self) -> float:
-        """Samples seen, over those that full data would have shown in as many epochs: 1 - the pruning rate."""
-        return self.samples_seen / (len(self.rows) * int(self.dataset["train_samples"]))
+        """The mean share of the data that an epoch is planned to train on: 1 - the pruning rate.
+
+        A last batch that is left out does not count. Of a method that chooses in batches it is what was trained on.
+        """
+        seen, batch, total = 0, int(self.settings.get("train.batch_size", 0)), 0.0
+        for row in self.rows:
+            served = row.get("steps", 0) * batch
+            trained = min(1.0, (row["samples_seen"] - seen) / served) if served else 1.0
+            total, seen = total + trained * row["keep"], row["samples_seen"]
+        return total / len(self.rows)
 
     def seconds(self, phase: str) -> float:
         return float(sum(row["seconds"].get(phase, 0.0) for row in self.rows))
@@ -91,6 +99,17 @@ def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
         same = sorted((name, str(text)) for name, text in run.settings.items() if name not in PLACE)
         groups.setdefault(f"{same}{len(run.rows)}", []).append(run)
     return list(groups.values())
+
+
+def differing_keys(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The keys of the configuration that are not alike in all runs, with the value in each; "" where it has none."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in PLACE[1:])
+    rows = [(name, [_text(run.settings.get(name, "")) for run in runs]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def together(group: Sequence[Run]) -> Run:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from ffcv_prune.analysis.intervals import Correction, Difference, correction, difference, difference_of_tests
 from ffcv_prune.analysis.runs import Run, repetitions
 
-SAME_SAMPLES = 0.1  # two runs that differ by less than this share see as many samples
-NO_RIVAL = "; there is no run of full data at the same samples seen to judge it by."
+SAME_SAMPLES = 0.15  # runs that differ by no more than this share are compared: a small file loses much to drop_last
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
@@ -24,19 +23,41 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
     gaps = [_gap(group, rival) if rival else None for group, rival in zip(pruned, rivals, strict=True)]
     corrected = correction(gap.p() for gap in gaps if gap)
     return [
-        _said(group) + (_judged(group, rival, gap, corrected) if rival and gap else NO_RIVAL)
+        _said(group) + (_judged(group, rival, gap, corrected) if rival and gap else _why_not(group, full))
         for group, rival, gap in zip(pruned, rivals, gaps, strict=True)
     ]
 
 
 def _rival(group: list[Run], full: list[list[Run]]) -> list[Run] | None:
-    """The runs of full data, of the same file, that are nearest in samples seen; None if none is near."""
-    samples = _mean(group, "samples_seen")
+    """The nearest runs of full data; None if none saw about as many samples."""
+    nearest = _nearest(group, full)
+    return nearest if nearest and abs(_more_samples(nearest, group)) <= SAME_SAMPLES else None
+
+
+def _nearest(group: list[Run], full: list[list[Run]]) -> list[Run] | None:
+    """The runs of full data, of the same file, that are nearest in samples seen."""
     data = group[0].settings.get("data.train")
     same = [other for other in full if other[0].settings.get("data.train") == data]
-    rival = min(same, key=lambda other: abs(_mean(other, "samples_seen") - samples), default=None)
-    near = rival is not None and abs(_mean(rival, "samples_seen") - samples) <= SAME_SAMPLES * samples
-    return rival if near else None
+    return min(same, key=lambda other: abs(_more_samples(other, group)), default=None)
+
+
+def _more_samples(rival: list[Run], group: list[Run]) -> float:
+    """How many samples more the rival saw, as a share of those of the group."""
+    return _mean(rival, "samples_seen") / _mean(group, "samples_seen") - 1
+
+
+def _why_not(group: list[Run], full: list[list[Run]]) -> str:
+    nearest = _nearest(group, full)
+    if nearest is None:
+        return "; there is no run of full data to judge it by."
+    return (
+        f"; there is no run of full data at the same samples seen to judge it by: the nearest, {nearest[0].name}, saw "
+        f"{_share_more(_more_samples(nearest, group))}."
+    )
+
+
+def _share_more(share: float) -> str:
+    return f"{abs(100 * share):.1f} % {'more' if share > 0 else 'fewer'}"
 
 
 def _said(group: list[Run]) -> str:
@@ -61,9 +82,11 @@ def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Corr
         cost += f", {_more_or_less(seconds + static)} with its static scores"
     elif math.isnan(static):
         cost += "; what its static scores cost is not on record"
+    more = _more_samples(rival, group)
+    same = "the same" if abs(more) < 0.01 else _share_more(more)
     against = f"{100 * _mean(rival, 'accuracy'):.2f} % in {_mean(rival, 'training_seconds'):.1f} s ({_runs(rival)})"
     return (
-        f". Full data at the same samples seen, {rival[0].name}, reached {against}. Pruning {outcome} and took {cost} "
+        f". Full data at {same} samples seen, {rival[0].name}, reached {against}. Pruning {outcome} and took {cost} "
         f"(difference {gap.in_words(corrected.level)} points, {noise}: the {corrected})."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,7 @@ class Manifest:
     def save(self, beton_path: str | os.PathLike[str]) -> Path:
         """Write the manifest of `beton_path` whole or not at all, and return its path."""
         path = manifest_path(beton_path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _write(path, json.dumps(asdict(self), indent=2) + "\n")
         return path
 
     @classmethod
@@ -73,6 +65,37 @@ class Manifest:
         if beton.exists() and beton.stat().st_size != manifest.bytes:
             raise UserError(f"{path} belongs to another {beton.name} ({manifest.bytes} bytes); {remedy}")
         return manifest
+
+
+def write_sources(beton_path: str | os.PathLike[str], sources: Iterable[str]) -> None:
+    """Write what each sample was made from, such as its file, a line each, to ``X.txt`` beside ``X.beton``."""
+    _write(sources_path(beton_path), "".join(source.replace("\n", " ") + "\n" for source in sources))
+
+
+def read_sources(beton_path: str | os.PathLike[str], num_samples: int) -> list[str]:
+    """What `write_sources` wrote; empty where it is not on record."""
+    try:
+        lines = sources_path(beton_path).read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError):
+        return []
+    return lines if len(lines) == num_samples else []
+
+
+def sources_path(beton_path: str | os.PathLike[str]) -> Path:
+    return Path(beton_path).with_suffix(".txt")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write `path` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _is_sound(manifest: Manifest) -> bool:

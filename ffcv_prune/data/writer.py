@@ -16,7 +16,7 @@ import numpy as np
 
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import BrokenImages, encode_split
-from ffcv_prune.data.manifest import Manifest
+from ffcv_prune.data.manifest import Manifest, write_sources
 from ffcv_prune.data.recipe import Recipe
 from ffcv_prune.data.sources import OpenSource, Split, open_source, subsample
 from ffcv_prune.errors import UserError
@@ -32,7 +32,7 @@ def write_dataset(
     force: bool = False,
     skip_broken: bool = False,
 ) -> list[Path]:
-    """Write ``out_dir/NAME/SPLIT.beton`` and its manifest ``SPLIT.json`` for every split of the recipe.
+    """Write ``out_dir/NAME/SPLIT.beton`` for every split of the recipe, its manifest and the names of its sources.
 
     Args:
         num_workers: processes that read and encode images; -1: one per core available.
@@ -92,6 +92,7 @@ def write_dataset(
                 versions=_versions(),
             )
             _sync(temporary)
+            write_sources(path, map(split.describe, range(len(split.labels))))
             manifest.save(path)
             os.replace(temporary, path)
         rate = manifest.samples / (time.perf_counter() - start)

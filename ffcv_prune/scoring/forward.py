@@ -105,7 +105,12 @@ def score_pass(
 def check_loader(what: str, loader: Any) -> None:
     """UserError for a loader whose batches do not know their samples, such as FFCV's own."""
     if isinstance(loader, type) or not hasattr(loader, "batches"):
-        raise wrong_kind(what, loader, "a PrunedLoader(…)")
+        raise wrong_kind(what, loader, "a PrunedLoader(…) or a TorchLoader(…)")
+
+
+def known_labels(loader: SampleLoader) -> NDArray[np.int64] | None:
+    """int64[n], the labels of a loader, where they cost no pass over the data."""
+    return None if loader.label_range is None else loader.labels
 
 
 def device_of(model: Any) -> torch.device:

@@ -17,7 +17,7 @@ from ffcv_prune.methods import State
 from ffcv_prune.methods.table import CERTAINTY, NonFiniteLossError
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.batch_forward import BatchChooser
-from ffcv_prune.scoring.forward import check_loader, score_pass
+from ffcv_prune.scoring.forward import check_loader, known_labels, score_pass
 from ffcv_prune.scoring.proxy import Proxy, check_proxy_loader
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.tasks import Task
@@ -70,7 +70,7 @@ class Values:
         check_loader("scoring loader", self.score_loader)
         if self.proxy is not None:
             check_proxy_loader(self.score_loader, loader, method.values["window"])
-        found, labels, own = self.score_loader.num_samples, self.score_loader.labels, loader.labels
+        found, labels, own = self.score_loader.num_samples, known_labels(self.score_loader), known_labels(loader)
         if found != n or (labels is not None and own is not None and not np.array_equal(labels, own)):
             reason = f"{found} samples, not {n}" if found != n else "other labels"
             raise UserError(

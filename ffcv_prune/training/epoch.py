@@ -145,22 +145,33 @@ def mean_loss(losses: Tensor, ids: Tensor, outputs: Any, targets: Any) -> Tensor
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: SampleLoader, task: Task, amp_dtype: torch.dtype | None) -> dict[str, float]:
-    """The task's metrics over the whole test set, by name, the headline first.
+def evaluate(
+    model: nn.Module, loader: SampleLoader, task: Task, amp_dtype: torch.dtype | None, classes: int = 0
+) -> tuple[dict[str, float], list[float | None]]:
+    """The task's metrics over the whole test set, by name, the headline first, and the accuracy of each of C `classes`.
+
+    That is None for a class without samples; 0 classes: of none, as where the targets are no classes.
 
     With a distributed loader each rank tests its share, no sample is tested twice, and all ranks return the same.
     """
     model.eval()
     device = next(model.parameters()).device
-    sums = torch.zeros(len(task.metrics), dtype=torch.float64, device=device)
+    sums = torch.zeros(len(task.metrics) + 2 * classes, dtype=torch.float64, device=device)
+    metrics, right, samples = sums.split([len(task.metrics), classes, classes])
     with closing(loader.batches(0)) as batches, autocast(device, amp_dtype):
         for batch in batches:
             outputs = model(batch.inputs)
             task.check(outputs, batch.targets)
-            sums += task.counts(outputs, batch.targets)
+            metrics += task.counts(outputs, batch.targets)
+            if classes:
+                samples.scatter_add_(0, batch.targets, torch.ones_like(batch.targets, dtype=sums.dtype))
+                hits = task.tensor(outputs).argmax(dim=1) == batch.targets
+                right.scatter_add_(0, batch.targets, hits.to(sums.dtype))
     if loader.world_size > 1:
         sums = collectives.total(sums)
-    return task.summarise(sums, loader.num_samples)
+    metrics, right, samples = sums.split([len(task.metrics), classes, classes])
+    by_class = [None if n == 0 else hits / n for hits, n in zip(right.tolist(), samples.tolist(), strict=True)]
+    return task.summarise(metrics, loader.num_samples), by_class
 
 
 def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ffcv_prune.analysis.counts import class_fractions
 from ffcv_prune.config import Config
-from ffcv_prune.training.loaders import Dataset
 from ffcv_prune.training.run_folder import provenance
 
 
@@ -42,24 +41,31 @@ class RunResult:
     seconds: dict[str, float]
 
 
-def selection_facts(ids: NDArray[np.int64], dataset: Dataset) -> dict[str, Any]:
-    """The keys of an epoch's row that tell what it trained on; `ids` is int64[k], the selection."""
-    keep = len(ids) / dataset.train.num_samples
-    fractions = class_fractions(ids, dataset.labels, dataset.class_counts).tolist()
+def selection_facts(
+    ids: NDArray[np.int64], labels: NDArray[np.int64], class_counts: NDArray[np.int64], classes: Sequence[str]
+) -> dict[str, Any]:
+    """The keys of an epoch's row that tell what it trained on.
+
+    Args:
+        ids: int64[k], the selection.
+        labels: int64[n]; class_counts: int64[C]; classes: the C names; C is 0 where there are no classes.
+    """
+    keep = len(ids) / len(labels)
+    fractions = class_fractions(ids, labels, class_counts).tolist()
     rounded = [None if math.isnan(fraction) else round(fraction, 4) for fraction in fractions]
     return {
         "keep": round(keep, 6),
         "pruning_rate": round(1 - keep, 6),
-        "class_fraction": dict(zip(dataset.classes, rounded, strict=True)),
+        "class_fraction": dict(zip(classes, rounded, strict=True)),
     }
 
 
 def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:
-    """`headline` is the name of the metric to show."""
+    """`headline` is the name of the metric to show. Epochs count from 0, as in the log and for `Pruner.begin_epoch`."""
     tested = "" if row[f"test_{headline}"] is None else f"  test {row[f'test_{headline}']:.4f}"
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in row["seconds"].items() if s >= 0.05 or name == "total")
     return (
-        f"epoch {row['epoch'] + 1:3d}/{epochs}  {row['phase']:6s}  keep {row['keep']:.2f} "
+        f"epoch {row['epoch']:3d} ({row['epoch'] + 1}/{epochs})  {row['phase']:6s}  keep {row['keep']:.2f} "
         f"(pruned {row['pruning_rate']:.2f})  loss {row['train_loss']:.4f}{tested}  ({seconds} s)"
     )
 

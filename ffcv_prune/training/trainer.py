@@ -191,31 +191,38 @@ class Trainer:
                 raise stopped(signal, folder)
             loss, steps = self._train_epoch(epoch, folder, stop)
             check_converges(loss)
-            metrics: dict[str, float] = {}
+            metrics, by_class = dict[str, float](), list[float | None]()
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
                 stepper = self.stepper
-                metrics = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype)
+                classes = len(self.dataset.classes)
+                metrics, by_class = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype, classes)
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
-                    row = self._row(epoch, loss, steps, metrics, folder.rows)
+                    row = self._row(epoch, loss, steps, metrics, by_class, folder.rows)
                     folder.log(row)
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
             self._save(folder)
 
     def _row(
-        self, epoch: int, loss: float, steps: int, metrics: Mapping[str, float], rows: list[dict[str, Any]]
+        self,
+        epoch: int,
+        loss: float,
+        steps: int,
+        metrics: Mapping[str, float],
+        by_class: list[float | None],
+        rows: list[dict[str, Any]],
     ) -> dict[str, Any]:
         """The log's line about an epoch that has ended; `rows` are those before."""
         seen = rows[-1]["samples_seen"] if rows else 0
-        state = self.pruner.state
+        state, dataset = self.pruner.state, self.dataset
         selected = state.selection is not None and state.selection.epoch == epoch
         return {
             "epoch": epoch,
             "phase": state.phase(epoch),
             "selected": selected,
             "nonfinite_losses": state.nonfinite if selected else 0,
-            **selection_facts(self.loader.selection, self.dataset),
+            **selection_facts(self.loader.selection, dataset.labels, dataset.class_counts, dataset.classes),
             **self._chosen_share(steps),
             "mean_weight": round(self.pruner.mean_weight, 6),
             "samples_seen": seen + self.stepper.trained,
@@ -224,6 +231,7 @@ class Trainer:
             "lr": self.pruner.lr_factor * self.stepper.lr_schedule(epoch, steps - 1, steps),
             "train_loss": loss,
             **{f"test_{name}": metrics.get(name) for name in ("accuracy", "top5", *self.stepper.task.metrics)},
+            "class_accuracy": dict(zip(dataset.classes, by_class, strict=False)),
             "seconds": self.clock.take(),
         }
 
@@ -236,7 +244,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float, int]:
         """Select if it is due, then train on the selection: returns the mean loss and the number of steps."""
-        description = f"epoch {epoch + 1}/{self.config.train.epochs}"
+        description = f"epoch {epoch} ({epoch + 1}/{self.config.train.epochs})"
         disable = None if folder is not None else True  # None: where there is no terminal
         with tqdm(desc=description, total=0, unit="img", leave=False, disable=disable) as bar:
             made = self._begin_epoch(epoch, folder, stop)

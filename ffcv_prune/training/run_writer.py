@@ -1,0 +1,135 @@
+"""The run folder of a training loop of one's own, so that it gets a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ffcv_prune import strict_args
+from ffcv_prune.errors import UserError
+from ffcv_prune.pruner import Pruner, Swap
+from ffcv_prune.scoring.forward import known_labels
+from ffcv_prune.training.run_folder import RunFolder, provenance
+from ffcv_prune.training.run_log import selection_facts
+
+
+class RunWriter:
+    """Writes the folder of a run: config, log, selections, and at the end the report.
+
+        pruner = Pruner(loader, score_loader, "ucb", keep=0.3, epochs=200)
+        with RunWriter("runs/mine", pruner, test_samples=10_000) as run:
+            for epoch in range(200):
+                swap = pruner.begin_epoch(epoch, model)
+                ...  # train and test
+                run.log(epoch, swap, test_accuracy=accuracy)
+
+    Of ranks that train together, only the main one writes. An existing folder is not touched: the next free one of
+    runs/mine_2, runs/mine_3, … is taken.
+
+    Args:
+        folder: to be made.
+        pruner: of the loop; one of method "full" for training on all data.
+        test_samples: of the test set, for what a difference between two runs means.
+        class_names: of the classes 0, 1, …; None: their numbers.
+
+    Attributes:
+        path: the folder that is written.
+    """
+
+    def __init__(
+        self, folder: str | Path, pruner: Pruner, test_samples: int, class_names: Sequence[str] | None = None
+    ) -> None:
+        wanted = Path(folder)
+        self._pruner, loader = pruner, pruner.loader
+        n = loader.num_samples
+        labels = known_labels(loader)
+        if labels is None or labels.min() < 0 or labels.max() >= n:  # numbers that are no classes
+            labels, names = np.zeros(n, np.int64), []
+        else:
+            names = [str(c) for c in range(int(labels.max()) + 1)] if class_names is None else list(class_names)
+            if labels.max() >= len(names):
+                raise UserError(f"{len(names)} class_names for labels up to {labels.max()}: give one for each class")
+        self._labels, self._names = labels, names
+        self._counts = np.bincount(labels, minlength=len(names))[: len(names)]
+        self._folder = RunFolder.create(wanted.parent, wanted.name) if loader.rank == 0 else None
+        self.path = self._folder.path if self._folder else wanted
+        self._seen = 0
+        self._last = time.perf_counter()
+        if self._folder is not None:
+            self._folder.write_config(self._config())
+            self._folder.write_json("machine.json", provenance())
+            self._folder.write_json(
+                "dataset.json",
+                {
+                    "classes": names,
+                    "class_counts": self._counts.tolist(),
+                    "train_samples": n,
+                    "test_samples": test_samples,
+                },
+            )
+            self._folder.set_status("running")
+
+    def _config(self) -> str:
+        pruner = self._pruner
+        return strict_args.to_yaml(
+            {
+                "run": {"name": self.path.name, "seed": pruner.state.seed},
+                "data": {"train": str(getattr(pruner.loader, "path", ""))},
+                "train": {"epochs": pruner.state.epochs, "batch_size": pruner.loader.batch_size},
+                "prune": {"method": pruner.method.name, **pruner.method.values},
+            }
+        )
+
+    def log(
+        self, epoch: int, swap: Swap | None, test_accuracy: float | None = None, train_loss: float | None = None
+    ) -> None:
+        """Write the line of an epoch that has ended, and its selection.
+
+        Args:
+            swap: what `Pruner.begin_epoch` returned for the epoch.
+            test_accuracy: 0 to 1; None: not tested.
+            train_loss: the mean over the epoch.
+        """
+        now = time.perf_counter()
+        total, self._last = now - self._last, now
+        pruner, loader = self._pruner, self._pruner.loader
+        ids = loader.selection if pruner.state.selection is None else pruner.state.selection.ids
+        self._seen += min(len(ids), loader.num_batches(len(ids)) * loader.batch_size * loader.world_size)
+        parts = {
+            name: getattr(swap, f"{name}_seconds") if swap is not None else 0.0 for name in ("score", "select", "swap")
+        }
+        if self._folder is None:
+            return
+        if swap is not None:
+            self._folder.save_selection(epoch, swap.ids)
+        self._folder.log(
+            {
+                "epoch": epoch,
+                "phase": pruner.state.phase(epoch),
+                "selected": swap is not None,
+                **selection_facts(ids, self._labels, self._counts, self._names),
+                "samples_seen": self._seen,
+                "train_loss": train_loss,
+                "test_accuracy": test_accuracy,
+                "seconds": {**parts, "train": max(0.0, total - sum(parts.values())), "total": total},
+            }
+        )
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._folder is None:
+            return
+        if error is None and self._folder.rows:
+            from ffcv_prune.analysis.report import write_report  # matplotlib, which the loop need not wait for
+
+            write_report([self.path], self.path / "report.html")
+        self._folder.set_status("finished" if error is None else "failed", "" if error is None else str(error))
+        self._folder.close()
