@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from ffcv_prune.config import Config, load
 from ffcv_prune.training.loaders import Loaders
@@ -65,3 +66,11 @@ def loaders(config_file: Path) -> Iterator[Loaders]:
     """Those of the module's `config_file`, compiled once."""
     with closing(Loaders(load(["--config", str(config_file)]))) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def unpainted() -> Iterator[None]:
+    """Reports whose figures are made and not painted, which takes several times as long as a small run trains."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda *_, **__: None)
+        yield

@@ -27,6 +27,8 @@ from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = 4
 

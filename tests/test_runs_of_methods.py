@@ -23,6 +23,8 @@ from ffcv_prune.training.run_log import RunResult
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 BATCH = 32
 INFOBATCH = {"method": "infobatch"}
 

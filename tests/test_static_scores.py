@@ -24,6 +24,8 @@ from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton, write_run
 from tests.test_static_formulas import as_tensor, naive_forget_scores, naive_grand
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 BATCH, KEEP = 32, 0.5
 
 Settings = Callable[..., config.Config]

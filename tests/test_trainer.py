@@ -24,6 +24,8 @@ from ffcv_prune.training.loaders import Loaders, open_dataset
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 METHODS = ["random", "uncertainty", "ema", "epsilon_greedy", "ucb", "static_random"]
 BATCH, EPOCHS, KEEP = 32, 4, 0.5
 HALF = {"prune__keep": KEEP, "prune__period": 2}
