@@ -91,14 +91,16 @@ def test_every_sample_arrives_as_it_was_written(loader: PrunedLoader, beton: Bet
 
 
 def test_a_file_with_numbers_and_labels_before_the_images(beton: Beton, tmp_path: Path) -> None:
-    """Images come first and labels next; the labels are the field of that name, not the first integers."""
+    """They are told apart by field; the labels are the field of that name, not the first integers."""
     beton = write_label_first(tmp_path / "label_first.beton", beton)
     pipelines = score_pipelines(check_beton(beton.path))
     for _ in range(2):  # the caller's pipelines stay as they are
         loader = make_loader(beton, pipelines=pipelines, drop_last=False)
-        images, labels, ids = serve(loader)
-        np.testing.assert_array_equal(images, beton.images[ids])
-        np.testing.assert_array_equal(labels, beton.labels[ids])
+        for batch in loader.batches(0):
+            images = batch.inputs.permute(0, 2, 3, 1)
+            np.testing.assert_array_equal(images, beton.images[batch.ids])
+            np.testing.assert_array_equal(batch.targets, beton.labels[batch.ids])
+            assert batch.outputs[0] is batch.targets  # in the order of the file, as FFCV delivers them
         np.testing.assert_array_equal(loader.labels, beton.labels)
 
 

@@ -147,11 +147,3 @@ def usable_workers(num_workers: Any) -> int:
     if asked > cores:
         raise UserError(f"num_workers is {asked}, but this process may use {cores} cores: pass -1 for all of them")
     return asked if asked > 0 else cores
-
-
-def rank_and_world_size(distributed: bool) -> tuple[int, int]:
-    if not distributed:
-        return 0, 1
-    if not torch.distributed.is_initialized():
-        raise UserError("distributed=True needs torch.distributed.init_process_group first: start with torchrun")
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()

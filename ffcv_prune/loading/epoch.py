@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ffcv_prune.errors import UserError, uninterrupted
 from ffcv_prune.loading.read_ahead import ReadAhead
 from ffcv_prune.loading.ring import Decoding, Ring
+from ffcv_prune.loading.selectable import Position
 from ffcv_prune.protocols import Batch
 
 POLL_SECONDS = 0.5  # how soon a stopped or dead thread is noticed
@@ -100,10 +101,8 @@ class Epoch:
     """Iterator over the batches of one epoch.
 
     Attributes:
-        epoch: number of the epoch.
+        position: where it is; the batches that were skipped at the start count as served.
         order: int64[m], the ids in the order they are served.
-        selection: int64[k], sorted: what the order was made of; None: all samples.
-        served: batches handed out so far, those skipped at the start included.
 
     Batches are views into a ring of buffers: clone what outlives the step. Those on the CPU are overwritten without
     asking any device, so copy them to one without `non_blocking`. Dropping the iterator, or calling
@@ -114,16 +113,12 @@ class Epoch:
         self,
         decoding: Decoding,
         ring: Ring,
-        epoch: int,
+        start: Position,
         order: NDArray[np.int64],
-        first_batch: int,
-        selection: NDArray[np.int64] | None,
         waiting: Waiting,
     ) -> None:
-        self.epoch = epoch
+        self.position = start
         self.order = order
-        self.selection = selection
-        self.served = first_batch
         self._path, self._batch_size, self._with_ids = decoding.file.path, decoding.batch_size, decoding.with_ids
         self._waiting = waiting
         self._ids = torch.from_numpy(order)
@@ -132,8 +127,8 @@ class Epoch:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
-        ring.begin(decoding.seed, epoch, self._cuda)
-        self._producer = _Producer(decoding, ring, order[first_batch * self._batch_size :])
+        ring.begin(decoding.seed, start.epoch, self._cuda)
+        self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :])
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.
@@ -158,8 +153,9 @@ class Epoch:
                 raise StopIteration
             if isinstance(item, LoaderError | UserError):
                 raise item
+            epoch, batch, _ = self.position
             raise LoaderError(
-                f"{self._path}: batch {self.served} of epoch {self.epoch} failed in the loader's thread: "
+                f"{self._path}: batch {batch} of epoch {epoch} failed in the loader's thread: "
                 f"{type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
@@ -168,7 +164,7 @@ class Epoch:
             self._producer.consumer_stream = torch.cuda.current_stream(self._cuda)
             self._producer.consumer_stream.wait_stream(stream)
         ids = self.next_ids
-        self.served += 1
+        self.position = self.position._replace(served=self.position.served + 1)
         return (*outputs, ids) if self._with_ids else outputs
 
     @property
@@ -177,7 +173,7 @@ class Epoch:
 
         Of this epoch's own array, in no ring: a copy of them to a device may be as asynchronous as it likes.
         """
-        first = self.served * self._batch_size
+        first = self.position.served * self._batch_size
         return self._ids[first : first + self._batch_size]
 
     def _next_item(self) -> tuple[int, Any] | BaseException | None:

@@ -1,6 +1,6 @@
 """FFCV pipelines for training and for scoring.
 
-A batch is (images, targets), whatever other fields the file has and in whatever order. Images leave the pipelines as
+Of the fields of a file, images and targets are served, in the order of the file. Images leave the pipelines as
 uint8[B, 3, H, W] in channels_last on the device, labels as int64[B], floats as float64[B], arrays as they are.
 Normalising is the model's business (`models.normalize`): four times fewer bytes cross to the device.
 """
@@ -13,7 +13,6 @@ import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import torch
 from ffcv.fields import FloatField, NDArrayField
 from ffcv.fields.decoders import FloatDecoder, NDArrayDecoder
-from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import Squeeze, ToDevice, ToTensor, ToTorchImage
 from ffcv.types import TYPE_ID_HANDLER
 
@@ -22,9 +21,6 @@ from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.augment import CentreCrop, Label, PadCropFlip, RandomResizedCrop, StoredImage
 
 AUGMENTATIONS = ("none", "pad_crop_flip", "random_resized_crop")
-
-# Output of the targets where they are stored before the images. Longer than FFCV lets a field's name be.
-AFTER_IMAGES = "targets_after_images"
 
 
 def train_pipelines(
@@ -103,10 +99,4 @@ def _complete(
     else:
         targets = [FloatDecoder() if kind is FloatField else Label(), ToTensor(), *to_device, Squeeze(1)]
     pipelines: dict[str, Any] = dict.fromkeys(info.fields)
-    pipelines[images] = [*image, ToTensor(), *to_device, ToTorchImage()]
-    fields = list(info.fields)
-    if fields.index(images) < fields.index(target):
-        pipelines[target] = targets
-    else:  # FFCV delivers the fields in the order of the file, and after them what has a name of its own
-        pipelines[AFTER_IMAGES] = PipelineSpec(target, transforms=targets)
-    return pipelines
+    return pipelines | {images: [*image, ToTensor(), *to_device, ToTorchImage()], target: targets}

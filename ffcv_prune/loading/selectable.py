@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.order import PrunedOrder, validate_ids
+from ffcv_prune.loading.order import PrunedOrder
 
 
 class Position(NamedTuple):
@@ -29,6 +29,7 @@ class SelectableLoader(ABC):
         num_samples: n, of the data set.
         batch_size: samples a batch, on each rank.
         seed: of the order; may be set between epochs.
+        drop_last: True if a last batch that is not whole is left out.
         next_epoch: number of the epoch that the next `iter()` starts.
         first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
     """
@@ -36,17 +37,16 @@ class SelectableLoader(ABC):
     num_samples: int
     batch_size: int
     seed: int
+    drop_last: bool
     next_epoch: int
     first_batch: int
     traversal_order: PrunedOrder
-    _all: NDArray[np.int64] | None  # what None selects
     _after_resumed: list[NDArray[np.int64] | None]  # at most one selection, see load_state_dict
 
-    def _select_first(self, order: PrunedOrder, ids: NDArray[np.int64] | None = None) -> None:
-        """To be called once, by the constructor: the order, and what None selects."""
+    def _select_first(self, order: PrunedOrder) -> None:
+        """To be called once, by the constructor."""
         self.next_epoch = self.first_batch = 0
-        self.traversal_order, self._all, self._after_resumed = order, ids, []
-        order.select(ids)
+        self.traversal_order, self.drop_last, self._after_resumed = order, order.drop_last, []
         self._check_length(order.num_selected)
 
     @property
@@ -66,15 +66,13 @@ class SelectableLoader(ABC):
         """Serve only these samples from the next epoch on. A running epoch goes on unchanged.
 
         Args:
-            ids: int64[k] dataset positions in any order, or None for all samples. They are copied.
+            ids: int64[k] dataset positions in any order, or None for all samples (or `indices`). They are copied.
 
         Raises:
             UserError: wrong dtype or shape, out of range, negative or duplicate ids, or so few that
                 `drop_last` would leave no batch. The selection stays as it was.
         """
-        checked = self._all if ids is None else validate_ids(ids, self.num_samples)
-        self._check_length(self.num_samples if checked is None else len(checked))
-        self.traversal_order.select(checked)
+        self.traversal_order.select(self._checked(ids))
         self._after_resumed.clear()
 
     @property
@@ -91,11 +89,6 @@ class SelectableLoader(ABC):
     def shuffle(self) -> bool:
         """True if each epoch has a permutation of its own."""
         return self.traversal_order.shuffle
-
-    @property
-    def drop_last(self) -> bool:
-        """True if a last batch that is not whole is left out."""
-        return self.traversal_order.drop_last
 
     @property
     def selection(self) -> NDArray[np.int64]:
@@ -131,10 +124,10 @@ class SelectableLoader(ABC):
         self.set_epoch(start.epoch + 1)
         return start
 
-    def _checked(self, ids: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-        """The ids of `batches`, sorted and validated."""
-        checked = None if ids is None else validate_ids(ids, self.num_samples)
-        self._check_length(self.num_samples if checked is None else len(checked))
+    def _checked(self, ids: ArrayLike | None) -> NDArray[np.int64] | None:
+        """A selection, sorted and validated."""
+        checked = None if ids is None else self.traversal_order.checked(ids)
+        self._check_length(self.traversal_order.count(checked))
         return checked
 
     def _whole_order(self, epoch: int, ids: NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -161,11 +154,11 @@ class SelectableLoader(ABC):
         """Take up position and selections of `state`; a running epoch is ended.
 
         Raises UserError, and changes nothing, for a state of other data, seed, batch size over all ranks,
-        shuffle or drop_last: its position would mean other samples.
+        shuffle, drop_last or indices: its position would mean other samples.
         """
         for key, own in self._settings().items():
-            if state[key] != own:
-                raise UserError(f"the loader's state has {key} {state[key]}, but {self.name} is loaded with {own}")
+            if state.get(key) != own:
+                raise UserError(f"the loader's state has {key} {state.get(key)}, but {self.name} is loaded with {own}")
         stored = (state["selection"], state["next_selection"])
         now, after = (self._checked(None if ids is None else ids.numpy()) for ids in stored)
         self.close()
@@ -175,13 +168,7 @@ class SelectableLoader(ABC):
 
     def _settings(self) -> dict[str, Any]:
         """What a position depends on."""
-        return {
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "batch_size": self.batch_size * self.world_size,
-            "shuffle": self.shuffle,
-            "drop_last": self.drop_last,
-        }
+        return self.traversal_order.settings() | {"batch_size": self.batch_size * self.world_size}
 
     def _check_length(self, samples: int) -> None:
         ranks = self.world_size

@@ -123,12 +123,12 @@ def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dic
     start = now(device)
     while time.perf_counter() - start < SECONDS:
         begun = time.perf_counter()
-        with closing(iter(loader)) as batches:
-            for step, (images, labels, ids) in enumerate(batches):
+        with closing(loader.batches(loader.next_epoch, loader.selection)) as batches:
+            for step, served_batch in enumerate(batches):
                 if step == 0:
                     first.append(time.perf_counter() - begun)
-                    batch = images.clone(), labels.clone(), ids.clone()
-                served += len(images)
+                    batch = served_batch.inputs.clone(), served_batch.targets.clone(), served_batch.ids.clone()
+                served += len(served_batch.ids)
                 if time.perf_counter() - start >= SECONDS:
                     break
     loader_alone = ranks * served / (now(device) - start)

@@ -163,9 +163,9 @@ def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.flo
     """Return float32[n]: the gradient norm of each sample (`grand`), in float32, the model in evaluation mode."""
     model.eval()
     parts = []
-    with closing(iter(score_loader)) as batches:
-        for images, labels in tqdm(batches, desc="gradients", total=len(score_loader), leave=False, disable=None):
-            parts.append(grand(model, images, labels))
+    with closing(score_loader.batches(0)) as batches:
+        for batch in tqdm(batches, desc="gradients", total=len(score_loader), leave=False, disable=None):
+            parts.append(grand(model, batch.inputs, batch.targets))
     return torch.cat(parts).numpy(force=True)
 
 
