@@ -102,13 +102,13 @@ def plot_selections(runs: Sequence[Run], fits: Sequence[Mixture | None]) -> Figu
     figure = Figure(figsize=(9, 2.8 * len(runs)), layout="constrained")
     for axes, run, fit in zip(figure.subplots(len(runs), 1, squeeze=False)[:, 0], runs, fits, strict=True):
         assert run.counts is not None
-        plot_distribution(axes, run.counts, run.checkpoints, fit)
+        plot_distribution(axes, run.counts, run.selections, fit)
         axes.set_title(run.name)
     return figure
 
 
 def plot_class_rates(runs: Sequence[Run]) -> Figure:
-    """Share of each class that is kept, at each checkpoint: a map for each run, classes down, epochs across."""
+    """Share of each class that is kept, at each selection: a map for each run, classes down, epochs across."""
     classes = list(runs[0].rows[0]["class_fraction"])
     figure = Figure(figsize=(9, len(runs) * (1.0 + 0.22 * min(len(classes), 30))), layout="constrained")
     for axes, run in zip(figure.subplots(len(runs), 1, squeeze=False)[:, 0], runs, strict=True):
