@@ -19,23 +19,23 @@ from ffcv_prune.errors import UserError
 
 
 def plant(
-    weights: list[float], means: list[float], deviations: list[float], checkpoints: int, n: int
+    weights: list[float], means: list[float], deviations: list[float], selections: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Counts of n samples from truncated normals, by rejection, and the group of each."""
     rng = np.random.default_rng(0)
     groups = rng.choice(3, n, p=weights)
     counts = np.full(n, -1)
-    while (open_ := np.flatnonzero((counts < 0) | (counts > checkpoints))).size:
+    while (open_ := np.flatnonzero((counts < 0) | (counts > selections))).size:
         drawn = rng.normal(np.array(means)[groups[open_]], np.array(deviations)[groups[open_]])
         counts[open_] = np.rint(drawn).astype(int)
     return counts, groups
 
 
-def naive_mass(mean: float, deviation: float, checkpoints: int, count: int) -> float:
+def naive_mass(mean: float, deviation: float, selections: int, count: int) -> float:
     def below(x: float) -> float:
         return 0.5 * math.erfc((mean - x) / (deviation * math.sqrt(2)))
 
-    return (below(count + 0.5) - below(count - 0.5)) / (below(checkpoints + 0.5) - below(-0.5))
+    return (below(count + 0.5) - below(count - 0.5)) / (below(selections + 0.5) - below(-0.5))
 
 
 def test_the_mass_of_a_count_is_the_naive_one() -> None:
@@ -93,30 +93,30 @@ def test_what_cannot_be_fitted_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("weights", "means", "deviations", "checkpoints"),
+    ("weights", "means", "deviations", "selections"),
     [
-        ([0.3, 0.5, 0.2], [2, 30, 76], [3, 18, 3], 80),  # Fig. 3: four runs of 20 checkpoints
+        ([0.3, 0.5, 0.2], [2, 30, 76], [3, 18, 3], 80),  # Fig. 3: four runs of 20 selections
         ([0.6, 0.3, 0.1], [0, 18, 40], [1, 8, 1], 40),
         ([0.05, 0.9, 0.05], [1, 25, 39], [1, 7, 1], 40),  # Fig. 7: almost only sometimes
     ],
 )
 def test_planted_mixtures_are_recovered(
-    weights: list[float], means: list[float], deviations: list[float], checkpoints: int
+    weights: list[float], means: list[float], deviations: list[float], selections: int
 ) -> None:
     pytest.importorskip("pymc")
-    counts, groups = plant(weights, means, deviations, checkpoints, n=20_000)
-    fit = fit_mixture(counts, checkpoints)
+    counts, groups = plant(weights, means, deviations, selections, n=20_000)
+    fit = fit_mixture(counts, selections)
     assert fit.rhat < RHAT_LIMIT and fit.agrees
     for (mean, low, high), planted in zip(fit.shares(), np.bincount(groups) / len(groups), strict=True):
         assert mean == pytest.approx(planted, abs=0.02)
         assert low - 0.015 < planted < high + 0.015
-    np.testing.assert_allclose(fit.means.mean(axis=0), means, atol=0.05 * checkpoints)
+    np.testing.assert_allclose(fit.means.mean(axis=0), means, atol=0.05 * selections)
     np.testing.assert_allclose(fit.deviations.mean(axis=0), deviations, rtol=0.25)
     labels = fit.label(counts)
     naive = np.array(
         [
-            [w * naive_mass(m, d, checkpoints, c) for w, m, d in zip(weights, means, deviations, strict=True)]
-            for c in range(checkpoints + 1)
+            [w * naive_mass(m, d, selections, c) for w, m, d in zip(weights, means, deviations, strict=True)]
+            for c in range(selections + 1)
         ]
     )
     best = naive.argmax(axis=1)[counts]

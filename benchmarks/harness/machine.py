@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,27 @@ def made_on(rows: Sequence[Row]) -> str:
     days = " and ".join(sorted({row["date"][:10] for row in rows}))
     commits = " and ".join(dict.fromkeys(row["commit"] for row in rows if row["commit"]))
     return f"Measured on {'; '.join(machines)}; {days}{f', commit {commits}' if commits else ''}."
+
+
+Timed = Callable[[Callable[[], Any]], tuple[Any, dict[str, float]]]
+
+
+@contextmanager
+def stopwatch() -> Iterator[Timed]:
+    """A function that takes a step, and returns what that makes, its "seconds", its "cpu_seconds" on all threads, and
+    how many functions numba "compiled" meanwhile; one that numba reads from its cache on the disk does not count."""
+    from numba.core import event  # only here: importing it is measured, too
+
+    with event.install_recorder("numba:compile") as recorder:
+
+        def timed(step: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+            recorder.buffer.clear()
+            start, cpu = time.perf_counter(), time.process_time()
+            made = step()
+            cost = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+            return made, cost | {"compiled": sum(happened.is_start for _, happened in recorder.buffer)}
+
+        yield timed
 
 
 def resident_mb() -> dict[str, float]:

@@ -144,12 +144,13 @@ class Results:
         return left
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Add rows. KeyError for a column that the benchmark does not have."""
+        """Add rows, their numbers to seven digits. KeyError for a column that the benchmark does not have."""
         made = machine.here()
         for row in rows:
             if foreign := row.keys() - set(self.columns):
                 raise KeyError(f"columns {foreign}")
-            append_csv(self.path, dict.fromkeys(self.columns, "") | row | {"settings": self.settings} | made)
+            short = {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in row.items()}
+            append_csv(self.path, dict.fromkeys(self.columns, "") | short | {"settings": self.settings} | made)
 
     def publish(self, title: str, text: str, picture: Path | None = None) -> None:
         """Print the page, and write it beside the CSV, as .md."""

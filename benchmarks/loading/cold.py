@@ -40,6 +40,7 @@ from benchmarks.harness.rows import Results, positive, rotated
 from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
 from benchmarks.harness.training import write_once
 from benchmarks.loading.page_cache import PageCache, disk_bytes, disk_speed, kernel_read_ahead_kb
+from benchmarks.loading.rivals.data import random_subset
 from benchmarks.loading.stock import end_stock_epoch, stock_loader
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data import recipe
@@ -141,7 +142,7 @@ def measure(data: Data, path: Path, repeats: int, megabytes: int) -> Iterator[di
     rng = np.random.default_rng(0)
     turns = ((repeat, keep) for repeat in range(repeats) for keep in KEEPS)
     for repeat, keep in turns:
-        ids = np.sort(rng.permutation(info.num_samples)[: max(data.batch, round(keep * info.num_samples))])
+        ids = random_subset(info.num_samples, max(keep, data.batch / info.num_samples), rng)
         for situation in data.situations:
             forget = _forgetting(cached, ours[0]) if situation == "no room" else None
             for name in rotated(LOADERS, repeat):
@@ -152,8 +153,8 @@ def measure(data: Data, path: Path, repeats: int, megabytes: int) -> Iterator[di
                 before = disk_bytes()
                 seconds, images = _time(epochs[name], ids, batches, forget)
                 row = {"data": data.name, "keep": keep, "situation": situation, "loader": name, "repeat": repeat}
-                row |= {"images": images, "seconds": round(seconds, 4), "file_mb": round(cached.bytes / 1e6)}
-                yield row | disk | {"read_mb": round((disk_bytes() - before) / 1e6, 1)}
+                row |= {"images": images, "seconds": seconds, "file_mb": round(cached.bytes / 1e6)}
+                yield row | disk | {"read_mb": (disk_bytes() - before) / 1e6}
     link.unlink()
 
 

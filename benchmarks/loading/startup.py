@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.harness.machine import called_apart, fresh_python, measured_with
+from benchmarks.harness.machine import called_apart, fresh_python, measured_with, stopwatch
 from benchmarks.harness.rows import Results, positive
 from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
 
@@ -104,7 +104,7 @@ def measure_loaders(case: str, loader: str, folder: Path, workers: int) -> list[
                     row | {"measured": f"{case}: {kind}"} for kind, row in zip(kinds, built, strict=True)
                 ]
             rows += [{"measured": case, "loader": loader, "cache": state} | row for row in built]
-    return [{name: _rounded(value) for name, value in row.items()} for row in rows]
+    return rows
 
 
 def measure_command(name: str, kernels: str) -> dict[str, Any]:
@@ -113,28 +113,14 @@ def measure_command(name: str, kernels: str) -> dict[str, Any]:
     fresh_python(shlex.split(name), COMMANDS[name], NUMBA_CACHE_DIR=kernels)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"measured": name, "seconds": _rounded(seconds), "cpu_seconds": _rounded(cpu)}
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
+    return {"measured": name, "seconds": seconds, "cpu_seconds": cpu}
 
 
 def build(loader: str, kinds: Sequence[str], folder: str, workers: int) -> None:
     """Print, as JSON, what the imports cost and then each loader up to its first batch; a process for itself."""
     import torchvision  # noqa: F401 - imports torch; our trainer needs it, but not for the loaders
-    from numba.core import event
 
-    # Not `swap.Compilations`: it must listen before FFCV is imported, which that module does.
-    with event.install_recorder("numba:compile") as recorder:
-
-        def timed(step: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-            recorder.buffer.clear()
-            start, cpu = time.perf_counter(), time.process_time()
-            made = step()
-            cost = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-            return made, cost | {"compiled": sum(happened.is_start for _, happened in recorder.buffer)}
-
+    with stopwatch() as timed:  # before FFCV is imported
         prepare = {"ffcv_prune": our_builder, "FFCV": ffcv_builder}[loader]
         first_batch, imports = timed(partial(prepare, Path(folder), workers))
         rows: list[dict[str, float]] = []

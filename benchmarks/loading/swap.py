@@ -19,21 +19,23 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numba.core.event as numba_event
 import numpy as np
 from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
 from ffcv.loader import OrderOption
+from ffcv.loader.epoch_iterator import EpochIterator
 from numpy.typing import NDArray
 
-from benchmarks.harness.machine import called_apart, forget_peak, measured_with, resident_mb
+from benchmarks.harness.machine import called_apart, forget_peak, measured_with, resident_mb, stopwatch
 from benchmarks.harness.rows import Results
 from benchmarks.harness.tables import Row, groups, spread, table, values
 from benchmarks.harness.training import noise, write_once
+from benchmarks.loading.rivals.data import random_subset
 from benchmarks.loading.stock import end_stock_epoch, stock_loader
 from benchmarks.speed.long_run import IMAGENET_SAMPLES
 from ffcv_prune import PrunedLoader
@@ -52,20 +54,6 @@ SETTINGS = ("repeats", "samples", "large")
 KEEP = 0.3
 CASES = {"8 x 8": (1024, 0), "256 x 256": (512, 224)}  # batch size, side of the crop
 CONSTRUCTORS = ("PrunedLoader", "second PrunedLoader", "ffcv.Loader")
-
-
-class Compilations(numba_event.Listener):
-    """Counts what numba compiles, on any thread."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        numba_event.register("numba:compile", self)
-
-    def on_start(self, event: Any) -> None:
-        self.count += 1
-
-    def on_end(self, event: Any) -> None:
-        """A compilation counts when it begins."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,10 +78,10 @@ def run(args: argparse.Namespace, results: Results) -> None:
             if case == "constructors":
                 results.append(list(constructors(small, args.repeats)))
             else:
-                results.append(measure(case, small if case == "8 x 8" else large, args.samples, args.repeats))
+                results.append(list(measure(case, small if case == "8 x 8" else large, args.samples, args.repeats)))
 
 
-def measure(data: str, path: Path, ordered: int, repeats: int) -> list[dict[str, Any]]:
+def measure(data: str, path: Path, ordered: int, repeats: int) -> Iterator[dict[str, Any]]:
     """Swap our loader and rebuild FFCV's, in turn; with each swap, at least `ordered` samples are put in order."""
     info = check_beton(path)
     batch, crop = CASES[data]
@@ -101,62 +89,53 @@ def measure(data: str, path: Path, ordered: int, repeats: int) -> list[dict[str,
     pipelines = train_pipelines(info, "random_resized_crop" if crop else "none", crop)
     loader = PrunedLoader(path, batch, pipelines=pipelines, order=OrderOption.RANDOM)
     more = PrunedOrder(loader, ordered, shuffle=True, drop_last=True) if ordered > info.num_samples else None
+
+    def swap(ids: NDArray[np.int64], of_more: NDArray[np.int64]) -> None:
+        loader.set_selection(ids)
+        if more is not None:
+            more.select(validate_ids(of_more, ordered))
+            more.sample_order(loader.next_epoch)
+
+    def ordered_anew(*ids: NDArray[np.int64]) -> None:
+        swap(*ids)
+        loader.next_traversal_order()
+
+    def first_batch(*ids: NDArray[np.int64]) -> Any:
+        swap(*ids)
+        batches = iter(loader)
+        next(batches)
+        return batches
+
+    def rebuilt(ids: NDArray[np.int64]) -> EpochIterator:
+        decoder = RandomResizedCropRGBImageDecoder((crop, crop)) if crop else None
+        epoch = iter(stock_loader(path, batch, decoder, indices=ids))
+        next(epoch)
+        return epoch
+
     for _ in range(2):  # compiles, allocates, touches the file; once more at full speed
         with closing(iter(loader)) as batches:
             list(islice(batches, 8))
-    compilations = Compilations()
     rng = np.random.default_rng(0)
-
-    def selection(n: int) -> NDArray[np.int64]:
-        return np.sort(rng.permutation(n)[: round(KEEP * n)])
-
-    rows = []
     for repeat in range(repeats):
-        ids, of_more = selection(info.num_samples), selection(ordered)
-        row: dict[str, Any] = {"measured": data, "samples": info.num_samples, "batch": batch, "repeat": repeat}
-        row["ordered"] = max(ordered, info.num_samples)
-
-        def swap(ids: NDArray[np.int64] = ids, of_more: NDArray[np.int64] = of_more) -> None:
-            loader.set_selection(ids)
-            if more is not None:
-                more.select(validate_ids(of_more, ordered))
-                more.sample_order(loader.next_epoch)
-
+        ids = random_subset(info.num_samples, KEEP, rng), random_subset(ordered, KEEP, rng)
         gc.collect()  # what the repeat before left behind of FFCV's loader
-        swap()  # its memory, too, may still be on its way back: not timed
-        compilations.count = 0
-        start = time.perf_counter()
-        swap()
-        loader.next_traversal_order()
-        row["swap_seconds"] = time.perf_counter() - start
-        loader.set_selection(None)
-        start = time.perf_counter()
-        swap()
-        with closing(iter(loader)) as batches:
-            next(batches)
-            row["first_batch_seconds"] = time.perf_counter() - start
-            row["batch_seconds"] = _seconds_a_batch(batches)
-        row["compiled"] = compilations.count
-        compilations.count = 0
-        start = time.perf_counter()
-        decoder = RandomResizedCropRGBImageDecoder((crop, crop)) if crop else None
-        stock = stock_loader(path, batch, decoder, indices=ids)
-        epoch = iter(stock)
-        next(epoch)
-        row["rebuilt_seconds"] = time.perf_counter() - start
-        row["rebuilt_compiled"] = compilations.count
+        swap(*ids)  # its memory, too, may still be on its way back: not timed
+        with stopwatch() as timed:
+            _, swapped = timed(partial(ordered_anew, *ids))
+            loader.set_selection(None)
+            batches, begun = timed(partial(first_batch, *ids))
+            with closing(batches):  # the few batches that were decoded in advance are among those that are timed
+                served, then = timed(lambda batches=batches: sum(1 for _ in islice(batches, 40)))  # type: ignore[misc]
+            epoch, anew = timed(partial(rebuilt, ids[0]))
         end_stock_epoch(epoch)
-        del stock, epoch
-        rows.append({key: round(value, 7) if isinstance(value, float) else value for key, value in row.items()})
-    numba_event.unregister("numba:compile", compilations)
-    return rows
-
-
-def _seconds_a_batch(batches: Any) -> float:
-    """Mean over some batches; the few that were decoded in advance are among them."""
-    start = time.perf_counter()
-    number = sum(1 for _ in islice(batches, 40))
-    return (time.perf_counter() - start) / max(1, number)
+        del epoch
+        yield {
+            **{"measured": data, "samples": info.num_samples, "ordered": max(ordered, info.num_samples)},
+            **{"batch": batch, "repeat": repeat, "swap_seconds": swapped["seconds"]},
+            **{"first_batch_seconds": begun["seconds"], "batch_seconds": then["seconds"] / max(1, served)},
+            "compiled": sum(cost["compiled"] for cost in (swapped, begun, then)),
+            **{"rebuilt_seconds": anew["seconds"], "rebuilt_compiled": anew["compiled"]},
+        }
 
 
 def constructors(path: Path, repeats: int) -> Iterator[dict[str, Any]]:
@@ -186,9 +165,9 @@ def construct(kind: str, tiny: str, path: str) -> None:
     after = resident_mb()
     row = {
         "samples": len(kept[-1].reader.metadata),
-        "seconds": round(seconds, 4),
-        "own_mb": round(after["RssAnon"] - before["RssAnon"], 1),
-        "peak_mb": round(after["VmHWM"] - before["VmRSS"], 1),
+        "seconds": seconds,
+        "own_mb": after["RssAnon"] - before["RssAnon"],
+        "peak_mb": after["VmHWM"] - before["VmRSS"],
     }
     print(json.dumps(row))
 

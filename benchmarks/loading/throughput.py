@@ -127,7 +127,7 @@ def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -
                     measured = loaders[name].measure(keep, args.seconds, (repeat,))
                     rows.append({"loader": name, "keep": keep, "repeat": repeat} | asdict(measured))
     return [
-        common | row | {"pixel_difference": round(difference[row["loader"]], 3), "version": _version(row["loader"])}
+        common | row | {"pixel_difference": difference[row["loader"]], "version": _version(row["loader"])}
         for row in rows
     ]
 
@@ -217,6 +217,6 @@ def _case(rows: Sequence[Row], title: str) -> str:
     made = rows[0]
     note = (
         f"{int(made['samples']):,} images, batches of {made['batch_size']}, {made['workers']} workers; "
-        f"pixels differ from ours by at most {max(values(rows, 'pixel_difference')):g} of 255 in the mean."
+        f"pixels differ from ours by at most {round(max(values(rows, 'pixel_difference')), 3):g} of 255 in the mean."
     )
     return "\n\n".join([f"## {title}", table(lines), note])

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.utils.benchmark import Timer
 
 from benchmarks.paper.grid import Run
-from ffcv_prune.config import Config
+from ffcv_prune.config import Config, Train
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import stored_size
 from ffcv_prune.machine import autocast
 from ffcv_prune.models import build_model
-from ffcv_prune.training.epoch import choose_amp_dtype
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
 from ffcv_prune.training.world import choose_device
 
 CLASSES = 10  # of the measured model: the head counts for nothing
@@ -77,39 +76,30 @@ def _scores(config: Config) -> float:
 def _samples_and_speed(config: Config) -> tuple[int, Speed]:
     train = check_beton(config.data.train)
     side = config.data.size or stored_size(train)
-    settings = config.train
-    return train.num_samples, measure(config.model.name, side, settings.batch_size, settings.amp, settings.device)
+    return train.num_samples, measure(config.model.name, side, config.train)
 
 
 @cache
-def measure(model_name: str, side: int, batch_size: int, amp: str, device_name: str) -> Speed:
+def measure(model_name: str, side: int, settings: Train) -> Speed:
     """Time steps and forward passes on random images that are already on the device."""
-    device = choose_device(device_name)
-    dtype = choose_amp_dtype(amp, device)
+    device = choose_device(settings.device)
     model = build_model(model_name, CLASSES, [0.5] * 3, [0.25] * 3).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, fused=True)
-    images = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8, device=device)
+    stepper = Stepper(model, settings, choose_amp_dtype(settings.amp, device))
+    ids = torch.arange(settings.batch_size, device=device)
+    images = torch.randint(0, 256, (len(ids), 3, side, side), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (batch_size,), device=device)
-
-    def step() -> None:
-        with autocast(device, dtype):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     @torch.inference_mode()
     def forward() -> None:
-        with autocast(device, dtype):
+        with autocast(device, stepper.amp_dtype):
             model(images)
 
     def seconds(work: Callable[[], None]) -> float:
-        """Of one call; torch's timer warms up and waits for the device."""
+        """An image; torch's timer warms up and waits for the device."""
         timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-        return timer.blocked_autorange(min_run_time=MEASURE_SECONDS).mean / batch_size
+        return timer.blocked_autorange(min_run_time=MEASURE_SECONDS).mean / settings.batch_size
 
-    train = seconds(step)
+    train = seconds(lambda: stepper.step(images, ids % CLASSES, ids, mean_loss, lr=1e-3))
     model.eval()
     return Speed(train, seconds(forward))
 

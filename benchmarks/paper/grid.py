@@ -19,6 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,8 @@ def load(path: Path, scale: str) -> tuple[About, list[Run]]:
     for word in about.figures.split():
         if word not in FIGURES:
             raise UserError(f'{path.name}: unknown figure "{word}"{nearest(word, FIGURES)}')
-    runs = [
-        run
-        for part, changes in parts.items()
-        for run in _runs(part, _read(path, scale, [content, scales[scale], changes]))
-    ]
+    layers = {part: _read(path, scale, [content, scales[scale], changes]) for part, changes in parts.items()}
+    runs = [run for part, own in layers.items() for run in _runs(part, own)]
     runs.sort(key=lambda run: run.seed)  # stable: seed 0 of everything comes first
     return about, runs
 
@@ -221,27 +219,19 @@ def methods() -> dict[str, tuple[Method, dict[str, Setting]]]:
 
 
 def _runs(part: str, layers: _Layers) -> list[Run]:
-    grid = layers.experiment.grid
-    runs = []
+    grid, source = layers.experiment.grid, layers.path.name
+    wanted: list[tuple[str, float | None, tuple[str, str] | None]] = []
     for name in grid.methods.split():
-        method = find_method(name, layers.path.name)
-        rates: Sequence[float | None] = [None] if method.rate == "none" else grid.rates
-        runs += [_run(part, layers, name, rate, seed) for rate in rates for seed in range(grid.seeds)]
-    for swept, sweep in layers.sweeps.items():
+        rates: Sequence[float | None] = [None] if find_method(name, source).rate == "none" else grid.rates
+        wanted += [(name, rate, None) for rate in rates]
+    for swept_key, sweep in layers.sweeps.items():
         if not isinstance(sweep, dict) or sweep.keys() != {"values", "methods"}:
-            raise UserError(
-                f"{layers.path.name}: the sweep of {swept} needs `values:` and `methods:`, and nothing else"
-            )
-        runs += [
-            _run(part, layers, name, rate, seed, (swept, value))
-            for name in sweep["methods"].split()
-            for rate in grid.rates
-            for value in sweep["values"]
-            for seed in range(grid.seeds)
-        ]
-    if not runs:
-        raise UserError(f"{layers.path.name}: no run; name methods and pruning rates")
-    return runs
+            raise UserError(f"{source}: the sweep of {swept_key} needs `values:` and `methods:`, and nothing else")
+        swept = product(sweep["methods"].split(), grid.rates, sweep["values"])
+        wanted += [(name, rate, (swept_key, value)) for name, rate, value in swept]
+    if not wanted:
+        raise UserError(f"{source}: no run; name methods and pruning rates")
+    return [_run(part, layers, *one, seed) for one in wanted for seed in range(grid.seeds)]
 
 
 def find_method(name: str, source: str) -> Method:
@@ -250,14 +240,7 @@ def find_method(name: str, source: str) -> Method:
     return methods()[name][0]
 
 
-def _run(
-    part: str,
-    layers: _Layers,
-    name: str,
-    rate: float | None,
-    seed: int,
-    swept: tuple[str, str] | None = None,
-) -> Run:
+def _run(part: str, layers: _Layers, name: str, rate: float | None, swept: tuple[str, str] | None, seed: int) -> Run:
     grid, method = layers.experiment.grid, find_method(name, layers.path.name)
     # Keys of the config and of the experiment are for all methods: those that one does not take do not count for it.
     below = {
@@ -272,14 +255,14 @@ def _run(
         computed[method.rate] = f"{rate}"
     if method.score_epochs or method.selections_of:
         computed["prune.scores"] = "to_be_named.npy"  # by what makes them, once that is known
-    if swept is not None:
-        computed[swept[0]] = swept[1]
+    computed |= dict([swept] if swept else [])
     settings |= {word: Setting(text, f"{layers.path.name}, {name}") for word, text in computed.items()}
     base = resolve(settings, options=())
     config = _with_epochs(base, grid, method, rate)
     source = scoring = None
     if method.selections_of:  # another initialisation: the scores must not be of the run that they serve
-        source = _run(part, layers, method.selections_of, rate, (seed + 1) % grid.seeds if grid.seeds > 1 else 1)
+        other = (seed + 1) % grid.seeds if grid.seeds > 1 else 1
+        source = _run(part, layers, method.selections_of, rate, None, other)
         config = _with_scores(config, f"{name}_{source.key}")
     elif method.score_epochs:
         wanted = (method.score_epochs_small if layers.scale == "small" else "") or method.score_epochs

@@ -25,7 +25,7 @@ def save_counts(key: str, folder: Path, out: Path) -> None:
     if run.counts is not None:
         out.mkdir(parents=True, exist_ok=True)
         last = np.load(method_selections(folder, run.rows)[-1])
-        facts = {"counts": run.counts, "selections": run.checkpoints, "last": last, "seconds": run.training_seconds}
+        facts = {"counts": run.counts, "selections": run.selections, "last": last, "seconds": run.training_seconds}
         np.savez_compressed(out / f"{key}.npz", **facts)
 
 

@@ -173,12 +173,12 @@ def run_one(settings: config.Config, loaders: Loaders, full_loader: PrunedLoader
         raise UserError("no scored selection in so few epochs: raise --epochs")
     return {
         "accuracy": rows[-1]["test_accuracy"],
-        "overlap": round(statistics.mean(shadow.overlaps), 5),
-        "overlap_min": round(min(shadow.overlaps), 5),
+        "overlap": statistics.mean(shadow.overlaps),
+        "overlap_min": min(shadow.overlaps),
         "overlaps": " ".join(f"{value:.4f}" for value in shadow.overlaps),
-        "scored": round(statistics.mean(shadow.scored), 5),
-        "score_seconds": round(shadow.score_seconds, 3),
-        "total_seconds": round(seconds, 3),
+        "scored": statistics.mean(shadow.scored),
+        "score_seconds": shadow.score_seconds,
+        "total_seconds": seconds,
         "samples_seen": rows[-1]["samples_seen"],
     }
 

@@ -59,9 +59,9 @@ class Meter:
         row = {
             "step": name,
             "samples": self.samples,
-            "seconds": round(seconds, 3),
-            "peak_mb": round(max(memory["VmHWM"], children), 1),
-            "own_mb": round(memory["RssAnon"], 1),
+            "seconds": seconds,
+            "peak_mb": max(memory["VmHWM"], children),
+            "own_mb": memory["RssAnon"],
         }
         self.rows.append(row)
 
@@ -136,8 +136,11 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 def summary(rows: Sequence[Row]) -> str:
     """The steps as a Markdown table, and what they were measured with."""
-    heads = {"step": "step", "seconds": "seconds", "peak_mb": "peak, MB", "own_mb": "own, MB"}
-    lines = [{head: row[column] for column, head in heads.items()} for row in rows]
+    lines = [
+        {"step": row["step"], "seconds": f"{float(row['seconds']):.3f}"}
+        | {f"{what}, MB": f"{float(row[f'{what}_mb']):.1f}" for what in ("peak", "own")}
+        for row in rows
+    ]
     samples = f"{int(rows[0]['samples']):,} samples of {SIDE} x {SIDE}, one run."
     return f"{table(lines)}\n\n{samples} {measured_on(rows)}"
 

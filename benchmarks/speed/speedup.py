@@ -148,7 +148,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
             print(f"\nrun {i + 1} of {len(cases)}: {case}", flush=True)
             result = train(run_config, loaders)
             row = row_of(case, read_run(result.folder).rows, case.measured(args.period))
-            row |= {"compile_seconds": round(compile_seconds[first], 3), "setup_seconds": result.seconds["setup"]}
+            row |= {"compile_seconds": compile_seconds[first], "setup_seconds": result.seconds["setup"]}
             results.append([row])
 
 
@@ -182,7 +182,7 @@ def row_of(case: Case, epochs: Sequence[Mapping[str, Any]], number: int) -> dict
         "repeat": case.repeat,
         "epochs": number,
         "samples": measured[-1]["samples_seen"] - before["samples_seen"],
-        **{f"{name}_seconds": round(seconds[name], 4) for name in (*CHARGED, *NOT_CHARGED)},
+        **{f"{name}_seconds": seconds[name] for name in (*CHARGED, *NOT_CHARGED)},
         "accuracy": measured[-1]["test_accuracy"],
     }
 

@@ -180,8 +180,8 @@ def measure(n: int, kind: str, repeats: int, most_threads: int) -> list[dict[str
                     continue
                 seconds, arrays = bench.run(method, threads)
                 row = {"losses": kind, "samples": n, "method": name, "threads": threads}
-                row |= {"repeat": repeat, "seconds": f"{seconds:.6f}"}
-                rows.append(row | {"arrays": f"{arrays:.2f}" if n >= FEWEST_FOR_MEMORY else ""})
+                row |= {"repeat": repeat, "seconds": seconds}
+                rows.append(row | {"arrays": arrays if n >= FEWEST_FOR_MEMORY else ""})
     return [row for row in rows if row["repeat"] >= 0]
 
 

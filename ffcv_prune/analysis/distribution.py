@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from ffcv_prune.analysis.mixture import GROUPS, Mixture
 
 
-def plot_distribution(axes: Axes, counts: NDArray[np.int64], checkpoints: int, fit: Mixture | None = None) -> None:
+def plot_distribution(axes: Axes, counts: NDArray[np.int64], selections: int, fit: Mixture | None = None) -> None:
     """Draw the share of samples by count, and over it the density of each group that there is, and of all.
 
     The red lines are, as in Fig. 3, one standard deviation from the means of never and always components.
 
     Args:
-        counts: int64[n], how often each sample was selected, of `checkpoints` times.
+        counts: int64[n], how often each sample was selected, of `selections` times.
         fit: of these counts; None draws the histogram alone.
     """
-    times = np.arange(checkpoints + 1)
-    axes.bar(times, np.bincount(counts, minlength=checkpoints + 1) / counts.size, width=1.0, color="0.8")
-    axes.set(xlabel=f"times selected, of {checkpoints}", ylabel="share of the samples")
+    times = np.arange(selections + 1)
+    axes.bar(times, np.bincount(counts, minlength=selections + 1) / counts.size, width=1.0, color="0.8")
+    axes.set(xlabel=f"times selected, of {selections}", ylabel="share of the samples")
     axes.locator_params(axis="x", integer=True)
     if fit is None:
         return

@@ -18,9 +18,9 @@ from scipy.special import ndtr
 from ffcv_prune.errors import UserError
 
 GROUPS = ("never", "sometimes", "always")
-OUTER = 0.1  # of [0, checkpoints], to both sides: where a component's mean makes it "never" or "always"
+OUTER = 0.1  # of [0, selections], to both sides: where a component's mean makes it "never" or "always"
 RHAT_LIMIT = 1.1  # Gelman and Rubin's; above, the chains disagree, and no sample gets a label
-MIN_CHECKPOINTS = 4  # below, three components have as many parameters as there are counts
+MIN_SELECTIONS = 4  # below, three components have as many parameters as there are counts
 TUNE = 3000  # steps before the samples, in which the proposals find their scale
 DRAWS, CHAINS = 1000, 3  # the paper's
 THIN = 5  # steps from one kept sample to the next: neighbours of a random walk say nearly the same
@@ -33,17 +33,17 @@ class Mixture:
     """The posterior of the mixture: draws of all chains, components ordered by their means in every draw.
 
     Three components are fitted whether or not there are three groups, so their order alone names none of them. A
-    component is "never" or "always" where its mean, truncated as it is, lies in the outer tenth of [0, checkpoints];
+    component is "never" or "always" where its mean, truncated as it is, lies in the outer tenth of [0, selections];
     any other is "sometimes", and a group may be empty or have several components.
 
     Attributes:
-        checkpoints: C, the largest possible count.
+        selections: C, the largest possible count.
         weights: float64[draws, 3], shares of the samples; rows sum to 1.
         means, deviations: float64[draws, 3], of the normals before truncation, in selections.
         rhat: the largest split R-hat of these nine.
     """
 
-    checkpoints: int
+    selections: int
     weights: Floats
     means: Floats
     deviations: Floats
@@ -57,17 +57,17 @@ class Mixture:
     @cached_property
     def component_masses(self) -> Floats:
         """float64[3, C + 1]: the posterior mean share of all samples that are of a component and have a count."""
-        joint = np.zeros((3, self.checkpoints + 1))
+        joint = np.zeros((3, self.selections + 1))
         for weights, means, deviations in zip(self.weights, self.means, self.deviations, strict=True):
-            joint += weights[:, None] * bin_masses(means, deviations, self.checkpoints)
+            joint += weights[:, None] * bin_masses(means, deviations, self.selections)
         return joint / len(self.weights)
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
         """The group of each component, int64[3], an index into `GROUPS`."""
         masses = self.component_masses
-        means = masses @ np.arange(self.checkpoints + 1) / masses.sum(axis=1)
-        return np.digitize(means, np.array([OUTER, 1 - OUTER]) * self.checkpoints)
+        means = masses @ np.arange(self.selections + 1) / masses.sum(axis=1)
+        return np.digitize(means, np.array([OUTER, 1 - OUTER]) * self.selections)
 
     def masses(self) -> Floats:
         """float64[3, C + 1]: the posterior mean share of all samples that are in a group and have a count."""
@@ -97,38 +97,38 @@ class Mixture:
         return (self.groups == np.arange(3)[:, None]).astype(np.float64)
 
 
-def bin_masses(means: Floats, deviations: Floats, checkpoints: int) -> Floats:
+def bin_masses(means: Floats, deviations: Floats, selections: int) -> Floats:
     """float64[3, C + 1]: probability of each count under each truncated normal.
 
     A count stands for half a selection to both sides, so the truncation is at -1/2 and C + 1/2: counts are whole
     numbers, and a density at the single value 0 would grow without bound with a narrowing component.
     """
-    edges = np.arange(checkpoints + 2) - 0.5
+    edges = np.arange(selections + 2) - 0.5
     z = (edges[None, :] - means[:, None]) / deviations[:, None]  # [3, C + 2]
     below = ndtr(z)
     return np.diff(below) / (below[:, -1:] - below[:, :1])
 
 
-def fit_mixture(counts: NDArray[np.int64], checkpoints: int, seed: int = 0) -> Mixture:
+def fit_mixture(counts: NDArray[np.int64], selections: int, seed: int = 0) -> Mixture:
     """Fit the mixture to the selection counts of all samples by Metropolis-Hastings.
 
     The prior is flat over the weights and over means between 0 and C, and half normal, with scale C / 3, over the
     standard deviations.
 
     Args:
-        counts: int64[n], each between 0 and `checkpoints`.
-        checkpoints: C; of several runs, the sum of theirs, with the counts summed too.
+        counts: int64[n], each between 0 and `selections`.
+        selections: C; of several runs, the sum of theirs, with the counts summed too.
         seed: of the chains; the same counts and seed give the same fit.
 
     Raises:
-        UserError: PyMC is not installed, too few checkpoints, counts outside 0..C.
+        UserError: PyMC is not installed, too few selections, counts outside 0..C.
     """
-    if checkpoints < MIN_CHECKPOINTS:
-        raise UserError(f"{checkpoints} selections are too few for a mixture of three; at least {MIN_CHECKPOINTS}")
+    if selections < MIN_SELECTIONS:
+        raise UserError(f"{selections} selections are too few for a mixture of three; at least {MIN_SELECTIONS}")
     counts = np.asarray(counts)
-    if counts.size == 0 or counts.min() < 0 or counts.max() > checkpoints:
-        raise UserError(f"selection counts must be between 0 and the {checkpoints} selections, for at least one sample")
-    histogram = np.bincount(counts, minlength=checkpoints + 1)
+    if counts.size == 0 or counts.min() < 0 or counts.max() > selections:
+        raise UserError(f"selection counts must be between 0 and the {selections} selections, for at least one sample")
+    histogram = np.bincount(counts, minlength=selections + 1)
     try:
         import arviz  # comes with PyMC
         import pymc
@@ -137,7 +137,7 @@ def fit_mixture(counts: NDArray[np.int64], checkpoints: int, seed: int = 0) -> M
         raise UserError("fitting the groups needs PyMC: pip install 'ffcv_prune[analysis]'") from None
     logging.getLogger("pymc").setLevel(logging.WARNING)
 
-    edges = np.arange(checkpoints + 2)[:, None] / (checkpoints + 1)  # counts scaled to bins of [0, 1]
+    edges = np.arange(selections + 2)[:, None] / (selections + 1)  # counts scaled to bins of [0, 1]
     start = dict(zip(("weights", "means", "deviations"), _normals_by_em(histogram), strict=True))
     with warnings.catch_warnings(), pymc.Model():
         warnings.filterwarnings("ignore", message="PyTensor could not link to a BLAS")  # nothing here needs one
@@ -164,10 +164,10 @@ def fit_mixture(counts: NDArray[np.int64], checkpoints: int, seed: int = 0) -> M
     rhat = max(float(arviz.rhat(values[:, :, i], method="split")) for values in drawn.values() for i in range(3))
     flat = {name: values.reshape(-1, 3) for name, values in drawn.items()}
     return Mixture(
-        checkpoints,
+        selections,
         flat["weights"],
-        flat["means"] * (checkpoints + 1) - 0.5,
-        flat["deviations"] * (checkpoints + 1),
+        flat["means"] * (selections + 1) - 0.5,
+        flat["deviations"] * (selections + 1),
         rhat,
     )
 

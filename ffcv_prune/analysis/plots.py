@@ -102,7 +102,7 @@ def plot_selections(runs: Sequence[Run], fits: Sequence[Mixture | None]) -> Figu
     figure = Figure(figsize=(9, 2.8 * len(runs)), layout="constrained")
     for axes, run, fit in zip(figure.subplots(len(runs), 1, squeeze=False)[:, 0], runs, fits, strict=True):
         assert run.counts is not None
-        plot_distribution(axes, run.counts, run.checkpoints, fit)
+        plot_distribution(axes, run.counts, run.selections, fit)
         axes.set_title(run.name)
     return figure
 

@@ -145,7 +145,7 @@ def _seconds(seconds: float) -> str:
 
 def _fitted(run: Run) -> Mixture:
     assert run.counts is not None
-    return fit_mixture(run.counts, run.checkpoints)
+    return fit_mixture(run.counts, run.selections)
 
 
 def write_groups(runs: Sequence[Run], fits: Sequence[Mixture], path: Path) -> None:
@@ -159,7 +159,7 @@ def write_groups(runs: Sequence[Run], fits: Sequence[Mixture], path: Path) -> No
         for run, fit in zip(runs, fits, strict=True):
             assert run.counts is not None
             probabilities = fit.responsibilities().round(4).tolist()
-            groups = [GROUPS[i] if fit.agrees else "" for i in fit.label(np.arange(run.checkpoints + 1))]
+            groups = [GROUPS[i] if fit.agrees else "" for i in fit.label(np.arange(run.selections + 1))]
             for sample, count in enumerate(run.counts.tolist()):
                 writer.writerow([run.name, sample, count, *probabilities[count], groups[count], f"{fit.rhat:.3f}"])
 
@@ -167,17 +167,17 @@ def write_groups(runs: Sequence[Run], fits: Sequence[Mixture], path: Path) -> No
 def _selected(run: Run, fit: Mixture | None) -> str:
     """Shares in words."""
     assert run.counts is not None
-    never, always = 100 * np.mean(run.counts == 0), 100 * np.mean(run.counts == run.checkpoints)
+    never, always = 100 * np.mean(run.counts == 0), 100 * np.mean(run.counts == run.selections)
     shares = f"{never:.2f} % of the samples in none, {always:.2f} % in all of them"
     groups = f". Fitted groups: {describe_groups(fit)}" if fit else ""
-    return f"{run.name}: {run.checkpoints} selections; {shares}{groups}."
+    return f"{run.name}: {run.selections} selections; {shares}{groups}."
 
 
 def _examples(run: Run) -> str:
     """Images of the samples selected most and least often, spread over the data set, with their ids and files."""
     assert run.counts is not None
-    share = float(np.mean(run.counts)) / run.checkpoints
-    if run.checkpoints > 1 and np.var(run.counts) <= 1.1 * run.checkpoints * share * (1 - share):
+    share = float(np.mean(run.counts)) / run.selections
+    if run.selections > 1 and np.var(run.counts) <= 1.1 * run.selections * share * (1 - share):
         return ""  # the counts vary no more than chance makes them
     path, classes = Path(run.settings["data.train"]), run.dataset["classes"]
     lines, named = [], []
@@ -188,7 +188,7 @@ def _examples(run: Run) -> str:
             found = len(ids)
             ids = ids[np.unique(np.linspace(0, len(ids) - 1, EXAMPLES, dtype=np.int64))]
             names = ["" if labels is None or not classes else classes[labels[i]] for i in ids]
-            title = f"{run.name}: selected {word} often, {extreme} of {run.checkpoints} times"
+            title = f"{run.name}: selected {word} often, {extreme} of {run.selections} times"
             lines.append((title, read_images(path, ids.tolist()), names))
             named.append(
                 (f"{title}: {found:,} samples", [f"{i} {files[i]}" if files else f"{i}" for i in ids.tolist()])

@@ -29,7 +29,7 @@ class Run:
         rows: of the log, one an epoch.
         dataset: classes, class_counts, train_samples, test_samples.
         counts: int64[n], in how many of the method's selections each sample is; None without any (full data).
-        checkpoints: the method's selections; those of a random warm-up or final phase do not count.
+        selections: how many the method made; those of a random warm-up or final phase do not count.
         machine: where and with what versions it was made.
         static_seconds: what the static scores that it pruned by had cost before; NaN if that is not on record.
     """
@@ -39,7 +39,7 @@ class Run:
     rows: list[dict[str, Any]]
     dataset: dict[str, Any]
     counts: NDArray[np.int64] | None
-    checkpoints: int
+    selections: int
     machine: dict[str, Any]
     static_seconds: float = 0.0
 
@@ -113,11 +113,11 @@ def _text(value: Any) -> str:
 
 
 def together(group: Sequence[Run]) -> Run:
-    """Repetitions as one run, as far as selections go: counts and checkpoints are sums (paper, Fig. 3)."""
+    """Repetitions as one run, as far as selections go: counts and number are sums (paper, Fig. 3)."""
     counted = [run.counts for run in group if run.counts is not None]
     counts = np.sum(counted, axis=0) if counted else None
     name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more"
-    return replace(group[0], name=name, counts=counts, checkpoints=sum(run.checkpoints for run in group))
+    return replace(group[0], name=name, counts=counts, selections=sum(run.selections for run in group))
 
 
 def phases(runs: Sequence[Run]) -> list[str]:

@@ -115,6 +115,11 @@ class Buffers:
         self._free.put(buffer)
 
 
+def random_subset(n: int, keep: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """int64[round(keep * n)], ascending, as methods return it: a selection at random."""
+    return np.sort(rng.permutation(n)[: round(keep * n)])
+
+
 def batches(ids: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
     """Shuffle `ids`, int64[k], and cut them into batches; the last one may be smaller."""
     shuffled = np.random.default_rng().permutation(ids)

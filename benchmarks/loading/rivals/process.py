@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.loading.rivals import Loader, Rival
-from benchmarks.loading.rivals.data import Data
+from benchmarks.loading.rivals.data import Data, random_subset
 
 PROBES = 64  # images whose pixels are compared
 
@@ -73,11 +73,6 @@ class Served:
 def probes(data: Data) -> NDArray[np.int64]:
     """int64[<= PROBES]: the images whose pixels are compared, ascending."""
     return np.unique(np.linspace(0, len(data) - 1, PROBES, dtype=np.int64))
-
-
-def selection(n: int, keep: float, key: tuple[int, ...]) -> NDArray[np.int64]:
-    """int64[round(keep * n)], ascending, as policies return it."""
-    return np.sort(np.random.default_rng([round(1000 * keep), *key]).permutation(n)[: round(keep * n)])
 
 
 def run_epoch(
@@ -141,14 +136,15 @@ def _build(loader: str, data: Data, batch_size: int, workers: int) -> tuple[Meas
         _, at, of = np.intersect1d(wanted, ids, return_indices=True)
         pixels[at] = array[of]
 
-    served = run_epoch(_served[0], selection(len(data), 1.0, (0,)), look)
+    served = run_epoch(_served[0], np.arange(len(data)), look)
     return _sum([building, served]), pixels
 
 
 def _measure(keep: float, seconds: float, key: tuple[int, ...]) -> Measured:
     loader, done = _served[0], list[Measured]()
+    rng = np.random.default_rng([round(1000 * keep), *key])
     while not done or sum(part.seconds for part in done) < seconds:
-        done.append(run_epoch(loader, selection(len(loader.data), keep, (*key, len(done)))))
+        done.append(run_epoch(loader, random_subset(len(loader.data), keep, rng)))
     return _sum(done)
 
 
