@@ -71,6 +71,7 @@ class Run:
 
     Attributes:
         selections: what each epoch trained on; of a method that chooses in batches, what it chose.
+        factors: by epoch, the weight of each sample, and the factor of the learning rate.
         wanted: the samples of each pass, by epoch.
         last: float32[N], by epoch, the losses that each selection was made from.
     """
@@ -79,6 +80,7 @@ class Run:
         self.method, self.ranks, self.renew = method, ranks, renew
         self.state = start(method)
         self.selections: list[list[int]] = []
+        self.factors: list[Any] = []
         self.wanted: dict[int, list[int]] = {}
         self.last: dict[int, Any] = {}
         for epoch in range(EPOCHS):
@@ -89,6 +91,10 @@ class Run:
             self.last[epoch] = self.state.table.last.copy()
             self.state.select(epoch)
             self.pause()
+            selection = self.state.selection
+            assert selection is not None
+            weights = np.ones(selection.ids.size) if selection.weights is None else selection.weights
+            self.factors.append([selection.lr_factor, *weights.tolist()])
             chosen = list(self.train(epoch))
             self.selections.append(np.sort(np.concatenate(chosen)).tolist())
 
@@ -218,11 +224,16 @@ def test_a_budget_of_scores(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_resuming_at_every_batch(name: str) -> None:
+@pytest.mark.parametrize("source", ["", *SOURCES])
+def test_resuming_at_every_batch(name: str, source: str) -> None:
     """A new state takes over after each selection and each batch."""
     assert TABLE[name]["resume"] == "yes"
-    whole, stopped = Run(build(name)), Run(build(name), renew=True)
+    if source and TABLE[name]["source"] == "its own":
+        return
+    method = build(name, score_source=source, **SOURCES[source]) if source else build(name)
+    whole, stopped = Run(method), Run(method, renew=True)
     assert stopped.selections == whole.selections and stopped.wanted == whole.wanted
+    assert stopped.factors == whole.factors
     assert len({tuple(ids) for ids in whole.selections}) > 1 or whole.method.statistic.is_fixed
 
 
