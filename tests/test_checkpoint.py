@@ -168,7 +168,7 @@ def test_what_resume_accepts_on_the_command_line(tmp_path: Path, settings: Confi
     assert (own.data.train, own.run.save_every, own.train) == ("moved.beton", 5.0, settings.train)
     with pytest.raises(UserError, match=r"train\.lr may not change when a run is resumed"):
         config.read_command(["--resume", run, "--train.lr=1"])
-    with pytest.raises(UserError, match=r"leave out --config"):
+    with pytest.raises(UserError, match=r"--resume and --config exclude each other"):
         config.read_command(["--resume", run, "--config", "x.yaml"])
     with pytest.raises(UserError, match=r"no config\.yaml"):
         config.read_command(["--resume", str(tmp_path)])

@@ -80,8 +80,9 @@ def test_keys_that_a_lower_file_left_for_another_method_do_not_count(tmp_path: P
 
 @pytest.mark.parametrize("name", methods.PRESETS)
 def test_every_method_reads_back_from_its_own_file(name: str, minimal: Path) -> None:
-    scores = ["--prune.scores=a.npy"] if "scores" in methods.PRESETS[name].parameters else []
-    config = load_with(minimal, f"--prune.method={name}", *scores)
+    needed = {"scores": "a.npy", "proxy_model": "resnet_tiny"}.items()
+    options = [f"--prune.{key}={value}" for key, value in needed if key in methods.PRESETS[name].parameters]
+    config = load_with(minimal, f"--prune.method={name}", *options)
     assert load_with(write(minimal.with_name("again.yaml"), config.to_yaml())) == config
 
 

@@ -177,7 +177,7 @@ def drive(state: methods.State, epochs: range) -> list[list[int]]:
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in methods.PRESETS),
+    *((name, {"window": 16} if name == "proxy_batch" else {}) for name in methods.PRESETS),
     *((name, {"random_share": 0.3, "loss_cap": 0.1, "class_floor": 0.7, "keep": 0.5}) for name in ("ucb", "random")),
     ("ucb", {"score_source": "both", "period": 2}),
     ("ema", {"score_source": "training", "warmup": 1, "warmup_mode": "full", "period": 1}),
