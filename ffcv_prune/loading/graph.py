@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import torch
 from ffcv.fields.decoders import (
     BytesDecoder,
