@@ -340,25 +340,33 @@ def test_sigterm_while_the_result_is_written_does_not_stop_that(
     Outcome.of(train(settings(), loaders).folder).check_equal(uninterrupted)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"method": "full"},
-        {"method": "infobatch"},
-        {"method": "ucb", "warmup": 1, "warmup_mode": "full", "score_source": "training"},
-        {"method": "ema", "score_source": "both", "period": 2, "loss_cap": 0.1, "class_floor": 0.5},
-        {"method": "ucb", "score_source": "both", "period": 1, "score_budget": 0.4, "score_revisit": 3},
-    ],
-    ids=["full", "infobatch", "training", "both", "budget"],
-)
+KINDS: list[tuple[dict[str, Any], tuple[float, ...]]] = [  # prune, and the parts of the run at which it is killed
+    ({"method": "full"}, (1 / 3, 1 / 2, 4 / 5)),
+    ({"method": "infobatch"}, (1 / 3, 1 / 2, 4 / 5)),
+    ({"method": "ucb", "warmup": 1, "warmup_mode": "full", "score_source": "training"}, (1 / 3, 1 / 2, 4 / 5)),
+    ({"method": "ema", "score_source": "both", "loss_cap": 0.1, "class_floor": 0.5}, (1 / 3, 1 / 2, 4 / 5)),
+    ({"method": "ucb", "score_source": "both", "period": 1, "score_budget": 0.4, "score_revisit": 3}, (1 / 3, 4 / 5)),
+    ({"method": "kakurenbo", "confidence": 0.1}, (0.6,)),
+    ({"method": "repb", "ratio": 0.3}, (0.6,)),
+    ({"method": "selective_backprop", "start": 0.25, "interrupt": 0}, (0.6,)),
+    ({"method": "selective_backprop", "form": "jiang", "start": 0.25, "interrupt": 3}, (0.6,)),
+    ({"method": "proxy_batch", "window": 64, "stride": 2, "proxy_model": "basic_cnn"}, (0.6,)),
+]
+
+
+@pytest.mark.parametrize(("method", "parts"), KINDS, ids=["-".join(map(str, method.values())) for method, _ in KINDS])
 def test_runs_of_every_kind_are_resumed(
-    method: dict[str, Any], settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
+    method: dict[str, Any],
+    parts: tuple[float, ...],
+    settings: Settings,
+    loaders: Loaders,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys = {f"prune__{name}": value for name, value in method.items()} | {"run__save_every": 0}
-    own = settings(**keys)
-    whole = Outcome.of(train(own, loaders).folder)
-    total = moments(settings(**keys, run__name="count"), loaders, monkeypatch)
-    for part in (1 / 3, 1 / 2, 4 / 5):
+    own = settings(**keys, run__name="whole")
+    total = moments(own, loaders, monkeypatch)
+    whole = Outcome.of(Path(own.run.out) / "whole")
+    for part in parts:
         killer = Killer(round(part * total))
         run = run_and_kill(settings(**keys, run__name=f"killed_{killer.at}"), loaders, killer, monkeypatch)
         resume(run, loaders).check_equal(whole)
