@@ -47,7 +47,8 @@ class PrunedLoader(SelectableLoader, Loader):
         order: `OrderOption.SEQUENTIAL`, which None means too, or `OrderOption.RANDOM`.
         distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
         seed: of the order and of the keyed augmentations (`ffcv_prune.loading.augment`).
-        indices: whole numbers, the positions that are served until `set_selection`, and those that None selects there.
+        indices: whole numbers, the positions that are served at all: a selection lies within them, None is all of them.
+            `OrderOption.SEQUENTIAL` keeps their order.
         pipelines: None for FFCV's default of every field.
         custom_fields: the `Field` class of each field whose type is not FFCV's own.
         order_kwargs: of a TraversalOrder, hence none.
@@ -63,7 +64,7 @@ class PrunedLoader(SelectableLoader, Loader):
         first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
 
     Raises:
-        UserError: a missing or damaged file, more workers than cores, an invalid selection.
+        UserError: a missing or damaged file, an argument that cannot be honoured, an operation where it cannot work.
     """
 
     def __init__(
