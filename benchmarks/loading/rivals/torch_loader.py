@@ -32,24 +32,13 @@ class Images(Dataset):
         return images, torch.from_numpy(ids)
 
 
-class Selection:
-    """A sampler of batches of ids, which may be exchanged between epochs."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.ids = np.empty(0, np.int64)
-
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        return batches(self.ids, self.batch_size)
-
-
 class TorchLoader(Loader):
     def __init__(self, data: Data, batch_size: int, workers: int) -> None:
         super().__init__(data, batch_size, workers)
-        self.selection = Selection(batch_size)
+        self.batches: list[NDArray[np.int64]] = []  # the sampler
         self.loader = DataLoader(
             Images(data),
-            sampler=self.selection,
+            sampler=self.batches,
             batch_size=None,
             num_workers=workers,
             persistent_workers=True,
@@ -57,7 +46,7 @@ class TorchLoader(Loader):
         )
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        self.selection.ids = ids
+        self.batches[:] = batches(ids, self.batch_size)
         yield from self.loader
 
     def close(self) -> None:
