@@ -192,13 +192,14 @@ def test_the_same_seed_repeats_the_run_bit_by_bit(settings: Settings, loaders: L
 def test_evaluation_counts_each_test_sample_once(loaders: Loaders, test_beton: Beton) -> None:
     torch.manual_seed(0)
     model = build_model("basic_cnn", 10, loaders.dataset.mean, loaders.dataset.std)
-    metrics, _ = evaluate(model, loaders.test, tasks.Classification(), None)
+    metrics, by_class = evaluate(model, loaders.test, tasks.Classification(), None, classes=11)
     top1, top5 = metrics.values()
     with torch.inference_mode():
         logits = model.eval()(torch.from_numpy(test_beton.images).permute(0, 3, 1, 2))
     best = logits.argsort(dim=1, descending=True)[:, :5].numpy() == test_beton.labels[:, None]
     assert top1 == pytest.approx(best[:, 0].mean())
     assert top5 == pytest.approx(best.any(axis=1).mean())
+    assert by_class == [*(pytest.approx(best[test_beton.labels == c, 0].mean()) for c in range(10)), None]
 
 
 def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Settings, loaders: Loaders) -> None:

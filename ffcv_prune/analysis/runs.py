@@ -72,16 +72,8 @@ class Run:
 
     @property
     def kept(self) -> float:
-        """The mean share of the data that an epoch is planned to train on: 1 - the pruning rate.
-
-        A last batch that is left out does not count. Of a method that chooses in batches it is what was trained on.
-        """
-        seen, batch, total = 0, int(self.settings.get("train.batch_size", 0)), 0.0
-        for row in self.rows:
-            served = row.get("steps", 0) * batch
-            trained = min(1.0, (row["samples_seen"] - seen) / served) if served else 1.0
-            total, seen = total + trained * row["keep"], row["samples_seen"]
-        return total / len(self.rows)
+        """The mean share of the data that the epochs trained on: 1 - the pruning rate. drop_last does not count."""
+        return sum(row["keep"] for row in self.rows) / len(self.rows)
 
     def seconds(self, phase: str) -> float:
         return float(sum(row["seconds"].get(phase, 0.0) for row in self.rows))
