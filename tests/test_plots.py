@@ -60,6 +60,7 @@ def test_each_method_has_a_colour_of_its_own_in_all_plots() -> None:
     by_time, by_samples = plot_accuracy(RUNS).axes
     expected = [to_rgb(of[own.method]) for own in RUNS]
     assert colors(by_time.get_lines()) == colors(by_samples.get_lines()) == expected
+    assert [line.get_linestyle() for line in by_time.get_lines()] == ["-", "-", "-", "--"]  # the second of ucb
     (against_rate,) = plot_against_rate(RUNS).axes
     lines = {
         line.get_label(): color for line, color in zip(against_rate.lines, colors(against_rate.lines), strict=True)

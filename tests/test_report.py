@@ -21,7 +21,7 @@ from ffcv_prune.analysis.counts import class_fractions, selection_counts, select
 from ffcv_prune.analysis.distribution import describe_groups
 from ffcv_prune.analysis.mixture import GROUPS, RHAT_LIMIT, Mixture
 from ffcv_prune.analysis.report import write_groups, write_report
-from ffcv_prune.analysis.runs import _static_seconds, read_run
+from ffcv_prune.analysis.runs import _static_seconds, differing_keys, read_run
 from ffcv_prune.analysis.verdicts import verdicts
 from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
@@ -324,6 +324,13 @@ def test_a_baseline_that_lost_a_little_to_drop_last_is_compared_and_the_gap_told
 def test_the_pruning_rate_is_that_of_the_console_whatever_drop_last_left_out(tmp_path: Path) -> None:
     rows = [log_row(e, 0.5, 1.0) | {"samples_seen": 1 * (e + 1), "keep": keep} for e, keep in enumerate([0.3, 1.0])]
     assert read_run(make_run(tmp_path, "a", rows, {0: [0]})).kept == pytest.approx(0.65)
+
+
+def test_keys_that_only_one_method_has_are_no_difference(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path, name, [log_row(0, 0.5, 1.0)], {0: [0]})) for name in "abc"]
+    for run, keys in zip(runs, ({"keep": "0.3", "c": "1"}, {"keep": "0.5", "c": "1"}, {}), strict=True):
+        run.settings.update({f"prune.{name}": value for name, value in keys.items()})
+    assert differing_keys(runs) == [("prune.keep", ["0.3", "0.5", ""])]
 
 
 def test_repetitions_are_counted_together(tmp_path: Path) -> None:

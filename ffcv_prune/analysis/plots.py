@@ -24,6 +24,12 @@ def method_colors(runs: Sequence[Run]) -> dict[str, ColorType]:
     return {method: COLORS[i % 10] for i, method in enumerate(sorted({run.method for run in runs}))}
 
 
+def line_styles(runs: Sequence[Run]) -> list[str]:
+    """A style for each run, another one than those of the runs of its method before it."""
+    methods = [run.method for run in runs]
+    return [("-", "--", ":", "-.")[methods[:i].count(method) % 4] for i, method in enumerate(methods)]
+
+
 def _show_accuracies(axes: Axes, accuracies: Sequence[float]) -> None:
     """At least ten points of accuracy, so that no axis zooms into a single value."""
     middle = (min(accuracies) + max(accuracies)) / 2
@@ -62,7 +68,7 @@ def plot_accuracy(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     by_time, by_samples = figure.subplots(1, 2, sharey=True)
     colors = method_colors(runs)
-    for run in runs:
+    for run, style in zip(runs, line_styles(runs), strict=True):
         ends = np.cumsum([row["seconds"]["total"] - row["seconds"].get("eval", 0.0) for row in run.rows])
         points = [
             (end, row["samples_seen"], row["test_accuracy"])
@@ -71,8 +77,8 @@ def plot_accuracy(runs: Sequence[Run]) -> Figure:
         ]
         if points:
             seconds, samples, accuracies = zip(*points, strict=True)
-            by_time.plot(seconds, accuracies, "o-", color=colors[run.method], label=run.name, markersize=4)
-            by_samples.plot(samples, accuracies, "o-", color=colors[run.method], markersize=4)
+            by_time.plot(seconds, accuracies, f"o{style}", color=colors[run.method], label=run.name, markersize=4)
+            by_samples.plot(samples, accuracies, f"o{style}", color=colors[run.method], markersize=4)
     by_time.set(xlabel="wall-clock seconds", ylabel="test accuracy", xlim=(0, None))
     by_samples.set(xlabel="samples seen", xlim=(0, None))
     for axes in (by_time, by_samples):
@@ -115,10 +121,10 @@ def plot_curves(runs: Sequence[Run]) -> Figure:
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     colors = method_colors(runs)
     for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
-        for run in runs:
+        for run, style in zip(runs, line_styles(runs), strict=True):
             points = [(row["epoch"], row[name]) for row in run.rows if row.get(name) is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), color=colors[run.method], label=run.name)
+                axes.plot(*zip(*points, strict=True), style, color=colors[run.method], label=run.name)
         axes.set(xlabel="epoch", ylabel=label)
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)

@@ -94,10 +94,13 @@ def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def differing_keys(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The keys of the configuration that are not alike in all runs, with the value in each; "" where it has none."""
+    """The keys of the configuration that differ among the runs that have them, with the value in each, or "".
+
+    What the method does not have is no difference of its own: the method is.
+    """
     names = dict.fromkeys(name for run in runs for name in run.settings if name not in PLACE[1:])
     rows = [(name, [_text(run.settings.get(name, "")) for run in runs]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
+    return [(name, values) for name, values in rows if len({*values} - {""}) > 1]
 
 
 def _text(value: Any) -> str:
