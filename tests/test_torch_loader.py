@@ -33,6 +33,7 @@ from ffcv_prune import PrunedLoader, Pruner, TorchLoader, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.scoring.proxy import Proxy
 from tests import torch_data
 from tests.betons import Beton
 from tests.nets import SmallNet
@@ -481,15 +482,17 @@ GUARDS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "parameters"), [*((name, {}) for name in methods.PRESETS), *GUARDS])
 def test_every_method_trains_on_it(name: str, parameters: dict[str, Any]) -> None:
     known = methods.PRESETS[name].parameters
-    parameters = {
-        key: value for key, value in {"keep": 0.5, "period": 1, "window": 64}.items() if key in known
-    } | parameters
+    parameters = {key: value for key, value in {"keep": 0.5, "period": 1}.items() if key in known} | parameters
     loader, plain = make(Coloured()), score_loader(Coloured())
+    scores = proxy = None
+    if methods.PRESETS[name].source.by_proxy:
+        net = SmallNet()
+        proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.05))
+        plain, parameters = make(Coloured(), batch_size=64, drop_last=False), parameters | {"window": 64}
     method = methods.build(name, **parameters)
-    scores = None
     if "scores" in known:
         scores = np.random.default_rng(0).random((3, N))
-    pruner = Pruner(loader, plain, method, epochs=4, scores=scores)
+    pruner = Pruner(loader, plain, method, epochs=4, scores=scores, proxy=proxy)
     model = SmallNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     steps = 0
@@ -499,12 +502,16 @@ def test_every_method_trains_on_it(name: str, parameters: dict[str, Any]) -> Non
         batches = len(loader)
         for images, labels, ids in loader:
             assert np.isin(ids, loader.selection).all()
+            batches -= 1
+            chosen = pruner.choose(model, images, labels, ids)
+            if chosen is None:
+                continue
+            images, labels, ids = chosen
             outputs = model(images)
             losses = F.cross_entropy(outputs, labels, reduction="none")
             pruner.batch_loss(losses, ids, outputs, labels).backward()
             optimizer.step()
             optimizer.zero_grad()
-            batches -= 1
             steps += 1
         assert batches == 0
     assert steps <= pruner.total_steps()
