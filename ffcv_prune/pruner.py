@@ -121,7 +121,7 @@ class Pruner:
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
         labels = known_labels(loader)
-        self._starved = None if labels is None else StarvedClasses(labels, class_names)
+        self._starved = None if labels is None else StarvedClasses(labels, class_names, _remedy(method))
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.
@@ -265,6 +265,12 @@ class Pruner:
             self.loader.load_state_dict(state["loader"])
         self.values.load_state_dict(state["values"])
         self._set_weights()
+
+
+def _remedy(method: methods.Method) -> str:
+    """Against classes that a selection starves."""
+    guarded = "random_share" in method.parameters
+    return "set random_share=0.5 or class_floor=1" if guarded else "no guard goes around this method: take a milder one"
 
 
 def _tensors(state: Any) -> Any:

@@ -11,33 +11,35 @@ STARVED = 0.2  # of a class whose share of a selection is less than this, in pro
 
 
 class StarvedClasses:
-    """Finds the selection from which on some classes are starved.
+    """Finds the selection from which on some classes are starved, and the one from which on none is.
 
     Classes whose proportional share is below 1 / STARVED samples can lose them by chance: nothing is said of those.
 
     Args:
         labels: int64[n], any numbers.
         names: of the classes 0, 1, …; None: their numbers.
+        remedy: what to do about it.
     """
 
-    def __init__(self, labels: NDArray[np.int64], names: Sequence[str] | None = None) -> None:
+    def __init__(self, labels: NDArray[np.int64], names: Sequence[str] | None, remedy: str) -> None:
+        self.remedy = remedy
         values, self.classes, self.counts = np.unique(labels, return_inverse=True, return_counts=True)
         self.names = [str(value) if names is None else names[value] for value in values]
         self.starving = False
 
     def look_at(self, ids: NDArray[np.int64]) -> str | None:
-        """Return what to warn of if starving begins with the selection `ids`, int64[k]; otherwise None."""
+        """Return what to say if starving begins or ends with the selection `ids`, int64[k]; otherwise None."""
         keep = len(ids) / len(self.classes)
         fractions = np.bincount(self.classes[ids], minlength=len(self.counts)) / self.counts  # [C], kept of each class
         starved = np.flatnonzero((fractions < STARVED * keep) & (keep * self.counts >= 1 / STARVED))
-        began = bool(len(starved)) and not self.starving
-        self.starving = bool(len(starved))
-        if not began:
+        if self.starving == bool(len(starved)):
             return None
+        self.starving = not self.starving
+        if not self.starving:
+            return "no class is starved any more"
         worst = starved[np.argmin(fractions[starved])]
         found = f"{len(starved)} of {len(self.counts)} classes"
         return (
-            f"{found} hold less than {STARVED:.0%} of their share of the selection "
-            f"(least: {fractions[worst]:.1%} of {self.names[worst]}, {keep:.1%} of all samples are kept): "
-            "set random_share=0.5 or class_floor=1"
+            f"{found} hold less than {STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
+            f"{self.names[worst]}, {keep:.1%} of all samples are kept): {self.remedy}"
         )

@@ -312,14 +312,19 @@ def test_epochs_that_are_not_counted_from_0(loaders: tuple[PrunedLoader, PrunedL
 
 def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
     scores = np.asarray(loaders[0].labels, np.float32)  # the highest classes whole, nothing of the others
-    pruner = make_pruner(loaders, "static", keep=0.5, period=1, scores=scores)
+    pruner = make_pruner(loaders, "static", keep=0.5, period=1, final=1, scores=scores)
     warning = r"^epoch 0: 5 of 10 classes .*0\.0% of 0, .*random_share=0\.5 or class_floor=1"
     with pytest.warns(UserWarning, match=warning) as caught:
         pruner.begin_epoch(0, SmallNet())
     assert len(caught) == 1 and caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pruner.begin_epoch(1, SmallNet())  # still: said once
+        for epoch in range(1, 5):
+            pruner.begin_epoch(epoch, SmallNet())  # still: said once
+    with pytest.warns(UserWarning, match="^epoch 5: no class is starved any more"):
+        pruner.begin_epoch(5, SmallNet())  # the final phase is random
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         make_pruner(loaders, "static", keep=0.5, class_floor=1.0, scores=scores).begin_epoch(0, SmallNet())
 
 
