@@ -112,6 +112,10 @@ class Pruner:
         if task is not None and not isinstance(task, Task):
             raise wrong_kind("task", task, "a task, such as tasks.Classification()")
         check_loader("training loader", loader)
+        if not loader.shuffle:
+            warnings.warn(
+                "the training loader does not shuffle: pass order=OrderOption.RANDOM, or shuffle=True", stacklevel=2
+            )
         self.loader, self.method = loader, method
         self.task = Classification() if task is None else task
         groups = loader.labels if method.needs_groups else None

@@ -328,6 +328,11 @@ def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[P
         make_pruner(loaders, "static", keep=0.5, class_floor=1.0, scores=scores).begin_epoch(0, SmallNet())
 
 
+def test_a_training_loader_that_does_not_shuffle_is_warned_about(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    with pytest.warns(UserWarning, match="does not shuffle: pass order=OrderOption.RANDOM"):
+        Pruner(loaders[1], None, "random", epochs=3)
+
+
 def test_a_method_that_scores_and_keeps_everything_says_so(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
     with pytest.warns(UserWarning, match="method ucb keeps all 203 samples: .*prunes nothing; lower keep"):
         make_pruner(loaders, "ucb", keep=1.0)
