@@ -308,6 +308,24 @@ def test_labels_that_are_not_stated_take_one_pass() -> None:
     np.testing.assert_array_equal(loader.selection, HALF)
 
 
+def test_a_pruner_that_needs_no_labels_reads_none() -> None:
+    """Defect: it compared those of both loaders, and made a pass over each for it."""
+    reads: list[int] = []
+
+    def counted(image: Tensor, label: int, i: int) -> Any:
+        reads.append(i)
+        return image, label
+
+    Pruner(make(Coloured(change=counted)), score_loader(Coloured(change=counted)), "ucb", epochs=4)
+    assert not reads
+    Pruner(make(Coloured(change=counted)), score_loader(Coloured()), "ucb", epochs=4, class_floor=0.5)
+    assert sorted(reads) == list(range(N))
+    other = WithTargets()
+    other.targets = other.targets[::-1]
+    with pytest.raises(UserError, match="other labels"):
+        Pruner(make(WithTargets()), score_loader(other), "ucb", epochs=4)
+
+
 class Changed(WithTargets):
     """Serves other labels than its targets say, as torchvision's data sets do with a target_transform."""
 
