@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models import build_model
 from ffcv_prune.models.normalize import Normalize
+from ffcv_prune.scoring.proxy import Proxy
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.tasks import Classification
 from ffcv_prune.training import trainer
@@ -44,6 +46,7 @@ def check_everything(path: str) -> None:
         check_training(shared, whole)
         check_resuming(shared[0])
         check_training_losses(world, shared[0])
+        check_methods(world, path, shared, whole)
         check_agreement(world, shared[0])
         check_patience(world)
         if world.is_main:
@@ -180,6 +183,54 @@ def check_training_losses(world: World, loader: PrunedLoader) -> None:
     recorded.clear()
     assert not recorded.latest()[0].size
     loader.set_selection(None)
+
+
+# Whether the ranks select what one process would: a rule that compares a sample with its batch sees a rank's own.
+FIELD: list[tuple[str, dict[str, Any], bool]] = [
+    ("infobatch", {"null": True}, True),
+    ("orderdp", {"max_age": 2}, True),
+    ("kakurenbo", {"confidence": 0.0}, True),
+    ("proxy_batch", {"window": 64}, True),
+    ("repb", {"ratio": 0.4}, False),
+    ("bls", {}, False),
+]
+
+
+def check_methods(world: World, path: str, shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, ...]) -> None:
+    """Ranks select alike; of the batch that selective backprop shares out, each chooses from its own part."""
+    for name, parameters, same in FIELD:
+        own, alone = (selections(name, parameters, path, pair) for pair in (shared, whole))
+        assert all(other == own for other in world.gather(own))
+        assert (own == alone) == same, name
+    pruner = Pruner(shared[0], None, "selective_backprop", epochs=2, amp_dtype=None, start=0, end=1, interrupt=0)
+    for epoch in range(2):
+        pruner.begin_epoch(epoch, SmallNet())
+        for images, labels, ids in shared[0]:
+            chosen = pruner.choose(SmallNet(), images, labels, ids)
+            assert chosen is not None and np.isin(chosen[2], ids).all()
+            assert len(chosen[2]) == (len(ids) // 2 if epoch else len(ids))
+
+
+def selections(name: str, parameters: dict[str, Any], path: str, pair: tuple[PrunedLoader, ...]) -> list[list[int]]:
+    """Those of five epochs, of losses that follow from sample and epoch."""
+    loader, score_loader = pair
+    method, proxy = methods.build(name, **parameters), None
+    if method.source.by_proxy:
+        net = SmallNet(seed=1)
+        proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.05), amp_dtype=None)
+        pipelines = score_pipelines(check_beton(path))
+        score_loader = PrunedLoader(path, 64, 1, pipelines=pipelines, shuffle=True, drop_last=False)
+    pruner = Pruner(loader, score_loader, method, epochs=5, amp_dtype=None, proxy=proxy)
+    found = []
+    for epoch in range(5):
+        swap = pruner.begin_epoch(epoch, SmallNet())
+        assert swap is not None
+        found.append(swap.ids.tolist())
+        losses = torch.from_numpy(np.random.default_rng(epoch).gamma(1, 1, 203))
+        for _, labels, ids in loader:
+            pruner.batch_loss(losses[ids], ids, nn.functional.one_hot(labels, 10).float(), labels)
+    loader.set_selection(None)
+    return found
 
 
 def check_agreement(world: World, loader: PrunedLoader) -> None:

@@ -41,9 +41,9 @@ def chosen(state: methods.State, epoch: int) -> Any:
 def frequencies(name: str, losses: Any, draws: int = 3000, epoch: int = 0, **parameters: Any) -> Any:
     """How often each sample is selected over many seeds, with these losses."""
     losses = np.asarray(losses, np.float32)
-    counts = np.zeros(losses.size)
+    method, counts = methods.build(name, **parameters), np.zeros(losses.size)
     for seed in range(draws):
-        state = methods.build(name, **parameters).start(losses.size, epochs=100, seed=seed)
+        state = method.start(losses.size, epochs=epoch + 1, seed=seed)
         state.record(None, losses, epoch=0)
         counts[chosen(state, epoch)] += 1
     return counts / draws
