@@ -21,7 +21,7 @@ from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.run_folder import RunFolder
-from ffcv_prune.training.trackers import TRACKERS, numbers, open_tracker, require_tracker
+from ffcv_prune.training.trackers import TRACKERS, numbers, require_tracker
 from ffcv_prune.training.trainer import train
 from tests import test_run_writer
 from tests.betons import Beton, write_run
@@ -163,7 +163,7 @@ def test_mlflow(settings: Callable[..., Config], loaders: Loaders, mlflow_client
         "scores/epoch_0000.json",
         "scores/epoch_0002.json",
     ]
-    open_tracker("mlflow", folder, {}).close()  # as a run that is resumed
+    TRACKERS["mlflow"](folder, {}).close()  # as a run that is resumed
     assert len(mlflow_client.search_runs([experiment.experiment_id])) == 1
 
 

@@ -85,9 +85,7 @@ class RunWriter:
                 },
             )
             self._folder.set_status("running")
-            if isinstance(tracker, str):
-                tracker = open_tracker(tracker, self.path, dotted(config))
-            self._tracker = tracker
+            self._tracker = open_tracker(tracker, self.path, dotted(config)) if isinstance(tracker, str) else tracker
 
     def _config(self) -> dict[str, dict[str, Any]]:
         pruner = self._pruner
@@ -133,7 +131,8 @@ class RunWriter:
             "seconds": {**parts, "train": max(0.0, total - sum(parts.values())), "total": total},
         }
         self._folder.log(row)
-        self._tracker.log(row, scores_of(pruner.state, epoch))
+        if self._tracker is not None:
+            self._tracker.log(row, scores_of(pruner.state, epoch))
 
     def __enter__(self) -> RunWriter:
         return self
@@ -143,7 +142,8 @@ class RunWriter:
     ) -> None:
         if self._folder is None:
             return
-        self._tracker.close()
+        if self._tracker is not None:
+            self._tracker.close()
         if error is None and self._folder.rows:
             from ffcv_prune.analysis.report import write_report  # matplotlib, which the loop need not wait for
 

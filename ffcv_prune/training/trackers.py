@@ -49,13 +49,13 @@ def require_tracker(name: str) -> None:
         raise UserError(f'run.tracker={name}: {name} is not installed; pip install "ffcv_prune[{name}]"')
 
 
-def open_tracker(name: str, run: Path, config: Mapping[str, Any]) -> Tracker:
-    """The tracker `name` for the run in the folder `run`; `config` has its settings by dotted key.
+def open_tracker(name: str, run: Path, config: Mapping[str, Any]) -> Tracker | None:
+    """The tracker `name`, None for "none", for the run in the folder `run`; `config` has its settings by dotted key.
 
     A run that is resumed goes on under the same identity. UserError where the package is not installed.
     """
     require_tracker(name)
-    return NoTracker() if name == "none" else TRACKERS[name](run, config)
+    return None if name == "none" else TRACKERS[name](run, config)
 
 
 def numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -65,16 +65,6 @@ def numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
             yield from numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and math.isfinite(value):
             yield f"{prefix}{name}", float(value)
-
-
-class NoTracker:
-    """The tracker "none"."""
-
-    def log(self, row: Mapping[str, Any], scores: NDArray[np.float32] | None) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class TensorBoard:

@@ -27,7 +27,7 @@ from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
 from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, result_row, scores_of, selection_facts
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
-from ffcv_prune.training.trackers import NoTracker, Tracker, open_tracker, require_tracker
+from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
 from ffcv_prune.training.world import join, naming_lost_ranks
 
 
@@ -83,7 +83,8 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             if folder is not None:
                 folder.set_status("running")
                 tracker = open_tracker(config.run.tracker, folder.path, dotted(config.sections))
-                trainer.tracker = stack.enter_context(closing(tracker))
+                if tracker is not None:
+                    trainer.tracker = stack.enter_context(closing(tracker))
         try:
             with naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
@@ -175,7 +176,7 @@ class Trainer:
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
-        self.tracker: Tracker = NoTracker()  # of the main rank
+        self.tracker: Tracker | None = None  # of the main rank
         self._saved = 0.0  # when, by perf_counter
 
     @property
@@ -206,7 +207,8 @@ class Trainer:
                 if folder is not None:
                     row = self._row(epoch, loss, steps, metrics, by_class, folder)
                     folder.log(row)
-                    self.tracker.log(row, scores_of(self.pruner.state, epoch))
+                    if self.tracker is not None:
+                        self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
             self._save(folder)
 
