@@ -42,6 +42,10 @@ setup(
             "transformers>=5",
         ],  # docs/frameworks.md
         "analysis": ["pymc"],  # fits the always, sometimes and never samples
+        "tensorboard": ["tensorboard"],  # the trackers: run.tracker
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
+        "trackio": ["trackio"],
         "rivals": ["nvidia-dali-cuda120", "spdl", "grain", "simplejpeg"],  # what benchmarks/loading compares with
         "test": [*FFCV, "pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML"],
     },

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ffcv_prune import methods, tasks
+    from ffcv_prune.data.any_dataset import write
     from ffcv_prune.loading.loader import PrunedLoader
     from ffcv_prune.loading.torch_loader import TorchLoader
     from ffcv_prune.pruner import Pruner
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__all__ = ["PrunedLoader", "Pruner", "RunWriter", "TorchLoader", "methods", "score_dataset", "tasks"]
+__all__ = ["PrunedLoader", "Pruner", "RunWriter", "TorchLoader", "methods", "score_dataset", "tasks", "write"]
 
 _MODULES = {
     "PrunedLoader": "loading.loader",
@@ -31,6 +32,7 @@ _MODULES = {
     "methods": "methods",
     "score_dataset": "scoring.forward",
     "tasks": "tasks",
+    "write": "data.any_dataset",
 }
 
 

@@ -7,7 +7,7 @@ count for nothing. How keys are read and refused is in `strict_args`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -32,6 +32,7 @@ _SCORE_SOURCE = "losses for the scores: a pass over all samples, those of traini
 CHANGEABLE = (
     "run.save_every",
     "run.profile",
+    "run.tracker",
     "data.train",
     "data.test",
     "data.score",
@@ -53,6 +54,11 @@ class Run:
     out: str = key("runs", "folder that holds the run folders")
     save_every: float = key(300.0, "seconds between saves within an epoch; its end saves too", within="[0, inf)")
     profile: bool = key(False, "print where the time went when the run ends, into profile.json too; short: --profile")
+    tracker: str = key(
+        "none",
+        "where the log and the histogram of scores go beside log.jsonl; each is an extra of the same name",
+        choices=("none", "tensorboard", "wandb", "mlflow", "trackio"),
+    )
     seed: int = key(0, "seed of weights, order, augmentation and selection", within="[0, 4294967295]")
 
 
@@ -184,8 +190,12 @@ class Config:
 
 def fixed_keys(config: Config) -> dict[str, Any]:
     """The keys, with dots, that decide what a run computes: all but `CHANGEABLE`."""
-    flat = {f"{section}.{name}": value for section, keys in config.sections.items() for name, value in keys.items()}
-    return {name: value for name, value in flat.items() if name not in CHANGEABLE}
+    return {name: value for name, value in dotted(config.sections).items() if name not in CHANGEABLE}
+
+
+def dotted(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of all sections by their names with a dot: ``train.lr``."""
+    return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
 
 
 def load(argv: Sequence[str]) -> Config:

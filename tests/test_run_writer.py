@@ -39,7 +39,7 @@ def test_a_loop_of_one_s_own_gets_a_report(tmp_path: Path) -> None:
     with RunWriter(tmp_path / "runs" / "mine", pruner, 500, ["cat", "dog", "owl"]) as run:
         train(run, pruner)
     read = read_run(run.path)
-    assert (read.name, read.method, read.seed, read.checkpoints) == ("mine", "ucb", 3, 2)
+    assert (read.name, read.method, read.seed, read.selections) == ("mine", "ucb", 3, 2)
     assert read.samples_seen == EPOCHS * 3 * 16  # 60 samples are 3 whole batches
     assert read.accuracy == pytest.approx(0.6)
     assert read.counts is not None and read.counts.sum() == 2 * 60

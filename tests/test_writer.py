@@ -264,7 +264,7 @@ def test_full_disk(source: Path) -> None:
 
 def test_no_folder_to_write_to(source: Path) -> None:
     (source / "out").write_text("a file")
-    with pytest.raises(UserError, match=r"cannot write .* choose another --out-dir"):
+    with pytest.raises(UserError, match=r"cannot write .* choose another --out-dir or path"):
         write(source)
 
 

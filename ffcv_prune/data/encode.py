@@ -11,24 +11,41 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import wait
 from pathlib import Path
 from queue import Empty
-from typing import Any
+from typing import Any, Protocol
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import cv2
 import numpy as np
-from ffcv.fields import IntField, RGBImageField
+from ffcv.fields import RGBImageField
+from ffcv.fields.base import Field
 from ffcv.fields.rgb_image import resizer
 from ffcv.memory_allocator import MemoryAllocator
 from ffcv.writer import MIN_PAGE_SIZE, DatasetWriter
+from PIL.Image import Image as Picture
 from tqdm import tqdm
 
 from ffcv_prune.data.recipe import Image
-from ffcv_prune.data.sources import Split
 from ffcv_prune.errors import UserError, uninterrupted
 
 NAMED = 20  # broken images that one message names
 CHUNK = 100  # samples handed to a worker at a time, as in FFCV
 MAX_SIDE = 2**16 - 1  # the file stores height and width in 16 bits
+
+
+class Readable(Protocol):
+    """What is written: n samples of an image and a target, read in many processes."""
+
+    @property
+    def target(self) -> Field:
+        """How the targets are stored."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> tuple[Picture, Any]:
+        """The image of a sample and its target, as the field `target` takes it."""
+
+    def describe(self, i: int) -> str:
+        """The sample's name in an error message."""
 
 
 def page_size(max_resolution: int) -> int:
@@ -40,7 +57,7 @@ def page_size(max_resolution: int) -> int:
 
 
 def encode_split(
-    split: Split, path: Path, image: Image, seed: int, num_workers: int, title: str
+    split: Readable, path: Path, image: Image, seed: int, num_workers: int, title: str
 ) -> tuple[list[float], list[float]]:
     """Write the samples to `path`; return mean and standard deviation per channel, in units of 0..1.
 
@@ -48,12 +65,12 @@ def encode_split(
     `num_workers` (-1: one per core available). Raises `BrokenImages`, UserError for a worker that was killed,
     OSError for a full disk. The caller removes what was written until then.
     """
-    n = len(split.labels)
+    n = len(split)
     samples = _Samples(split, image, seed)
     if num_workers == -1:
         num_workers = len(os.sched_getaffinity(0))
     encoder = _ImageEncoder(image.jpeg_quality)
-    writer = _BetonWriter(path, encoder, samples.page_size, min(num_workers, -(-n // CHUNK)), title)
+    writer = _BetonWriter(path, encoder, split.target, samples.page_size, min(num_workers, -(-n // CHUNK)), title)
     writer.from_indexed_dataset(samples, chunksize=CHUNK)
     broken = np.flatnonzero(np.frombuffer(samples.broken, np.bool_))
     if len(broken):
@@ -74,56 +91,60 @@ def mean_and_std(histogram: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 class BrokenImages(UserError):
-    """Images that cannot be read: `ids`, int64[k], their places in the split, and `reasons`, a text each."""
+    """Images that cannot be read: `ids`, int64[k], their places in the split; `reasons`, a text each; `named`, all."""
 
     def __init__(self, ids: np.ndarray, reasons: list[str]) -> None:
         self.ids, self.reasons = ids, reasons
-        named, more = ", ".join(reasons[:NAMED]), len(reasons) - NAMED
+        more = len(reasons) - NAMED
+        self.named = f"{', '.join(reasons[:NAMED])}{f' and {more:,} more' if more > 0 else ''}"
         super().__init__(
-            f"images that cannot be read: {named}{f' and {more:,} more' if more > 0 else ''}; "
+            f"images that cannot be read: {self.named}; "
             "replace or remove them, or leave them out with --skip-broken, which lists all"
         )
 
 
 class _Samples:
-    """What FFCV's writer indexes: ``((pixels uint8[h, w, 3], whether to compress), label)``.
+    """What FFCV's writer indexes: ``((pixels uint8[h, w, 3], whether to compress), target)``.
 
     `broken` says, by sample, which images could not be read: the workers share it, go on, and store one pixel.
     """
 
-    def __init__(self, split: Split, image: Image, seed: int) -> None:
+    def __init__(self, split: Readable, image: Image, seed: int) -> None:
         self.split = split
+        # Of a sample that cannot be read; its file is never kept.
+        self.nothing = np.zeros(split.target.shape, split.target.dtype) if hasattr(split.target, "shape") else 0
         self.max_resolution = image.max_resolution or None
         self.page_size = page_size(image.max_resolution)
         # FFCV's own mode "proportion" draws from an unseeded generator in each worker.
         share = {"raw": 0.0, "jpg": 1.0, "proportion": image.compress_probability}[image.mode]
-        n = len(split.labels)
+        n = len(split)
         self.compress = np.zeros(n, dtype=bool)
         self.broken = multiprocessing.RawArray("b", n)
         self.compress[np.random.default_rng(seed).permutation(n)[: round(share * n)]] = True
 
     def __len__(self) -> int:
-        return len(self.split.labels)
+        return len(self.split)
 
-    def __getitem__(self, i: int) -> tuple[tuple[np.ndarray, bool], int]:
+    def __getitem__(self, i: int) -> tuple[tuple[np.ndarray, bool], Any]:
         try:
-            pixels = self._pixels(i)
+            pixels, target = self._read(i)
         except Exception:  # whatever Pillow and OpenCV raise on a damaged or odd file
             self.broken[i] = True
-            pixels = np.zeros((1, 1, 3), np.uint8)
+            return (np.zeros((1, 1, 3), np.uint8), False), self.nothing
         if max(pixels.shape) > MAX_SIDE or pixels.nbytes > self.page_size:
             raise UserError(
                 f"{self.split.describe(i)} is too large ({pixels.shape[1]} x {pixels.shape[0]} pixels); "
-                "shrink images with --image.max_resolution=N"
+                "shrink images with --image.max_resolution=N, or max_resolution=N of ffcv_prune.write"
             )
-        return (pixels, bool(self.compress[i])), int(self.split.labels[i])
+        return (pixels, bool(self.compress[i])), target
 
-    def _pixels(self, i: int) -> np.ndarray:
-        return resizer(np.array(self.split.load(i).convert("RGB")), self.max_resolution)
+    def _read(self, i: int) -> tuple[np.ndarray, Any]:
+        picture, target = self.split.read(i)
+        return resizer(np.array(picture.convert("RGB")), self.max_resolution), target
 
     def why_broken(self, i: int) -> str:
         try:
-            self._pixels(i)
+            self._read(i)
         except Exception as error:
             return (str(error) or type(error).__name__).strip().splitlines()[0]
         return "now it can be read"
@@ -154,8 +175,10 @@ class _BetonWriter(DatasetWriter):
     The file is FFCV's own, from header to allocation table. `histogram`: counts by value, int64[3, 256].
     """
 
-    def __init__(self, path: Path, encoder: _ImageEncoder, page_size: int, num_workers: int, title: str) -> None:
-        super().__init__(str(path), {"image": RGBImageField(), "label": IntField()}, page_size, num_workers)
+    def __init__(
+        self, path: Path, encoder: _ImageEncoder, target: Field, page_size: int, num_workers: int, title: str
+    ) -> None:
+        super().__init__(str(path), {"image": RGBImageField(), "label": target}, page_size, num_workers)
         self.encoder = encoder
         self.title = title
         self.histogram = encoder.histogram

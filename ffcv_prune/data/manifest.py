@@ -19,7 +19,7 @@ def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a ``.beton`` holds, for people and for the trainer. C is the number of classes.
+    """What a ``.beton`` holds, for people and for the trainer. C is the number of classes; 0: targets are no classes.
 
     `mean` and `std` are per channel (R, G, B), in units of 0..1, over all pixels as they were before any JPEG
     compression. `available` and `counts` are images per class before and after sub-sampling.
@@ -111,5 +111,5 @@ def _is_sound(manifest: Manifest) -> bool:
         and are((int, float), manifest.std)
         and len(manifest.mean) == len(manifest.std) == 3
         and len(manifest.classes) == len(manifest.counts)
-        and sum(manifest.counts) == manifest.samples
+        and sum(manifest.counts) == (manifest.samples if manifest.classes else 0)
     )

@@ -6,12 +6,14 @@ import gzip
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
+from ffcv.fields import IntField
 from PIL import Image
 from torch.utils.data import ConcatDataset
 from torchvision import datasets
@@ -30,6 +32,13 @@ class Split:
     labels: np.ndarray  # int64[n]
     load: Callable[[int], Image.Image]
     describe: Callable[[int], str]
+    target: IntField = field(default_factory=IntField)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, i: int) -> tuple[Image.Image, int]:
+        return self.load(i), int(self.labels[i])
 
     def take(self, ids: np.ndarray) -> Split:
         """Return the split of the samples `ids`, int64[k], in that order."""

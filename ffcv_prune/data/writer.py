@@ -42,8 +42,7 @@ def write_dataset(
     Returns the paths of the ``.beton`` files. A file appears under its name when it is whole and checked;
     whatever was there before stays until then. Raises UserError for what a user can mend.
     """
-    if num_workers == 0 or num_workers < -1:
-        raise UserError(f"{num_workers} workers; give at least 1, or -1 for one per core")
+    check_workers(num_workers)
     source = open_source(recipe, data_dir)
     available = {split: samples.labels for split, samples in source.splits.items()}
     splits = dict(source.splits)
@@ -65,7 +64,7 @@ def write_dataset(
     for name, split in splits.items():
         path = folder / f"{name}.beton"
         start = time.perf_counter()
-        with _temporary(path) as temporary:
+        with unfinished(path) as temporary:
             title = f"{recipe.dataset.name} {name}"
             arguments = (temporary, recipe.image, recipe.dataset.seed, num_workers, title)
             try:
@@ -89,9 +88,9 @@ def write_dataset(
                 source=source.description,
                 seed=recipe.dataset.seed,
                 recipe=asdict(recipe),
-                versions=_versions(),
+                versions=versions(),
             )
-            _sync(temporary)
+            sync(temporary)
             write_sources(path, map(split.describe, range(len(split.labels))))
             manifest.save(path)
             os.replace(temporary, path)
@@ -99,6 +98,11 @@ def write_dataset(
         print(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
         written.append(path)
     return written
+
+
+def check_workers(num_workers: int) -> None:
+    if num_workers == 0 or num_workers < -1:
+        raise UserError(f"{num_workers} workers; give at least 1, or -1 for one per core")
 
 
 def _found(name: str, source: OpenSource, splits: Mapping[str, Split]) -> str:
@@ -125,7 +129,7 @@ def _check_same_source(path: Path, source: OpenSource) -> None:
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
+def unfinished(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, and leave nothing under it; OSError becomes UserError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -137,7 +141,7 @@ def _temporary(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out-dir"
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out-dir or path"
         ) from error
 
 
@@ -159,16 +163,16 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
     for package in RECORDED_VERSIONS:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # such as OpenCV under another of its names
-            versions[package] = "unknown"
-    return versions
+            found[package] = "unknown"
+    return found

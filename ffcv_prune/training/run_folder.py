@@ -109,6 +109,14 @@ class RunFolder:
         np.save(content, ids)
         replace_file(self.path / "selections" / f"epoch_{epoch:04d}.npy", content.getbuffer())
 
+    def overlap(self, epoch: int, ids: NDArray[np.int64]) -> float | None:
+        """The share of the selection `ids` of an epoch that the selection before it held too; None for the first."""
+        saved = {int(path.stem.removeprefix("epoch_")): path for path in (self.path / "selections").glob("epoch_*.npy")}
+        before = [other for other in saved if other < epoch]
+        if not before:
+            return None
+        return round(len(np.intersect1d(ids, np.load(saved[max(before)]), assume_unique=True)) / len(ids), 6)
+
     def save_weights(self, model: torch.nn.Module) -> None:
         content = io.BytesIO()
         torch.save({name: value.cpu() for name, value in model.state_dict().items()}, content)

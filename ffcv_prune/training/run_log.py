@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ffcv_prune.analysis.counts import class_fractions
 from ffcv_prune.config import Config
+from ffcv_prune.methods.state import State
 from ffcv_prune.training.run_folder import provenance
 
 
@@ -58,6 +59,16 @@ def selection_facts(
         "pruning_rate": round(1 - keep, 6),
         "class_fraction": dict(zip(classes, rounded, strict=True)),
     }
+
+
+def scores_of(state: State, epoch: int) -> NDArray[np.float32] | None:
+    """float32[m]: the finite scores of all samples, if the method made a selection by them for `epoch`; or None."""
+    selection = state.selection
+    if selection is None or selection.epoch != epoch or state.phase(epoch) != "method":
+        return None
+    scores = state.samples.scores(None)
+    finite = scores[np.isfinite(scores)]
+    return finite if finite.size else None
 
 
 def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:

@@ -6,15 +6,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from ffcv_prune import strict_args
+from ffcv_prune.config import dotted
 from ffcv_prune.errors import UserError
 from ffcv_prune.pruner import Pruner, Swap
 from ffcv_prune.scoring.forward import known_labels
 from ffcv_prune.training.run_folder import RunFolder, provenance
-from ffcv_prune.training.run_log import selection_facts
+from ffcv_prune.training.run_log import scores_of, selection_facts
+from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
 
 
 class RunWriter:
@@ -35,14 +38,23 @@ class RunWriter:
         pruner: of the loop; one of method "full" for training on all data.
         test_samples: of the test set, for what a difference between two runs means.
         class_names: of the classes 0, 1, …; None: their numbers.
+        tracker: where each row goes beside log.jsonl: "tensorboard", "wandb", "mlflow" or "trackio" ("none": nowhere),
+            or an object of your own with the two methods of `training.trackers.Tracker`.
 
     Attributes:
         path: the folder that is written.
     """
 
     def __init__(
-        self, folder: str | Path, pruner: Pruner, test_samples: int, class_names: Sequence[str] | None = None
+        self,
+        folder: str | Path,
+        pruner: Pruner,
+        test_samples: int,
+        class_names: Sequence[str] | None = None,
+        tracker: str | Tracker = "none",
     ) -> None:
+        if isinstance(tracker, str):
+            require_tracker(tracker)
         wanted = Path(folder)
         self._pruner, loader = pruner, pruner.loader
         n = loader.num_samples
@@ -60,7 +72,8 @@ class RunWriter:
         self._seen = 0
         self._last = time.perf_counter()
         if self._folder is not None:
-            self._folder.write_config(self._config())
+            config = self._config()
+            self._folder.write_config(strict_args.to_yaml(config))
             self._folder.write_json("machine.json", provenance())
             self._folder.write_json(
                 "dataset.json",
@@ -72,17 +85,16 @@ class RunWriter:
                 },
             )
             self._folder.set_status("running")
+            self._tracker = open_tracker(tracker, self.path, dotted(config)) if isinstance(tracker, str) else tracker
 
-    def _config(self) -> str:
+    def _config(self) -> dict[str, dict[str, Any]]:
         pruner = self._pruner
-        return strict_args.to_yaml(
-            {
-                "run": {"name": self.path.name, "seed": pruner.state.seed},
-                "data": {"train": str(getattr(pruner.loader, "path", ""))},
-                "train": {"epochs": pruner.state.epochs, "batch_size": pruner.loader.batch_size},
-                "prune": {"method": pruner.method.name, **pruner.method.values},
-            }
-        )
+        return {
+            "run": {"name": self.path.name, "seed": pruner.state.seed},
+            "data": {"train": str(getattr(pruner.loader, "path", ""))},
+            "train": {"epochs": pruner.state.epochs, "batch_size": pruner.loader.batch_size},
+            "prune": {"method": pruner.method.name, **pruner.method.values},
+        }
 
     def log(
         self, epoch: int, swap: Swap | None, test_accuracy: float | None = None, train_loss: float | None = None
@@ -106,18 +118,21 @@ class RunWriter:
             return
         if swap is not None:
             self._folder.save_selection(epoch, swap.ids)
-        self._folder.log(
-            {
-                "epoch": epoch,
-                "phase": pruner.state.phase(epoch),
-                "selected": swap is not None,
-                **selection_facts(ids, self._labels, self._counts, self._names),
-                "samples_seen": self._seen,
-                "train_loss": train_loss,
-                "test_accuracy": test_accuracy,
-                "seconds": {**parts, "train": max(0.0, total - sum(parts.values())), "total": total},
-            }
-        )
+        row = {
+            "epoch": epoch,
+            "phase": pruner.state.phase(epoch),
+            "selected": swap is not None,
+            **selection_facts(ids, self._labels, self._counts, self._names),
+            "overlap": None if swap is None else self._folder.overlap(epoch, swap.ids),
+            "mean_weight": round(pruner.mean_weight, 6),
+            "samples_seen": self._seen,
+            "train_loss": train_loss,
+            "test_accuracy": test_accuracy,
+            "seconds": {**parts, "train": max(0.0, total - sum(parts.values())), "total": total},
+        }
+        self._folder.log(row)
+        if self._tracker is not None:
+            self._tracker.log(row, scores_of(pruner.state, epoch))
 
     def __enter__(self) -> RunWriter:
         return self
@@ -127,6 +142,8 @@ class RunWriter:
     ) -> None:
         if self._folder is None:
             return
+        if self._tracker is not None:
+            self._tracker.close()
         if error is None and self._folder.rows:
             from ffcv_prune.analysis.report import write_report  # matplotlib, which the loop need not wait for
 

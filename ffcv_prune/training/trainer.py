@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from tqdm import tqdm
 
-from ffcv_prune.config import Config, fixed_keys
+from ffcv_prune.config import Config, dotted, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.methods.warm_up import warm_up
 from ffcv_prune.models import build_model, load_weights
@@ -25,8 +25,9 @@ from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder, provenance
-from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, result_row, selection_facts
+from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, result_row, scores_of, selection_facts
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
+from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
 from ffcv_prune.training.world import join, naming_lost_ranks
 
 
@@ -51,6 +52,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         stop = stack.enter_context(StopSignals(announce=world.is_main))
         folder = state = None
         with world.together(setup=True):
+            require_tracker(config.run.tracker)
             if loaders is None:
                 loaders = stack.enter_context(closing(Loaders(config, world)))
             elif loaders.settings != settings_of(config, world):
@@ -80,6 +82,9 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 _describe_run(folder, config, loaders.dataset)
             if folder is not None:
                 folder.set_status("running")
+                tracker = open_tracker(config.run.tracker, folder.path, dotted(config.sections))
+                if tracker is not None:
+                    trainer.tracker = stack.enter_context(closing(tracker))
         try:
             with naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
@@ -171,6 +176,7 @@ class Trainer:
         self.loader, self.test_loader = loaders.train(config.run.seed), loaders.test
         self.clock = Clock()
         self._waited = self.loader.wait_seconds
+        self.tracker: Tracker | None = None  # of the main rank
         self._saved = 0.0  # when, by perf_counter
 
     @property
@@ -199,8 +205,10 @@ class Trainer:
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
-                    row = self._row(epoch, loss, steps, metrics, by_class, folder.rows)
+                    row = self._row(epoch, loss, steps, metrics, by_class, folder)
                     folder.log(row)
+                    if self.tracker is not None:
+                        self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
             self._save(folder)
 
@@ -211,9 +219,10 @@ class Trainer:
         steps: int,
         metrics: Mapping[str, float],
         by_class: list[float | None],
-        rows: list[dict[str, Any]],
+        folder: RunFolder,
     ) -> dict[str, Any]:
-        """The log's line about an epoch that has ended; `rows` are those before."""
+        """The log's line about an epoch that has ended, which is not yet in the folder."""
+        rows = folder.rows
         seen = rows[-1]["samples_seen"] if rows else 0
         state, dataset = self.pruner.state, self.dataset
         selected = state.selection is not None and state.selection.epoch == epoch
@@ -224,6 +233,7 @@ class Trainer:
             "nonfinite_losses": state.nonfinite if selected else 0,
             **selection_facts(self.loader.selection, dataset.labels, dataset.class_counts, dataset.classes),
             **self._chosen_share(steps),
+            "overlap": folder.overlap(epoch, state.selection.ids) if state.selection and selected else None,
             "mean_weight": round(self.pruner.mean_weight, 6),
             "samples_seen": seen + self.stepper.trained,
             "steps": steps,

@@ -1,0 +1,185 @@
+"""`ffcv_prune.write`: what goes in comes out of a PrunedLoader, and what cannot go in is said in a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, Subset
+
+import ffcv_prune
+from ffcv_prune import PrunedLoader
+from ffcv_prune.data.beton import JPG, check_beton
+from ffcv_prune.data.manifest import Manifest, read_sources
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.pipelines import score_pipelines
+
+N = 23
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 6, 6, 3), dtype=np.uint8)
+LABELS = np.arange(N) % 3
+VECTORS = np.random.default_rng(1).random((N, 4)).astype(np.float32)
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Images and targets as one finds them: `as_image` and `as_target` make them of what is stored."""
+
+    def __init__(self, as_image: Callable[[int], Any], as_target: Callable[[int], Any], n: int = N) -> None:
+        self.as_image, self.as_target, self.n = as_image, as_target, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.as_image(i), self.as_target(i)
+
+
+def write(dataset: Any, path: Path, **options: Any) -> Path:
+    return ffcv_prune.write(dataset, path, num_workers=2, **options)
+
+
+def served(path: Path, batch: int = 5) -> list[torch.Tensor]:
+    """All images, targets and ids of the file, in the order that the loader serves them."""
+    pipelines = score_pipelines(check_beton(path), target="label")
+    with closing(PrunedLoader(path, batch, pipelines=pipelines, num_workers=1, drop_last=False, with_ids=True)) as it:
+        batches = [[part.clone() for part in batch] for batch in it]
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+IMAGES: dict[str, Callable[[int], Any]] = {
+    "pil": lambda i: Image.fromarray(PIXELS[i]),
+    "array": lambda i: PIXELS[i],
+    "tensor": lambda i: torch.from_numpy(PIXELS[i]).permute(2, 0, 1),
+    "float": lambda i: torch.from_numpy(PIXELS[i]).permute(2, 0, 1) / 255,
+}
+TARGETS: dict[str, tuple[Callable[[int], Any], torch.Tensor]] = {
+    "label": (lambda i: int(LABELS[i]), torch.from_numpy(LABELS)),
+    "label in a tensor": (lambda i: torch.tensor(LABELS[i]), torch.from_numpy(LABELS)),
+    "vector": (lambda i: torch.from_numpy(VECTORS[i]), torch.from_numpy(VECTORS)),
+    "number": (lambda i: float(VECTORS[i, 0]), torch.from_numpy(VECTORS[:, 0]).double()),
+}
+
+
+@pytest.mark.parametrize(("image", "target"), [*((kind, "label") for kind in IMAGES), *(("pil", t) for t in TARGETS)])
+def test_what_goes_in_comes_out(tmp_path: Path, image: str, target: str) -> None:
+    as_target, expected = TARGETS[target]
+    path = write(Pairs(IMAGES[image], as_target), tmp_path / "train.beton")
+    images, targets, ids = served(path)
+    assert sorted(ids.tolist()) == list(range(N))
+    assert torch.equal(images.permute(0, 2, 3, 1), torch.from_numpy(PIXELS)[ids])
+    assert targets.dtype == expected.dtype
+    assert torch.equal(targets, expected[ids])
+
+
+def test_one_channel_becomes_three(tmp_path: Path) -> None:
+    path = write(Pairs(lambda i: torch.from_numpy(PIXELS[i, :, :, :1]).permute(2, 0, 1), int), tmp_path / "g.beton")
+    images, labels, _ = served(path)
+    assert torch.equal(images.permute(0, 2, 3, 1), torch.from_numpy(PIXELS)[labels][..., :1].expand(-1, -1, -1, 3))
+
+
+def test_manifest_and_names(tmp_path: Path) -> None:
+    dataset: Any = Pairs(IMAGES["pil"], lambda i: int(LABELS[i]))
+    dataset.classes = ["cat", "dog", "owl", "rare"]
+    path = write(dataset, tmp_path / "train.beton")
+    manifest = Manifest.load(path)
+    assert (manifest.classes, manifest.counts, manifest.samples) == (dataset.classes, [8, 8, 7, 0], N)
+    np.testing.assert_allclose(manifest.mean, PIXELS.mean((0, 1, 2)) / 255)
+    np.testing.assert_allclose(manifest.std, PIXELS.std((0, 1, 2)) / 255)
+    assert read_sources(path, N)[7] == "sample 7 of Pairs"
+    assert Manifest.load(write(dataset, path, classes=["a", "b", "c"], force=True)).classes == ["a", "b", "c"]
+    assert Manifest.load(write(Subset(dataset, range(5)), tmp_path / "few.beton")).classes == ["0", "1", "2"]
+
+
+def test_manifest_without_classes(tmp_path: Path) -> None:
+    manifest = Manifest.load(write(Pairs(IMAGES["pil"], float), tmp_path / "train.beton"))
+    assert (manifest.classes, manifest.counts, manifest.samples) == ([], [], N)
+
+
+def test_jpeg_and_shrinking(tmp_path: Path) -> None:
+    path = write(Pairs(IMAGES["pil"], int), tmp_path / "train.beton", mode="jpg", max_resolution=4)
+    info = check_beton(path)
+    assert (info.image_heights == 4).all()
+    assert (info.image_modes == JPG).all()
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([(PIXELS[0], 0)])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (Stream(), "Stream has no length: give a map-style dataset"),
+        ([], "list has no samples"),
+        ({(PIXELS[0].tobytes(), 0)}, "set has no __getitem__"),
+        ([(PIXELS[0], 0, 1)], r"sample 0 of list: it is tuple, no pair: give \(image, target\)"),
+        ([("a.png", 0)], "sample 0 of list: its image is str: give a PIL image"),
+        ([(PIXELS[0][..., :2], 0)], r"its image is ndarray of uint8\[6, 6, 2\]"),
+        ([(PIXELS[0].astype(np.int32), 0)], r"its image is ndarray of int32\[6, 6, 3\]: give uint8"),
+        ([(PIXELS[0] / 255 - 0.5, 0)], "its image has values from -0.5 to .*: give 0 to 1, without Normalize"),
+        ([(PIXELS[0], "cat")], "sample 0 of list: its target is str: give an integer, a float or a vector"),
+        ([(PIXELS[0], VECTORS)], r"its target is ndarray of float32\[23, 4\]"),
+        ([(PIXELS[0], 0), (PIXELS[1], 0.5)], r"sample 1 of list \(its target is float, the first is an integer"),
+        ([(PIXELS[0], -1)], r"sample 0 of list \(its label is -1: classes count from 0"),
+        (
+            [(PIXELS[0], VECTORS[0]), (PIXELS[1], VECTORS[1, :3])],
+            r"sample 1 of list \(its target is ndarray of float32\[3\], the first is a vector of 4",
+        ),
+        ([(PIXELS[0], 0), (None, 0)], r"sample 1 of list \(its image is NoneType.*torch.utils.data.Subset"),
+    ],
+)
+def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path, dataset: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        write(dataset, tmp_path / "train.beton")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("train", {}, "train does not end in .beton"),
+        ("train.beton", {"mode": "jpeg"}, 'mode="jpeg"; did you mean "jpg"'),
+        ("train.beton", {"max_resolution": -1}, "max_resolution=-1 must be"),
+        ("train.beton", {"jpeg_quality": 0}, "jpeg_quality=0"),
+        ("train.beton", {"classes": ["a", "b"]}, "2 classes for labels up to 2"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write(Pairs(IMAGES["pil"], lambda i: int(LABELS[i])), tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["train.beton", "train.json", "train.txt"])
+def test_existing_files_are_replaced_only_when_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    dataset = Pairs(IMAGES["pil"], int)
+    with pytest.raises(UserError, match=rf"{name} exists; replace it with force=True"):
+        write(dataset, tmp_path / "train.beton")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "mine")]
+    write(dataset, tmp_path / "train.beton", force=True)
+    assert {file.name for file in tmp_path.iterdir()} == {"train.beton", "train.json", "train.txt"}
+
+
+def test_a_failed_write_keeps_the_file_before(tmp_path: Path) -> None:
+    path = write(Pairs(IMAGES["pil"], int), tmp_path / "train.beton")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="sample 9 of Pairs"):
+        write(Pairs(lambda i: None if i == 9 else PIXELS[i], int), path, force=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_script_in_the_readme_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "write_datasets" / "README.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "README.md", "exec"), {})
+    assert Manifest.load("train.beton").samples == 100
