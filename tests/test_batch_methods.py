@@ -149,7 +149,7 @@ class TestLoop:
         images, labels, ids = next(iter(pruner.loader))
         pruner.choose(model, images, labels, ids)
         assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-        assert pruner.values.forwards >= BATCH
+        assert pruner.values.costs["forwards"] >= BATCH
 
     def test_keep_1_is_plain_training(self, beton: Beton) -> None:
         """(e), bit by bit."""
