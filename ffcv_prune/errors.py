@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 
-from tqdm import tqdm
-
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130
@@ -81,6 +79,8 @@ def run_command(main: Callable[[], None]) -> None:
     Anything else is a defect of ours and keeps its traceback; a crash in native code gets one too.
     A warning is one line.
     """
+    from tqdm import tqdm  # here: methods and fits do without it
+
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)  # above its bars
     if not faulthandler.is_enabled():
         faulthandler.enable()
