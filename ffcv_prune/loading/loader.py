@@ -103,7 +103,6 @@ class PrunedLoader(SelectableLoader, Loader):
         self.with_ids = with_ids
         self.read_ahead = read_ahead
         self._waiting = Waiting()
-        self._epoch: weakref.ref[Epoch] | None = None
         self._ring: Ring | None = None
         served = positions(indices, self.num_samples)
         with ffcv_constructor(self.file):
@@ -154,20 +153,6 @@ class PrunedLoader(SelectableLoader, Loader):
         epoch = Epoch(self._decoding, self.ring, start, order, self._waiting)
         self._epoch = weakref.ref(epoch)
         return epoch
-
-    def close(self) -> None:
-        """End the thread of a running epoch, if there is one."""
-        running = self._running()
-        if running is not None:
-            running.close()
-
-    def _running(self) -> Epoch | None:
-        epoch = None if self._epoch is None else self._epoch()
-        return epoch if epoch is not None and epoch.running else None
-
-    def _position(self) -> Position | None:
-        running = self._running()
-        return None if running is None else running.position
 
     def filter(self, field_name: str, condition: Any) -> Loader:
         """Not offered: FFCV's `filter` would build a second loader that ignores the selection."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,17 @@ class Position(NamedTuple):
     epoch: int
     served: int
     selection: NDArray[np.int64] | None
+
+
+class RunningEpoch(Protocol):
+    """What a loader asks of the iterator that serves its epoch."""
+
+    position: Position
+
+    @property
+    def running(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class SelectableLoader(ABC):
@@ -41,6 +53,7 @@ class SelectableLoader(ABC):
     next_epoch: int
     first_batch: int
     traversal_order: PrunedOrder
+    _epoch: weakref.ref[RunningEpoch] | None = None
     _after_resumed: list[NDArray[np.int64] | None]  # at most one selection, see load_state_dict
 
     def _select_first(self, order: PrunedOrder) -> None:
@@ -54,13 +67,15 @@ class SelectableLoader(ABC):
     def name(self) -> str:
         """What messages call the data set."""
 
-    @abstractmethod
     def close(self) -> None:
-        """End a running epoch, if there is one."""
+        """End a running epoch, if there is one. A `TorchLoader` keeps its workers, if they are persistent."""
+        running = self._running()
+        if running is not None:
+            running.close()
 
-    @abstractmethod
-    def _position(self) -> Position | None:
-        """Where the running epoch is; None between epochs."""
+    def _running(self) -> RunningEpoch | None:
+        epoch = None if self._epoch is None else self._epoch()
+        return epoch if epoch is not None and epoch.running else None
 
     def set_selection(self, ids: ArrayLike | None) -> None:
         """Serve only these samples from the next epoch on. A running epoch goes on unchanged.
@@ -142,7 +157,9 @@ class SelectableLoader(ABC):
         """
         current = self.traversal_order.ids
         after = self._after_resumed[0] if self._after_resumed else current
-        epoch, batch, selection = self._position() or (self.next_epoch, self.first_batch, current)
+        running = self._running()
+        between = Position(self.next_epoch, self.first_batch, current)
+        epoch, batch, selection = between if running is None else running.position
         return self._settings() | {
             "epoch": epoch,
             "batch": batch,

@@ -112,7 +112,6 @@ class TorchLoader(SelectableLoader):
         self._options = {"num_workers": num_workers, "persistent_workers": num_workers > 0} | options
         self._loader: DataLoader[Any] | None = None
         self._requests = Requests()
-        self._epoch: weakref.ref[TorchEpoch] | None = None
         # A proxy: in a circle, the workers' queues are closed before they are told to end, which takes them 5 s then.
         own = weakref.proxy(self)
         self._select_first(PrunedOrder(own, self.num_samples, shuffle, drop_last, *ranks_that_share(distributed)))
@@ -190,24 +189,10 @@ class TorchLoader(SelectableLoader):
         self._epoch = weakref.ref(epoch)
         return epoch
 
-    def close(self) -> None:
-        """End a running epoch. The workers stay, if they are persistent, until the loader goes."""
-        running = self._running()
-        if running is not None:
-            running.close()
-
     def end_workers(self) -> None:
         """End the running epoch and the workers; the next epoch starts new ones."""
         self.close()
         self._loader = None
-
-    def _running(self) -> TorchEpoch | None:
-        epoch = None if self._epoch is None else self._epoch()
-        return epoch if epoch is not None and epoch.running else None
-
-    def _position(self) -> Position | None:
-        running = self._running()
-        return None if running is None else running.position
 
 
 class TorchEpoch:
