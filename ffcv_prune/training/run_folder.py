@@ -23,7 +23,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -88,6 +88,29 @@ class RunFolder:
         if not sound:
             raise UserError(f"{self.path / 'log.jsonl'} is damaged: it does not hold the {epochs} epochs that ended")
         self._log.truncate(sum(map(len, lines)))
+
+    def describe(
+        self,
+        config: str,
+        classes: Sequence[str],
+        class_counts: NDArray[np.int64],
+        train_samples: int,
+        test_samples: int,
+    ) -> None:
+        """Write what the run is: its config as YAML, the machine, and its data, with the names of C classes and the
+        training samples of each, int64[C].
+        """
+        self.write_config(config)
+        self.write_json("machine.json", provenance())
+        self.write_json(
+            "dataset.json",
+            {
+                "classes": list(classes),
+                "class_counts": class_counts.tolist(),
+                "train_samples": train_samples,
+                "test_samples": test_samples,
+            },
+        )
 
     def write_config(self, text: str) -> None:
         replace_file(self.path / "config.yaml", text.encode())

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ffcv_prune.analysis.counts import class_fractions
 from ffcv_prune.config import Config
 from ffcv_prune.methods.state import State
-from ffcv_prune.training.run_folder import provenance
+from ffcv_prune.pruner import Pruner
+from ffcv_prune.training.run_folder import RunFolder, provenance
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,35 @@ class RunResult:
     seconds: dict[str, float]
 
 
-def selection_facts(
-    ids: NDArray[np.int64], labels: NDArray[np.int64], class_counts: NDArray[np.int64], classes: Sequence[str]
+def pruning_facts(
+    pruner: Pruner,
+    epoch: int,
+    folder: RunFolder,
+    labels: NDArray[np.int64],
+    class_counts: NDArray[np.int64],
+    classes: Sequence[str],
 ) -> dict[str, Any]:
     """The keys of an epoch's row that tell what it trained on.
 
     Args:
-        ids: int64[k], the selection.
+        epoch: has ended; the selection made for it, if there is one, is saved in the `folder`.
         labels: int64[n]; class_counts: int64[C]; classes: the C names; C is 0 where there are no classes.
     """
+    selection = pruner.state.selection
+    selected = selection is not None and selection.epoch == epoch
+    ids = pruner.loader.selection if selection is None else selection.ids
     keep = len(ids) / len(labels)
     fractions = class_fractions(ids, labels, class_counts).tolist()
     rounded = [None if math.isnan(fraction) else round(fraction, 4) for fraction in fractions]
     return {
+        "epoch": epoch,
+        "phase": pruner.state.phase(epoch),
+        "selected": selected,
         "keep": round(keep, 6),
         "pruning_rate": round(1 - keep, 6),
         "class_fraction": dict(zip(classes, rounded, strict=True)),
+        "overlap": folder.overlap(epoch, ids) if selected else None,
+        "mean_weight": round(pruner.mean_weight, 6),
     }
 
 

@@ -15,8 +15,8 @@ from ffcv_prune.config import dotted
 from ffcv_prune.errors import UserError
 from ffcv_prune.pruner import Pruner, Swap
 from ffcv_prune.scoring.forward import known_labels
-from ffcv_prune.training.run_folder import RunFolder, provenance
-from ffcv_prune.training.run_log import scores_of, selection_facts
+from ffcv_prune.training.run_folder import RunFolder
+from ffcv_prune.training.run_log import pruning_facts, scores_of
 from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
 
 
@@ -73,17 +73,7 @@ class RunWriter:
         self._last = time.perf_counter()
         if self._folder is not None:
             config = self._config()
-            self._folder.write_config(strict_args.to_yaml(config))
-            self._folder.write_json("machine.json", provenance())
-            self._folder.write_json(
-                "dataset.json",
-                {
-                    "classes": names,
-                    "class_counts": self._counts.tolist(),
-                    "train_samples": n,
-                    "test_samples": test_samples,
-                },
-            )
+            self._folder.describe(strict_args.to_yaml(config), names, self._counts, n, test_samples)
             self._folder.set_status("running")
             self._tracker = open_tracker(tracker, self.path, dotted(config)) if isinstance(tracker, str) else tracker
 
@@ -119,12 +109,7 @@ class RunWriter:
         if swap is not None:
             self._folder.save_selection(epoch, swap.ids)
         row = {
-            "epoch": epoch,
-            "phase": pruner.state.phase(epoch),
-            "selected": swap is not None,
-            **selection_facts(ids, self._labels, self._counts, self._names),
-            "overlap": None if swap is None else self._folder.overlap(epoch, swap.ids),
-            "mean_weight": round(pruner.mean_weight, 6),
+            **pruning_facts(pruner, epoch, self._folder, self._labels, self._counts, self._names),
             "samples_seen": self._seen,
             "train_loss": train_loss,
             "test_accuracy": test_accuracy,

@@ -21,11 +21,11 @@ from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
-from ffcv_prune.training.loaders import Dataset, Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
-from ffcv_prune.training.run_folder import RunFolder, provenance
-from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, result_row, scores_of, selection_facts
+from ffcv_prune.training.run_folder import RunFolder
+from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, pruning_facts, result_row, scores_of
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
 from ffcv_prune.training.world import join, naming_lost_ranks
@@ -79,7 +79,9 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 folder.rewind(trainer.epoch)
             elif world.is_main:  # nothing is written before this
                 folder = stack.enter_context(closing(RunFolder.create(config.run.out, config.run.name)))
-                _describe_run(folder, config, loaders.dataset)
+                data = loaders.dataset
+                train_samples, test_samples = data.train.num_samples, data.test.num_samples
+                folder.describe(config.to_yaml(), data.classes, data.class_counts, train_samples, test_samples)
             if folder is not None:
                 folder.set_status("running")
                 tracker = open_tracker(config.run.tracker, folder.path, dotted(config.sections))
@@ -106,20 +108,6 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 alone = measure_alone(config, trainer.stepper, trainer.loader)
                 report_profile(folder, config, loaders.dataset, alone)
         return cast(RunResult, result)
-
-
-def _describe_run(folder: RunFolder, config: Config, dataset: Dataset) -> None:
-    folder.write_config(config.to_yaml())
-    folder.write_json("machine.json", provenance())
-    folder.write_json(
-        "dataset.json",
-        {
-            "classes": dataset.classes,
-            "class_counts": dataset.class_counts.tolist(),
-            "train_samples": dataset.train.num_samples,
-            "test_samples": dataset.test.num_samples,
-        },
-    )
 
 
 def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunResult:
@@ -224,17 +212,12 @@ class Trainer:
         """The log's line about an epoch that has ended, which is not yet in the folder."""
         rows = folder.rows
         seen = rows[-1]["samples_seen"] if rows else 0
-        state, dataset = self.pruner.state, self.dataset
-        selected = state.selection is not None and state.selection.epoch == epoch
+        dataset = self.dataset
+        facts = pruning_facts(self.pruner, epoch, folder, dataset.labels, dataset.class_counts, dataset.classes)
         return {
-            "epoch": epoch,
-            "phase": state.phase(epoch),
-            "selected": selected,
-            "nonfinite_losses": state.nonfinite if selected else 0,
-            **selection_facts(self.loader.selection, dataset.labels, dataset.class_counts, dataset.classes),
+            **facts,
+            "nonfinite_losses": self.pruner.state.nonfinite if facts["selected"] else 0,
             **self._chosen_share(steps),
-            "overlap": folder.overlap(epoch, state.selection.ids) if state.selection and selected else None,
-            "mean_weight": round(self.pruner.mean_weight, 6),
             "samples_seen": seen + self.stepper.trained,
             "steps": steps,
             "cost": self.pruner.values.costs,
