@@ -44,9 +44,13 @@ class Guard(Part, ABC):
         """Whether it draws the whole selection itself, so that the rule is never asked."""
         return False
 
-    @abstractmethod
+    def view(self, samples: Samples, among: Ids | None) -> Samples:
+        """The samples as the rule is to see them. Asked for once a selection, or for the batch `among`, int64[B]."""
+        return samples
+
     def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         """See `Rule.draw`; by `rule`, which it asks for numbers of samples of its own choice."""
+        return rule.draw(samples, k, rng, among)
 
     def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
         """See `Rule.thresholds`."""
@@ -82,21 +86,16 @@ class Null(Guard):
     def label(self) -> str:
         return "null" if self.null else ""
 
-    def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
-        return rule.draw(self._shuffled(samples, among), k, rng, among)
-
-    def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
-        return rule.thresholds(self._shuffled(samples, among), k, among)
-
-    def _shuffled(self, samples: Samples, among: Ids | None) -> Samples:
+    def view(self, samples: Samples, among: Ids | None) -> Samples:
         moment = samples.moment
         epoch = 0 if samples.statistic.is_fixed else moment.epoch
         rng = np.random.default_rng([moment.seed, epoch, _NULL_STREAM, moment.batch or 0])
-        within = None if moment.batch is None else among  # a batch is shuffled within, else all are
-        shown = samples.candidates(None)
-        known = samples.candidates(within)[~np.isnan(samples.scores(within))]
+        shown, known = samples.candidates(None), samples.candidates(among)[~np.isnan(samples.scores(among))]
         shown[known] = rng.permutation(known)
         return replace(samples, shuffled=shown)
+
+    def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        return rule.thresholds(samples, k, among)
 
 
 @dataclass(frozen=True, kw_only=True)

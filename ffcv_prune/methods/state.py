@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.phases import Phase
-from ffcv_prune.methods.rule import Ids, Moment, Samples
+from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Rule, Samples
 from ffcv_prune.methods.selection import Selection
 from ffcv_prune.methods.selectors import Uniform
 from ffcv_prune.methods.table import CERTAINTY, LAST_TRAINED, TRAINED_EPOCHS
@@ -86,7 +86,7 @@ class State:
         ids = self.method.source.due(self._fresh, None if self.selection is None else self.selection.ids)
         if ids is not None and ids.size:
             k = self.method.kept(self.n, epoch, self.epochs)
-            ids = self.method.source.budget.choose(self._samples_at(epoch), self._rule, k, ids)
+            ids = self.method.source.budget.choose(self._viewed(self._samples_at(epoch)), self._rule, k, ids)
         return ids if ids is not None and ids.size else None
 
     def record(
@@ -139,12 +139,19 @@ class State:
         if phase == "full":
             ids = np.arange(self.n)
         else:
-            draw = (self._rule if phase == "method" else Uniform()).draw(samples, k, rng, None)
+            by_method = phase == "method"
+            rule: Rule
+            rule, seen = (self._rule, self._viewed(samples)) if by_method else (Uniform(), samples)
+            draw = rule.draw(seen, k, rng, None)
             ids = draw.ids
-            drawn = draw.probability and (lambda: draw.probabilities(np.arange(self.n))[ids])
-            if phase == "method":
+
+            def chances() -> Probabilities:
+                return draw.probabilities(np.arange(self.n))[ids]
+
+            drawn = draw.probability and chances
+            if by_method:
                 weight = self.method.weight
-                known = draw.probabilities(np.arange(self.n))[ids] if weight.needs_probability else None
+                known = chances() if weight.needs_probability else None
                 weights, lr_factor = weight.of(samples, ids, known), weight.lr_factor(samples, ids, k)
         self.selection = Selection(epoch, phase, ids, weights, lr_factor, drawn)
         self._fresh[:] = False
@@ -172,12 +179,20 @@ class State:
             return np.arange(ids.size)
         order = np.argsort(ids)
         rng = np.random.default_rng([self.seed, epoch, _SELECTION_STREAM, batch])
-        drawn = self._rule.draw(self._samples_at(epoch, batch), ids.size, rng, ids[order])
+        samples = self._viewed(self._samples_at(epoch, batch), ids[order])
+        drawn = self._rule.draw(samples, ids.size, rng, ids[order])
         return np.sort(order[np.searchsorted(ids[order], drawn.ids)])
 
     def _samples_at(self, epoch: int, batch: int | None = None) -> Samples:
         moment = Moment(epoch, self.epochs, self.method.phases.turn(epoch, self.epochs), self.seed, batch)
         return replace(self.samples, moment=moment, previous=None if self.selection is None else self.selection.ids)
+
+    def _viewed(self, samples: Samples, among: Ids | None = None) -> Samples:
+        """The samples as the guards let the rule see them; of a batch `among`, int64[B], ascending."""
+        for guard in self.method.guards:
+            if guard.label:
+                samples = guard.view(samples, among)
+        return samples
 
     def _count_trained(self, epoch: int) -> None:
         """Add the epochs that the last selection was trained on to the columns that tell of them, if there are any."""
