@@ -61,9 +61,7 @@ class Samples:
 
     def column(self, name: str, among: Ids | None) -> NDArray[Any]:
         """[m]: this column of the table for each sample in `among` (None: all)."""
-        shown = self._shown(among)
-        column = self.table.columns[name]
-        return column if shown is None else column[shown]
+        return self.table.read(name, self._shown(among))
 
     def top(self, k: int, among: Ids | None) -> Ids:
         """The k samples of highest score in `among`, int64[k], ascending; ties go to the lower id."""

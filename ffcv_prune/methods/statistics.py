@@ -28,10 +28,12 @@ class Statistic(Part, ABC):
     Attributes:
         is_fixed: made before training, so that no value need be recorded.
         needs_batches: whether `take` is given the mean loss of each sample's batch.
+        reads: the statistic or column of the table that is the score, for one that needs no more than that.
     """
 
     is_fixed: ClassVar[bool] = False
     needs_batches: ClassVar[bool] = False
+    reads: ClassVar[str] = ""
 
     def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
         """A table for n samples. `given` is what a fixed statistic is made of; `UserError` for any other."""
@@ -47,9 +49,9 @@ class Statistic(Part, ABC):
             batch_means: float32[m], the mean loss of the batch that each sample was in.
         """
 
-    @abstractmethod
     def score(self, table: ScoreTable, among: Ids | None) -> Scores:
         """float32[m]: the score of each sample in `among` (None: all). NaN: no value yet."""
+        return table.read(self.reads, among)
 
     def top(self, table: ScoreTable, k: int, among: Ids | None) -> Ids:
         """The k of highest score, int64[k], ascending; ties go to the lower id, samples without a value come first."""
@@ -61,8 +63,7 @@ class Statistic(Part, ABC):
 class LastOfTraining(Statistic):
     """The loss of a sample as it was trained on last, ℓ: no memory, no parameter."""
 
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.last if among is None else table.last[among]
+    reads: ClassVar[str] = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +75,12 @@ class BatchMean(Statistic):
 
     needs_batches: ClassVar[bool] = True
     columns = (Column("batch_mean", np.float32, np.nan),)
+    reads: ClassVar[str] = "batch_mean"
     decay: float = key(0.9, "bls: weight of the old score against the mean loss of the batch", within="[0, 1)")
 
     def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
         column = table.columns["batch_mean"]
         column[ids] = self.decay * np.nan_to_num(column[ids]) + (1 - self.decay) * batch_means
-
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.columns["batch_mean"] if among is None else table.columns["batch_mean"][among]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +96,14 @@ class _Moving(Statistic):
 class Last(_Moving):
     """The latest loss, without memory (paper, Eq. 1): s(x) = −Σ_i y_i · log softmax(f(x))_i."""
 
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.last if among is None else table.last[among]
+    reads: ClassVar[str] = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MovingMean(_Moving):
     """The moving mean (paper, Eq. 2): s_ema ← α·ℓ + (1−α)·s_ema."""
 
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.mean if among is None else table.mean[among]
+    reads: ClassVar[str] = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +113,7 @@ class UpperBound(_Moving):
     c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
 
     def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        if among is None:
-            return kernels.ucb_scores(table.mean, table.var, self.c)
-        return kernels.ucb_scores(table.mean[among], table.var[among], self.c)
+        return kernels.ucb_scores(table.read("mean", among), table.read("var", among), self.c)
 
     def top(self, table: ScoreTable, k: int, among: Ids | None) -> Ids:
         if among is None:  # the same, in fewer passes over memory
@@ -129,10 +124,7 @@ class UpperBound(_Moving):
 @dataclass(frozen=True, kw_only=True)
 class _Fixed(Statistic):
     is_fixed: ClassVar[bool] = True
-
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        assert table.fixed is not None
-        return table.fixed if among is None else table.fixed[among]
+    reads: ClassVar[str] = "fixed"
 
     def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
         table = ScoreTable(n)

@@ -136,6 +136,11 @@ class ScoreTable:
         arrays = {name: array.copy() for name, array in self._arrays().items()}
         return {"n": self.n, "alpha": self.alpha, "updates": self.updates, **arrays}
 
+    def read(self, name: str, among: NDArray[np.int64] | None) -> NDArray[Any]:
+        """[m]: the statistic or column of this name for each sample in `among`, int64[m] (None: all)."""
+        values = self.columns[name] if name in self.columns else getattr(self, name)
+        return values if among is None else values[among]
+
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {name: getattr(self, name) for name in STATE_ARRAYS} | self.columns
 

@@ -8,6 +8,7 @@ form for batches a part of each large batch is drawn after a forward pass of all
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class TwoSpeeds(Statistic):
     """w = β1·s + (1−β1)·ℓ with the old s, then s ← β2·s + (1−β2)·ℓ; s starts at 1/n."""
 
     columns = (Column("slow_mean", np.float32, np.nan), Column("two_speeds", np.float32, np.nan))
+    reads: ClassVar[str] = "two_speeds"
     beta1: float = key(0.2, "evolved: weight of the slow mean against the new loss", within="[0, 1]")
     beta2: float = key(0.8, "evolved: weight of the old slow mean against the new loss", within="[0, 1]")
 
@@ -34,9 +36,6 @@ class TwoSpeeds(Statistic):
         slow[np.isnan(slow)] = 1 / table.n
         table.columns["two_speeds"][ids] = self.beta1 * slow + (1 - self.beta1) * losses
         table.columns["slow_mean"][ids] = self.beta2 * slow + (1 - self.beta2) * losses
-
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.columns["two_speeds"] if among is None else table.columns["two_speeds"][among]
 
 
 METHODS = (

@@ -44,14 +44,12 @@ class InOrder(Statistic):
     """The latest loss, and when it came: the n-th of all losses that were recorded."""
 
     columns = (Column("arrival", np.int64, -1), Column("arrivals", np.int64, 0, length=1))
+    reads: ClassVar[str] = "last"
 
     def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
         arrivals = table.columns["arrivals"]
         table.columns["arrival"][ids] = arrivals[0] + np.arange(ids.size)
         arrivals += ids.size
-
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.last if among is None else table.last[among]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,12 +31,10 @@ class AboveBatch(Statistic):
 
     needs_batches: ClassVar[bool] = True
     columns = (Column("above_batch", np.float32, np.nan),)
+    reads: ClassVar[str] = "above_batch"
 
     def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
         table.columns["above_batch"][ids] = losses - batch_means
-
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.columns["above_batch"] if among is None else table.columns["above_batch"][among]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,15 +43,13 @@ class RecentLosses(Statistic):
     """The loss of the pass just made, beside the last `HISTORY` losses of all samples."""
 
     columns = (Column("history", np.float32, np.nan, length=HISTORY), Column("seen", np.int64, 0, length=1))
+    reads: ClassVar[str] = "last"
 
     def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
         seen, newest = table.columns["seen"], losses[-HISTORY:]
         places = (seen[0] + losses.size - newest.size + np.arange(newest.size)) % HISTORY
         table.columns["history"][places] = newest
         seen += losses.size
-
-    def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        return table.last if among is None else table.last[among]
 
 
 @dataclass(frozen=True, kw_only=True)
