@@ -76,7 +76,8 @@ class Method:
             table.update(np.zeros(2, np.float32))
             self.rule.thresholds(Samples(self.statistic, table, np.zeros(2, np.int64)), 1, None)  # refuses, without any
         trained_only = self.source.records and not self.source.passes
-        if self.needs_values and trained_only and not (self.selector.starts_without_values or self.phases.warmup):
+        ranks_unseen = self.selector.has_fixed_size and not self.selector.starts_without_values
+        if self.needs_values and trained_only and ranks_unseen and not self.phases.warmup:
             raise UserError(
                 f"{label} with score_source=training needs losses before its first selection: "
                 "set warmup=1 or more, or score_source=both"
@@ -157,6 +158,11 @@ class Method:
             return n
         kept = self.kept(n, epoch, epochs)
         return kept if phase == "random" else self.selector.most(kept, n)
+
+    @property
+    def constant_share(self) -> float | None:
+        """The share that every pruned epoch keeps; None where it follows from the losses or the epoch."""
+        return self.phases.share if self.selector.has_fixed_size and "keep" in self.values else None
 
     def samples_seen(self, epochs: int, n: int) -> int:
         """The samples selected over all epochs for a data set of n samples (paper, Eq. 5: k·N × T)."""

@@ -26,7 +26,8 @@ class Selector(Part, ABC):
         is_random: whether it draws at random, with probabilities other than 0 and 1.
         knows_probability: whether it reports them.
         has_fixed_size: whether it draws exactly k samples; False: as many as its rule says.
-        starts_without_values: whether its first selection makes sense before any sample has a value.
+        starts_without_values: whether its first k samples make sense before any sample has a value.
+        fills_batches: whether what it chooses of a batch waits until it fills one.
     """
 
     is_random: ClassVar[bool] = False
@@ -37,6 +38,10 @@ class Selector(Part, ABC):
     @property
     def ranks(self) -> bool:
         return True
+
+    @property
+    def fills_batches(self) -> bool:
+        return False
 
     def size(self, n: int) -> int | None:
         """k for n samples, where the selector says it and not the phases; else None."""
@@ -121,7 +126,6 @@ class DropBelowMean(Selector):
 
     is_random: ClassVar[bool] = True
     has_fixed_size: ClassVar[bool] = False
-    starts_without_values: ClassVar[bool] = True
     ratio: float = key(0.5, "infobatch, bls: probability that a sample below a threshold is dropped", within="[0, 1)")
     quantiles: tuple[float, ...] = key(
         (),

@@ -25,7 +25,7 @@ class BatchChooser:
     """
 
     def __init__(self, state: State, task: Task, amp_dtype: AmpDtype, world_size: int) -> None:
-        self._queues = state.method.values["form"] == "jiang"
+        self._queues = state.method.selector.fills_batches
         if self._queues and world_size > 1:
             raise UserError(
                 f"method {state.method.name} with form=jiang fills batches from a queue, which processes cannot share: "

@@ -64,8 +64,8 @@ def check_batches(config: Config, num_samples: int) -> None:
     least = method.selector.least(smallest, num_samples)
     if least < batch_size:
         cause, remedy = f"method {method.name} possibly", "let it drop fewer"
-        if method.selector.has_fixed_size and "keep" in method.values:
-            cause, remedy = f"prune.keep={method.phases.share}", "raise prune.keep"
+        if method.constant_share is not None:
+            cause, remedy = f"prune.keep={method.constant_share}", "raise prune.keep"
         raise UserError(
             f"{cause} keeps {least} of {num_samples} samples, less than one batch of {batch_size}; "
             f"{remedy} or lower train.batch_size"

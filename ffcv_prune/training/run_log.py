@@ -97,8 +97,8 @@ def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:
 
 def kept_share(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
     """The fraction of the data kept in pruned epochs; `rows` are those of the log."""
-    if config.prune.selector.has_fixed_size and "keep" in config.prune.values:
-        return config.prune.phases.share
+    if config.prune.constant_share is not None:
+        return config.prune.constant_share
     kept = [row["keep"] for row in rows if row["phase"] == "method"]
     return round(sum(kept) / len(kept), 6) if kept else 1.0
 

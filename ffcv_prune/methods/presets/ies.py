@@ -39,9 +39,8 @@ class Curvature(Statistic):
         columns["losses_seen"][ids] += 1
 
     def score(self, table: ScoreTable, among: Ids | None) -> Scores:
-        which = slice(None) if among is None else among
-        curvature = np.abs(np.diff(table.columns["last_losses"][which], 2, axis=1)).mean(axis=1)
-        curvature[table.columns["losses_seen"][which] < LEAST_LOSSES] = np.nan
+        curvature = np.abs(np.diff(table.read("last_losses", among), 2, axis=1)).mean(axis=1)
+        curvature[table.read("losses_seen", among) < LEAST_LOSSES] = np.nan
         return curvature
 
 
@@ -50,7 +49,6 @@ class ExcludeMastered(Selector):
     """All samples but those that score below the threshold."""
 
     has_fixed_size: ClassVar[bool] = False
-    starts_without_values: ClassVar[bool] = True
     threshold: float = key(1e-3, "ies: a sample of lower curvature is excluded", within="[0, inf)")
     below_median: bool = key(False, "ies: exclude no sample whose loss is not below the median of its class")
 

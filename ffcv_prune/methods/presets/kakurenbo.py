@@ -42,7 +42,6 @@ class HideConfident(Selector):
 
     needs_certainty: ClassVar[bool] = True
     has_fixed_size: ClassVar[bool] = False
-    starts_without_values: ClassVar[bool] = True
     confidence: float = key(0.7, "kakurenbo: the least confidence of a hidden sample", within="[0, 1]")
 
     def most(self, k: int, n: int) -> int:

@@ -59,7 +59,6 @@ class TopOfWindows(Selector):
     The last window may hold fewer samples. A sample without a loss is selected.
     """
 
-    starts_without_values: ClassVar[bool] = True
     has_fixed_size: ClassVar[bool] = False
     keep: float = key(0.5, "proxy_batch: share of each window that is selected", within="(0, 1]")
     window: int = key(1024, "proxy_batch: samples among which the highest losses are sought", within="[1, inf)")

@@ -43,7 +43,6 @@ class DropAndReturn(Selector):
 
     is_random: ClassVar[bool] = True
     has_fixed_size: ClassVar[bool] = False
-    starts_without_values: ClassVar[bool] = True
     ratio: float = key(0.5, "repb: probability that a sample below the mean of its batch is dropped", within="[0, 1)")
 
     def least(self, k: int, n: int) -> int:

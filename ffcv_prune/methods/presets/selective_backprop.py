@@ -59,10 +59,13 @@ class LikelierTheHigher(Selector):
     is_random: ClassVar[bool] = True
     knows_probability: ClassVar[bool] = False
     has_fixed_size: ClassVar[bool] = False
-    starts_without_values: ClassVar[bool] = True
     form: str = key("composer", "selective_backprop: the rule", choices=("composer", "jiang"))
     keep: float = key(0.5, "selective_backprop: share of a batch that is kept, form composer", within="(0, 1]")
     beta: float = key(1.0, "selective_backprop: power of the share of lower losses, form jiang", within="(0, inf)")
+
+    @property
+    def fills_batches(self) -> bool:
+        return self.form == "jiang"
 
     def size(self, n: int) -> int:
         return n

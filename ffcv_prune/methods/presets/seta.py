@@ -36,7 +36,6 @@ class GroupWindow(Selector):
     is_random: ClassVar[bool] = True
     knows_probability: ClassVar[bool] = False
     has_fixed_size: ClassVar[bool] = False
-    starts_without_values: ClassVar[bool] = True
     groups: int = key(10, "seta: groups that the losses are split into", within="[1, 256]")
     window: float = key(0.5, "seta: share of the groups that an epoch trains on", within="(0, 1]")
     ratio: float = key(0.0, "seta: share of the samples left out at random before", within="[0, 1)")
