@@ -199,18 +199,6 @@ def group_by_label(ids: Ids, labels: NDArray[np.int64]) -> list[Ids]:
     return np.split(grouped, stops[:-1])
 
 
-def check_candidates(ids: Ids, n: int) -> None:
-    """Raise `UserError` unless `ids` is a one-dimensional int64 array, strictly ascending within 0..n−1."""
-    _check_int64(ids, "candidates")
-    if ids.size and (ids[0] < 0 or ids[-1] >= n or (ids[1:] <= ids[:-1]).any()):
-        raise UserError(f"candidates must be ascending, different and from 0 to {n - 1}: pass np.unique(ids)")
-
-
-def _check_int64(ids: Ids, what: str) -> None:
-    if ids.ndim != 1 or ids.dtype != np.int64:
-        raise UserError(f"{what} must be a one-dimensional int64 array, not {ids.dtype} of shape {ids.shape}")
-
-
 @njit(cache=True, nogil=True)
 def _first_invalid(ids: Ids, seen: NDArray[np.bool_]) -> int:
     """Return the position of the first id out of range or repeated, else len(ids). `seen`: n times False."""
@@ -224,7 +212,8 @@ def _first_invalid(ids: Ids, seen: NDArray[np.bool_]) -> int:
 
 def check_ids(ids: Ids, n: int, what: str) -> None:
     """Raise `UserError` unless `ids` is a one-dimensional int64 array of different positions in 0..n−1."""
-    _check_int64(ids, what)
+    if ids.ndim != 1 or ids.dtype != np.int64:
+        raise UserError(f"{what} must be a one-dimensional int64 array, not {ids.dtype} of shape {ids.shape}")
     bad = _first_invalid(np.ascontiguousarray(ids), np.zeros(n, np.bool_))
     if bad == ids.size:
         return
