@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import BrokenImages, encode_split
-from ffcv_prune.data.manifest import Manifest, manifest_path, sources_path, write_sources
+from ffcv_prune.data.manifest import Manifest, manifest_path, sources_path
 from ffcv_prune.data.recipe import Image
-from ffcv_prune.data.writer import check_workers, sync, unfinished, versions
+from ffcv_prune.data.writer import check_workers, publish, unfinished, versions
 from ffcv_prune.errors import UserError, nearest
 
 MODES = ("raw", "jpg")
@@ -106,10 +106,7 @@ def write(
             recipe={"image": asdict(image)},
             versions=versions(),
         )
-        sync(temporary)
-        write_sources(path, map(samples.describe, range(len(samples))))
-        manifest.save(path)
-        os.replace(temporary, path)
+        publish(temporary, path, manifest, map(samples.describe, range(len(samples))))
     return path
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -90,10 +90,7 @@ def write_dataset(
                 recipe=asdict(recipe),
                 versions=versions(),
             )
-            sync(temporary)
-            write_sources(path, map(split.describe, range(len(split.labels))))
-            manifest.save(path)
-            os.replace(temporary, path)
+            publish(temporary, path, manifest, map(split.describe, range(len(split.labels))))
         rate = manifest.samples / (time.perf_counter() - start)
         print(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
         written.append(path)
@@ -163,9 +160,13 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def sync(path: Path) -> None:
-    with path.open("rb") as file:
+def publish(temporary: Path, path: Path, manifest: Manifest, sources: Iterable[str]) -> None:
+    """Give a whole `.beton` its name, after its manifest and the names of its samples, by position."""
+    with temporary.open("rb") as file:
         os.fsync(file.fileno())
+    write_sources(path, sources)
+    manifest.save(path)
+    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:
