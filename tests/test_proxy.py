@@ -136,6 +136,16 @@ class TestProxy:
         assert rates == [(0, window, 7) for window in range(7)]
         assert len(pruner.loader.selection) == 6 * 16 + round(0.5 * (N - 6 * WINDOW))
 
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+    def test_images_are_reduced_by_area_and_keep_their_dtype(self, dtype: torch.dtype) -> None:
+        images = torch.randint(0, 256, (2, 3, 8, 4)).to(dtype)
+        proxy = make_proxy(SmallNet(), size=4)
+        expected = images.float().reshape(2, 3, 4, 2, 2, 2).mean((3, 5))
+        reduced = proxy._reduced(images)
+        assert reduced.dtype == dtype and reduced.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(reduced.float(), expected.round() if dtype == torch.uint8 else expected)
+        assert proxy._reduced(reduced) is reduced
+
     def test_what_does_not_fit_is_refused(self, beton: Beton) -> None:
         net = SmallNet()
         proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.1))

@@ -218,7 +218,7 @@ FIELD: dict[str, dict[str, Any]] = {
     "kakurenbo": {"fraction": 0.4, "confidence": 0.1},
     "repb": {"ratio": 0.5},
     "selective_backprop": {"start": 0, "end": 1, "interrupt": 0},
-    "proxy_batch": {"window": 64, "proxy_model": "basic_cnn", "proxy_lr": 0.02, "stride": 2},
+    "proxy_batch": {"window": 64, "proxy_model": "resnet_tiny", "proxy_lr": 0.02, "stride": 2, "proxy_size": 8},
 }
 
 

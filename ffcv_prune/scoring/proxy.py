@@ -125,11 +125,14 @@ class Proxy:
         self.steps += 1
 
     def _reduced(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] with a longer side of `size`, by area; smaller ones stay as they are."""
+        """Images [B, C, H, W] with a longer side of `size`, by area, of the same dtype; smaller ones as they are."""
         if not self.size or images.ndim != 4 or max(images.shape[2:]) <= self.size:
             return images
         height, width = (max(1, round(side * self.size / max(images.shape[2:]))) for side in images.shape[2:])
-        return F.interpolate(images.float(), (height, width), mode="area").to(memory_format=torch.channels_last)
+        reduced = F.interpolate(images.float(), (height, width), mode="area")
+        if not images.is_floating_point():
+            reduced.round_()
+        return reduced.to(images.dtype, memory_format=torch.channels_last)
 
     @contextmanager
     def whole_or_not_at_all(self) -> Iterator[None]:
