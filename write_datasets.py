@@ -17,7 +17,7 @@ usage: python write_datasets.py --dataset NAME [--data-dir D] [--out-dir O] [--w
   --data-dir   folder of the source images; default data
   --out-dir    folder to write NAME/SPLIT.beton and NAME/SPLIT.json into; default betons
   --workers    processes that read and encode images; default -1: one per core available
-  --force      replace a data set of that name that was made from another source
+  --force      replace a data set of that name that was made from another source or by another recipe
   --skip-broken  leave out images that cannot be read, and list them
 
 The other keys are those of the recipe:"""

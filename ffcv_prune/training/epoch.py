@@ -78,13 +78,13 @@ class Stepper:
         after_step: Callable[[], None],
         lr_factor: float = 1.0,
         choose: Choose | None = None,
-    ) -> float:
+    ) -> float | None:
         """One pass over the loader's selection, or the rest of one: returns the mean loss of the whole pass.
 
-        That mean is unweighted. `batch_loss` makes of the losses of a batch the scalar to minimise. `lr_factor`
-        multiplies the scheduled learning rate, and `choose` says what of a batch is trained on. `after_step` is called
-        between two steps, when `state_dict` and the loader's agree. With a distributed loader the loss is that of all
-        ranks, and all ranks end with the main rank's batch-norm statistics.
+        That mean is unweighted; None if `choose` left nothing to train on. `batch_loss` makes of the losses of a batch
+        the scalar to minimise. `lr_factor` multiplies the scheduled learning rate, and `choose` says what of a batch is
+        trained on. `after_step` is called between two steps, when `state_dict` and the loader's agree. With a
+        distributed loader the loss is that of all ranks, and all ranks end with the main rank's batch-norm statistics.
         """
         self.model.train()
         first, steps = loader.first_batch, loader.first_batch + len(loader)
@@ -104,7 +104,7 @@ class Stepper:
         if loader.world_size > 1:
             loss_sum = collectives.total(loss_sum)
             collectives.share_buffers(self.model)
-        return loss_sum.item() / made  # waits for the device: once an epoch
+        return loss_sum.item() / made if made else None  # waits for the device: once an epoch
 
     def step(self, inputs: Tensor, targets: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
         """One step of SGD on a batch: inputs uint8[B, 3, H, W], targets as the task has them, ids int64[B]."""

@@ -154,7 +154,7 @@ class Loaders:
         """The training loader at epoch 0, serving all samples."""
         if self._train is None:
             self._train = self._augmented(self._batch_size, distributed=self.world.size > 1, with_ids=True)
-        self._train.seed = seed
+        self._train.seed, self._train.on_epoch = seed, None
         self._train.set_selection(None)
         self._train.set_epoch(0)
         return self._train

@@ -147,6 +147,7 @@ class _Scorer:
                 desc=description, total=len(loader) * loader.batch_size, unit="img", leave=False, disable=None
             ) as bar:
                 loss = stepper.train_epoch(loader, epoch, mean_loss, bar, lambda: None)
+            assert loss is not None
             if not math.isfinite(loss):
                 raise UserError(f"{description}: the loss is {loss}, the model diverged; lower train.lr")
             print(f"{description}: loss {loss:.4f}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
@@ -184,7 +185,14 @@ class Trainer:
             if signal:
                 raise stopped(signal, folder)
             loss, steps = self._train_epoch(epoch, folder, stop)
-            check_converges(loss)
+            if loss is not None:
+                check_converges(loss)
+            elif self.world.is_main:
+                warnings.warn(
+                    f"epoch {epoch} made no step: of its {steps} batches, method {self.pruner.method.name} chose fewer "
+                    "samples than a step takes; let it choose more of each batch",
+                    stacklevel=2,
+                )
             metrics, by_class = dict[str, float](), list[float | None]()
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
                 stepper = self.stepper
@@ -203,7 +211,7 @@ class Trainer:
     def _row(
         self,
         epoch: int,
-        loss: float,
+        loss: float | None,
         steps: int,
         metrics: Mapping[str, float],
         by_class: list[float | None],
@@ -235,8 +243,8 @@ class Trainer:
         keep = self.stepper.trained / (steps * self.config.train.batch_size)
         return {"keep": round(keep, 6), "pruning_rate": round(1 - keep, 6)}
 
-    def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float, int]:
-        """Select if it is due, then train on the selection: returns the mean loss and the number of steps."""
+    def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float | None, int]:
+        """Select if it is due, then train on the selection: returns the mean loss, and how many batches there were."""
         description = f"epoch {epoch} ({epoch + 1}/{self.config.train.epochs})"
         disable = None if folder is not None else True  # None: where there is no terminal
         with tqdm(desc=description, total=0, unit="img", leave=False, disable=disable) as bar:
