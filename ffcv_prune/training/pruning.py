@@ -62,7 +62,7 @@ def check_batches(config: Config, num_samples: int) -> None:
     method, batch_size, epochs = config.prune, config.train.batch_size, config.train.epochs
     smallest = min(method.kept(num_samples, epoch, epochs) for epoch in range(epochs))
     least = method.selector.least(smallest, num_samples)
-    if least < batch_size:
+    if least is not None and least < batch_size:
         cause, remedy = f"method {method.name} possibly", "let it drop fewer"
         if method.constant_share is not None:
             cause, remedy = f"prune.keep={method.constant_share}", "raise prune.keep"
