@@ -27,6 +27,7 @@ usage: python train_imagenet.py --config FILE | --resume RUN | --init-from RUN [
   --resume      go on with a run that was interrupted, as if it had not been
   --init-from   begin a new run like RUN, from the weights that it ended with
   --profile     print where the time went when the run ends"""
+DEFAULT_METHOD = "full"
 _SCORE_SOURCE = "losses for the scores: a pass over all samples, those of training, or both (a pass over the others)"
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
 CHANGEABLE = (
@@ -216,7 +217,8 @@ def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path 
     argv = ["--run.profile=true" if argument == "--profile" else argument for argument in argv]
     options, overrides = strict_args.parse_command_line(argv, options=("config", "resume", "init-from"))
     if "help" in options:
-        print(usage, strict_args.help_text(_keys(_prune_section(*methods.PRESETS.values()))), sep="\n")
+        every = sorted(methods.PRESETS.values(), key=lambda method: method.name != DEFAULT_METHOD)
+        print(usage, strict_args.help_text(_keys(_prune_section(*every))), sep="\n")
         raise SystemExit(0)
     if len(options) > 1:
         raise UserError(
@@ -276,7 +278,7 @@ def resolve(
     Which keys the section prune has, the method says. Keys that another method left in a file below that which names
     the method do not count.
     """
-    named = settings.get("prune.method", Setting("full", "default", 1 << 30))
+    named = settings.get("prune.method", Setting(DEFAULT_METHOD, "default", 1 << 30))
     if str(named.text) not in methods.PRESETS:  # a YAML list is no name
         raise UserError(
             f"prune.method={named.text} ({named.source}): unknown{nearest(str(named.text), methods.PRESETS)}"

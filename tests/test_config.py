@@ -293,6 +293,8 @@ def test_help_lists_every_key_and_exits_with_0(capsys: pytest.CaptureFixture[str
     assert "--train.lr_milestones" in text
     assert "default 0.3,0.6,0.8" in text
     assert "resnet18_cifar, " in text and "timm" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("  --prune.method "))
+    assert line.endswith("; default full")  # what a config without the key gets
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
