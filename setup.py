@@ -18,14 +18,23 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
-    package_data={"ffcv_prune.analysis": ["*.j2"]},
+    package_data={
+        "ffcv_prune": ["write_datasets/*.yaml", "rn_configs/*.yaml", "py.typed"],  # links to the folders at the root
+        "ffcv_prune.analysis": ["*.j2"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"ffcv-prune-{name} = ffcv_prune.commands:{name}" for name in ("write", "train", "report", "scores")
+        ]
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision",
         "numba",
         "numpy",
         "fastargs",
-        "pyyaml",  # fastargs reads YAML without declaring it
+        "pyyaml",  # these two fastargs uses without declaring them
+        "terminaltables",
         "pillow",  # FFCV writes images without declaring it
         "tqdm",
         "matplotlib",

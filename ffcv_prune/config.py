@@ -44,7 +44,7 @@ CHANGEABLE = (
 
 # `models.MODELS` without torch, which a command that only reads its arguments does not import.
 MODEL_NAMES = ("basic_cnn", "resnet18_cifar", "resnet34_cifar", "resnet_small", "resnet_tiny", "vgg16")
-CONFIGS = Path(__file__).resolve().parents[1] / "rn_configs"
+CONFIGS = Path(__file__).with_name("rn_configs")  # in a clone a link to that at its root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,9 +255,13 @@ def _run_folder(name: str) -> Path:
 def _config_file(name: str) -> Path:
     """A path, or what stands in rn_configs/ under a name without any suffix."""
     path = Path(name)
-    if path.suffix or path.exists():
-        return path
     known = {path.stem: path for path in CONFIGS.glob("*.yaml")}
+    if path.exists():
+        return path
+    if path.suffix == ".yaml" and path.stem in known:
+        raise UserError(f"{path} does not exist; --config={path.stem} is the one that comes with ffcv_prune")
+    if path.suffix:
+        return path
     if name not in known:
         raise UserError(f'no config "{name}"{nearest(name, known)} (or give the path of a .yaml file)')
     return known[name]
