@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from ffcv_prune.config import Train
+from ffcv_prune.sections import Train
 from ffcv_prune.training.lr import LRSchedule
 
 

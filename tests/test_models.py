@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ffcv_prune.config import MODEL_NAMES
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import MODELS, build_model, load_weights
 from ffcv_prune.models.normalize import Normalize
+from ffcv_prune.sections import MODEL_NAMES
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 # name: (parameters at 10 classes, side of the images it is made for)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ffcv_prune import collectives
-from ffcv_prune.config import Train
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import autocast, default_amp_dtype
 from ffcv_prune.protocols import SampleLoader, Step
+from ffcv_prune.sections import Train
 from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
 

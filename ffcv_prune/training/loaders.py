@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ffcv_prune.config import Config, Data
+from ffcv_prune.config import Config
 from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint, require_labels
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
@@ -20,6 +20,7 @@ from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
 from ffcv_prune.models import MIN_SIDES
+from ffcv_prune.sections import Data
 from ffcv_prune.training.world import World, choose_device
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ffcv_prune.config import Train
+from ffcv_prune.sections import Train
 
 # In epochs. Milestones are fractions of the run: 0.333333333 of 90 epochs must fall on epoch 30.
 _ROUNDING = 1e-6
