@@ -69,6 +69,7 @@ class Config:
             faults.append(f"train.lr_milestones={train.lr_milestones}: must rise from one to the next")
         if train.nesterov and train.momentum == 0:
             faults.append("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
+        faults += _ramp_faults(self.data)
         if train.warmup_epochs >= train.epochs:
             faults.append(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
         try:
@@ -101,6 +102,18 @@ class Config:
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""
         return strict_args.to_yaml(self.sections)
+
+
+def _ramp_faults(data: Data) -> list[str]:
+    ramp = data.size_ramp
+    if not ramp:
+        return []
+    given = f"data.size_ramp={','.join(f'{value:g}' for value in ramp)}"
+    if len(ramp) != 4 or not ramp[2] < ramp[3] <= 1 or any(side != int(side) or side < 1 for side in ramp[:2]):
+        return [f"{given}: expected two sides in pixels and two rising fractions of the run, such as 160,192,0.74,0.86"]
+    if data.augment != "random_resized_crop":
+        return [f"{given} needs data.augment=random_resized_crop, which cuts images to any side"]
+    return []
 
 
 def fixed_keys(config: Config) -> dict[str, Any]:

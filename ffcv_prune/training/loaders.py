@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ffcv_prune.config import Config
 from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint, require_labels
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.arguments import usable_cores
+from ffcv_prune.loading.augment import CropDecoder
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
-from ffcv_prune.models import MIN_SIDES
+from ffcv_prune.models import MIN_SIDES, build_model, whiten
 from ffcv_prune.sections import Data
 from ffcv_prune.training.world import World, choose_device
 
+RAMP_STEP = 32
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -167,6 +171,26 @@ class Loaders:
         self._proxy.seed = seed
         return self._proxy
 
+    def build_model(self, name: str, seed: int) -> nn.Sequential:
+        """A network for these data on the device, with random weights; see `models.build_model` and `whiten`."""
+        data = self.dataset
+        model = build_model(name, data.outputs, data.mean, data.std).to(self.world.device)
+        whiten(model, self._training_images(seed))
+        return model
+
+    def _training_images(self, seed: int) -> Iterator[Tensor]:
+        with closing(self.train(seed).batches(0)) as batches:
+            for batch in batches:
+                yield batch.inputs
+
+    def resize(self, epoch: int, epochs: int) -> None:
+        """Give the training images the side of this epoch, where data.size_ramp has them grow."""
+        if not self._data.size_ramp or self._train is None:
+            return
+        side = ramp_side(self._data.size_ramp, epoch, epochs)
+        for _, decoder in self._train.graph.operations_of(CropDecoder):
+            decoder.output_size = (side, side)
+
     def _augmented(self, batch_size: int, **options: Any) -> PrunedLoader:
         red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
         pipelines = train_pipelines(
@@ -176,6 +200,8 @@ class Loaders:
             self.world.device,
             fill=(red, green, blue),
             target=self.dataset.target.field,
+            padding=self._data.padding,
+            flip=self._data.flip,
         )
         path, threads = self.dataset.train.path, self._num_workers()
         return _compiled(PrunedLoader(path, batch_size, threads, pipelines=pipelines, shuffle=True, **options))
@@ -188,7 +214,7 @@ class Loaders:
     @cached_property
     def test(self) -> PrunedLoader:
         """Serves the test set, each sample once."""
-        return self._in_order(self.dataset.test, self._data.size)
+        return self._in_order(self.dataset.test, self._data.test_size or self._data.size)
 
     def _in_order(self, info: BetonInfo, size: int) -> PrunedLoader:
         pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio, self.dataset.target.field)
@@ -215,6 +241,13 @@ class Loaders:
         for loader in built:
             if loader is not None:
                 loader.close()
+
+
+def ramp_side(ramp: Sequence[float], epoch: int, epochs: int) -> int:
+    """Side in pixels of the training images of an epoch, see data.size_ramp; a multiple of 32, as ffcv-imagenet's."""
+    first, last, start, end = ramp
+    grown = float(np.interp(epoch / epochs, [start, end], [first, last]))
+    return max(1, round(grown / RAMP_STEP)) * RAMP_STEP
 
 
 def score_side(data: Data) -> int:

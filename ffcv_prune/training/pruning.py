@@ -8,7 +8,6 @@ import torch
 
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
-from ffcv_prune.models import build_model
 from ffcv_prune.pruner import Pruner
 from ffcv_prune.scoring.proxy import Proxy
 from ffcv_prune.tasks import Task
@@ -44,10 +43,10 @@ def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None
 
 def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> Proxy:
     """The proxy net of a run, trained as its main net is but for the learning rate."""
-    data, train, values = loaders.dataset, config.train, config.prune.values
-    model = build_model(values["proxy_model"], data.outputs, data.mean, data.std).to(loaders.world.device)
+    train, values = config.train, config.prune.values
+    model = loaders.build_model(values["proxy_model"], config.run.seed)
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=values["proxy_lr"],
         momentum=train.momentum,
         nesterov=train.nesterov,

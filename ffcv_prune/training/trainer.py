@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, dotted, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.methods.warm_up import warm_up
-from ffcv_prune.models import build_model, load_weights
+from ffcv_prune.models import load_weights
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
@@ -113,7 +113,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
 
 def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunResult:
     """Write what came out."""
-    folder.save_weights(trainer.stepper.model)
+    folder.save_weights(trainer.stepper.tested)
     last = folder.rows[-1]
     saving = trainer.clock.take()  # the last save came after the last row
     seconds = {phase: saving[phase] + sum(row["seconds"][phase] for row in folder.rows) for phase in saving}
@@ -150,15 +150,16 @@ class Trainer:
 
     def __init__(self, config: Config, loaders: Loaders) -> None:
         self.config = config
+        self.loaders = loaders
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model.name, self.dataset.outputs, self.dataset.mean, self.dataset.std)
+        model = loaders.build_model(config.model.name, config.run.seed)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         task = self.dataset.target.build_task(config.train)
-        self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype, task)
+        self.stepper = Stepper(model, config.train, amp_dtype, task)
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
         if self.pruner.method.prunes:
             warm_up()
@@ -184,6 +185,7 @@ class Trainer:
             signal = self.world.agree(stop.requested)
             if signal:
                 raise stopped(signal, folder)
+            self.loaders.resize(epoch, epochs)
             loss, steps = self._train_epoch(epoch, folder, stop)
             if loss is not None:
                 check_converges(loss)
@@ -197,7 +199,14 @@ class Trainer:
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
                 stepper = self.stepper
                 classes = len(self.dataset.classes)
-                metrics, by_class = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype, classes)
+                metrics, by_class = evaluate(
+                    stepper.tested,
+                    self.test_loader,
+                    stepper.task,
+                    stepper.amp_dtype,
+                    classes,
+                    self.config.data.test_flip,
+                )
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
