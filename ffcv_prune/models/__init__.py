@@ -47,8 +47,6 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet_tiny": resnet_tiny,
 }
 
-MIN_SIDES = {"vgg16": 32, "basic_cnn": 14}  # pixels; the others take images of any side
-
 
 def build_model(name: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
     """Build the model `name` with random weights, all parameters in the channels_last memory format.

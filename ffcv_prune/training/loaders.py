@@ -19,7 +19,6 @@ from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
-from ffcv_prune.models import MIN_SIDES
 from ffcv_prune.training.world import World, choose_device
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -145,7 +144,7 @@ class Loaders:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.settings = settings_of(config, world or World(choose_device(config.train.device)))
         self.dataset = open_dataset(config.data, config.model.classes, config.train.task)
-        check_score_side(config, self.dataset)
+        check_score_side(config.data, self.dataset)
         self._data, self._batch_size, self._score_batch_size, self.world, _ = self.settings
         self._train: PrunedLoader | None = None
         self._proxy: PrunedLoader | None = None
@@ -221,19 +220,22 @@ def score_side(data: Data) -> int:
     return data.score_size or (0 if data.score else data.size)
 
 
-def check_score_side(config: Config, dataset: Dataset) -> None:
-    """Refuse a side that the model cannot take, or stored images of different sizes: before anything is compiled."""
-    if not (config.data.score or config.data.score_size):
-        return
+def check_score_side(data: Data, dataset: Dataset) -> None:
+    """Refuse stored images of different sizes where they are scored as they are: before anything is compiled."""
     heights, widths = dataset.score.image_heights, dataset.score.image_widths
-    side = score_side(config.data)
-    if side == 0 and (heights.min() != heights.max() or (heights != widths).any()):
-        raise UserError(f"the images of data.score={config.data.score} differ in size: set data.score_size")
-    side, least = side or int(heights[0]), MIN_SIDES.get(config.model.name, 1)
-    if side < least:
-        raise UserError(
-            f"{config.model.name} needs images of {least} x {least}, scoring has {side}: set data.score_size"
-        )
+    if data.score and score_side(data) == 0 and (heights.min() != heights.max() or (heights != widths).any()):
+        raise UserError(f"the images of data.score={data.score} differ in size: set data.score_size")
+
+
+def image_sides(data: Data, dataset: Dataset) -> dict[tuple[int, int], str]:
+    """The height and width of the images that are scored and trained on, each with the key that sets it."""
+    scored = side_of(dataset.score, score_side(data))
+    return {scored: "data.score_size", side_of(dataset.train, data.size): "data.size"}
+
+
+def side_of(info: BetonInfo, size: int) -> tuple[int, int]:
+    """Height and width of images that are cut to `size`; 0: as they are stored."""
+    return (size, size) if size else (int(info.image_heights[0]), int(info.image_widths[0]))
 
 
 def settings_of(config: Config, world: World) -> tuple[Data, int, int, World, str]:

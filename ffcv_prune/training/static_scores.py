@@ -21,13 +21,14 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.targets import CLASSIFICATION
 from ffcv_prune.models import build_model
+from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.protocols import Step
 from ffcv_prune.scoring.forward import score_dataset
 from ffcv_prune.scoring.static_formulas import ForgetCounts, el2n, grand
 from ffcv_prune.training import score_file
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders, settings_of, side_of
 from ffcv_prune.training.run_folder import provenance
 from ffcv_prune.training.score_file import ScoreFile
 
@@ -100,7 +101,8 @@ class _Scorer:
 
     def prepare(self) -> None:
         """Build the loaders that will be needed, and refuse what cannot work, outside of the measured time."""
-        self._model(0)
+        data, name = self.config.data, self.config.static.model or self.config.model.name
+        check_network(self._model(0), name, side_of(self.dataset.train, data.size), "data.size")
         if self.config.static.epochs:
             self.loaders.train(0)
         if self.config.static.method != "forget":

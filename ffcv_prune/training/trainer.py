@@ -18,11 +18,12 @@ from ffcv_prune.config import Config, dotted, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.methods.warm_up import warm_up
 from ffcv_prune.models import build_model, load_weights
+from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders, image_sides, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder
@@ -155,6 +156,8 @@ class Trainer:
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
         model = build_model(config.model.name, self.dataset.outputs, self.dataset.mean, self.dataset.std)
+        for side, key in image_sides(config.data, self.dataset).items():
+            check_network(model, config.model.name, side, key)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         task = self.dataset.target.build_task(config.train)
