@@ -19,7 +19,7 @@ class Run:
 
     name: str = key("", "folder name of the run; empty: the config file's name")
     out: str = key("runs", "folder that holds the run folders")
-    save_every: float = key(300.0, "seconds between saves within an epoch; its end saves too", within="[0, inf)")
+    save_every: float = key(300.0, "seconds between saves; the end of the run and a signal save too", within="[0, inf)")
     profile: bool = key(False, "print where the time went when the run ends, into profile.json too; short: --profile")
     tracker: str = key(
         "none",

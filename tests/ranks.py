@@ -32,7 +32,7 @@ from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.world import World, join
-from tests.nets import SmallNet
+from tests.nets import SmallNet, in_a_step
 
 BATCH = 24  # over all ranks
 
@@ -288,7 +288,7 @@ class SavingTrainer(trainer.Trainer):
 
 
 def die_in_an_epoch(module: nn.Module, _: object) -> None:
-    if module.training and "normalize" in dict(module.named_children()) and os.environ["RANK"] == "1":
+    if in_a_step(module) and "normalize" in dict(module.named_children()) and os.environ["RANK"] == "1":
         os._exit(3)
 
 

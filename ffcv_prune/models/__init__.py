@@ -56,8 +56,6 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 WHITENING_IMAGES = 5000
-# In pixels; the others take images of any side.
-MIN_SIDES = {"vgg16": 32, "basic_cnn": 14, "cifar_fast": 9, "cifar_fast_wide": 9}
 
 
 def build_model(name: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:

@@ -126,10 +126,12 @@ class Proxy:
 
     def _reduced(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] with a longer side of `size`, by area, of the same dtype; smaller ones as they are."""
-        if not self.size or images.ndim != 4 or max(images.shape[2:]) <= self.size:
+        if images.ndim != 4:
             return images
-        height, width = (max(1, round(side * self.size / max(images.shape[2:]))) for side in images.shape[2:])
-        reduced = F.interpolate(images.float(), (height, width), mode="area")
+        side = reduced_side((images.shape[2], images.shape[3]), self.size)
+        if side == images.shape[2:]:
+            return images
+        reduced = F.interpolate(images.float(), side, mode="area")
         if not images.is_floating_point():
             reduced.round_()
         return reduced.to(images.dtype, memory_format=torch.channels_last)
@@ -170,6 +172,14 @@ class Proxy:
         if state["scaler"]:  # empty where the run was saved by a machine that does without
             self.scaler.load_state_dict(state["scaler"])
         self.windows, self.steps, self.forwards = state["counts"]
+
+
+def reduced_side(side: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Height and width of an image of this `side` whose longer one is reduced to `longer`; 0: as it is."""
+    if not longer or max(side) <= longer:
+        return side
+    height, width = (max(1, round(pixels * longer / max(side))) for pixels in side)
+    return height, width
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +22,8 @@ from ffcv_prune.loading.augment import CropDecoder
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
-from ffcv_prune.models import MIN_SIDES, build_model, whiten
+from ffcv_prune.models import build_model, whiten
+from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.sections import Data
 from ffcv_prune.training.world import World, choose_device
 
@@ -150,7 +151,7 @@ class Loaders:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.settings = settings_of(config, world or World(choose_device(config.train.device)))
         self.dataset = open_dataset(config.data, config.model.classes, config.train.task)
-        check_score_side(config, self.dataset)
+        check_score_side(config.data, self.dataset)
         self._data, self._batch_size, self._score_batch_size, self.world, _ = self.settings
         self._train: PrunedLoader | None = None
         self._proxy: PrunedLoader | None = None
@@ -171,10 +172,16 @@ class Loaders:
         self._proxy.seed = seed
         return self._proxy
 
-    def build_model(self, name: str, seed: int) -> nn.Sequential:
-        """A network for these data on the device, with random weights; see `models.build_model` and `whiten`."""
+    def build_model(self, name: str, seed: int, sides: Mapping[tuple[int, int], str]) -> nn.Sequential:
+        """A network for these data on the device, with random weights; see `models.build_model` and `whiten`.
+
+        UserError if it cannot take images of one of `sides`, height and width, each with the key that sets it.
+        """
         data = self.dataset
-        model = build_model(name, data.outputs, data.mean, data.std).to(self.world.device)
+        model = build_model(name, data.outputs, data.mean, data.std)
+        for side, key in sides.items():
+            check_network(model, name, side, key)
+        model = model.to(self.world.device)
         whiten(model, self._training_images(seed))
         return model
 
@@ -255,19 +262,24 @@ def score_side(data: Data) -> int:
     return data.score_size or (0 if data.score else data.size)
 
 
-def check_score_side(config: Config, dataset: Dataset) -> None:
-    """Refuse a side that the model cannot take, or stored images of different sizes: before anything is compiled."""
-    if not (config.data.score or config.data.score_size):
-        return
+def check_score_side(data: Data, dataset: Dataset) -> None:
+    """Refuse stored images of different sizes where they are scored as they are: before anything is compiled."""
     heights, widths = dataset.score.image_heights, dataset.score.image_widths
-    side = score_side(config.data)
-    if side == 0 and (heights.min() != heights.max() or (heights != widths).any()):
-        raise UserError(f"the images of data.score={config.data.score} differ in size: set data.score_size")
-    side, least = side or int(heights[0]), MIN_SIDES.get(config.model.name, 1)
-    if side < least:
-        raise UserError(
-            f"{config.model.name} needs images of {least} x {least}, scoring has {side}: set data.score_size"
-        )
+    if data.score and score_side(data) == 0 and (heights.min() != heights.max() or (heights != widths).any()):
+        raise UserError(f"the images of data.score={data.score} differ in size: set data.score_size")
+
+
+def image_sides(data: Data, dataset: Dataset) -> dict[tuple[int, int], str]:
+    """The heights and widths that the network is to take, each with the key that sets it."""
+    ramp = {(int(side), int(side)): "data.size_ramp" for side in data.size_ramp[:2]}
+    tested = {side_of(dataset.test, data.test_size or data.size): "data.test_size"}
+    scored = {side_of(dataset.score, score_side(data)): "data.score_size"}
+    return ramp | tested | scored | {side_of(dataset.train, data.size): "data.size"}
+
+
+def side_of(info: BetonInfo, size: int) -> tuple[int, int]:
+    """Height and width of images that are cut to `size`; 0: as they are stored."""
+    return (size, size) if size else (int(info.image_heights[0]), int(info.image_widths[0]))
 
 
 def settings_of(config: Config, world: World) -> tuple[Data, int, int, World, str]:

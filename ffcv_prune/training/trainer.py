@@ -22,7 +22,7 @@ from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders, image_sides, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder
@@ -91,7 +91,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         try:
             with naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
-                with world.together():
+                with world.together(setup=True):  # a slow disk is no lost rank
                     result = None if folder is None else _finish(trainer, folder, setup_seconds)
                 result = world.share(result)
         except BaseException as error:
@@ -155,7 +155,8 @@ class Trainer:
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
-        model = loaders.build_model(config.model.name, config.run.seed)
+        sides = image_sides(config.data, self.dataset)
+        model = loaders.build_model(config.model.name, config.run.seed, sides)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         task = self.dataset.target.build_task(config.train)
@@ -182,9 +183,7 @@ class Trainer:
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):
-            signal = self.world.agree(stop.requested)
-            if signal:
-                raise stopped(signal, folder)
+            self._save_if_asked(folder, stop)
             self.loaders.resize(epoch, epochs)
             loss, steps = self._train_epoch(epoch, folder, stop)
             if loss is not None:
@@ -215,7 +214,7 @@ class Trainer:
                     if self.tracker is not None:
                         self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
-            self._save(folder)
+        self._save(folder)
 
     def _row(
         self,
@@ -271,7 +270,7 @@ class Trainer:
                 epoch,
                 self.pruner.batch_loss,
                 bar,
-                lambda: self._after_step(folder, stop),
+                lambda: self._save_if_asked(folder, stop, training=True),
                 self.pruner.lr_factor,
                 partial(self.pruner.choose, self.stepper.model),
             )
@@ -286,11 +285,13 @@ class Trainer:
         except BrokenOff:
             raise stopped(stop.requested, folder) from None
 
-    def _after_step(self, folder: RunFolder | None, stop: StopSignals) -> None:
-        due = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
-        request = self.world.agree(stop.requested or (SAVE if due else 0))
-        if request:
+    def _save_if_asked(self, folder: RunFolder | None, stop: StopSignals, training: bool = False) -> None:
+        """Save if it is time, or if a signal came on any rank, and then end; `training`: between two steps."""
+        late = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
+        request = self.world.agree(stop.requested or (SAVE if late else 0))
+        if request and training:
             self._lap_training()
+        if request:
             self._save(folder)
         if request > SAVE:
             raise stopped(request, folder)
@@ -303,7 +304,7 @@ class Trainer:
     def _save(self, folder: RunFolder | None) -> None:
         state = self.state_dict()
         check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
-        with self.world.together():
+        with self.world.together(setup=True):  # a slow disk is no lost rank
             if folder is not None:
                 checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)
         self.clock.lap("save")
