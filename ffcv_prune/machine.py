@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,20 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def warn_if_busy() -> None:
+    """Warn where other programs have cores that torch's threads wait for, spinning: it was imported too early.
+
+    One thread waits for none, and a GPU leaves them little to do.
+    """
+    load, cores, threads = os.getloadavg()[0], len(os.sched_getaffinity(0)), torch.get_num_threads()
+    if threads > 1 and load + threads > cores + 0.5 and not torch.cuda.is_available():
+        warnings.warn(
+            f"this machine is busy (load {load:.1f} on {cores} cores), where torch's threads can make training many "
+            "times slower: import ffcv_prune before torch, or set OMP_WAIT_POLICY=PASSIVE",
+            stacklevel=3,
+        )
 
 
 def _cpu_flags() -> set[str]:
