@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 
+from ffcv_prune.errors import UserError
+
 AmpDtype = torch.dtype | None | Literal["auto"]  # None: float32; "auto": as the hardware has it
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy")  # by distribution: ffcv.__version__ is wrong
 CPU_INFO = Path("/proc/cpuinfo")
@@ -79,7 +81,14 @@ def _cpu_field(name: str) -> str:
     return ""
 
 
+def amp_dtype_of(device: torch.device, amp_dtype: AmpDtype) -> torch.dtype | None:
+    """The type to compute in; None: float32. UserError for what is neither a type nor "auto"."""
+    if amp_dtype is not None and amp_dtype != "auto" and not isinstance(amp_dtype, torch.dtype):
+        raise UserError(f'amp_dtype={amp_dtype!r}: give torch.float16, torch.bfloat16, None for float32, or "auto"')
+    return default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+
+
 def autocast(device: torch.device, amp_dtype: AmpDtype) -> torch.autocast:
     """Mixed precision in this type; None computes in float32, "auto" as the hardware has it."""
-    dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+    dtype = amp_dtype_of(device, amp_dtype)
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
