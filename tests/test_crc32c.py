@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_known_sums(content: bytes) -> None:
 def test_any_bytes_in_any_pieces(size: int, cuts: list[int], parallel: bool) -> None:
     content = random_bytes(size).tobytes()
     places = [0, *sorted(min(cut, size) for cut in cuts), size]
-    pieces = [content[start:end] for start, end in zip(places[:-1], places[1:], strict=True)]
+    pieces = [content[start:end] for start, end in pairwise(places)]
     assert sum_of(*pieces, parallel=parallel) == twin(content)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, prange, types
+from numba import njit, prange, types
+from numba.core import config
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -25,8 +26,9 @@ def has_instruction() -> bool:
     """Whether numba compiles for a processor with the instruction. Its settings may ask for a lesser one."""
     if platform.machine() != "x86_64":
         return False
-    if config.CPU_FEATURES is not None:  # also where NUMBA_CPU_NAME=generic
-        return "+sse4.2" in config.CPU_FEATURES
+    features = vars(config)["CPU_FEATURES"]
+    if features is not None:  # also where NUMBA_CPU_NAME=generic
+        return "+sse4.2" in features
     return bool(llvmlite.binding.get_host_cpu_features().get("sse4.2"))
 
 
