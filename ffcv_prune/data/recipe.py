@@ -15,7 +15,7 @@ from ffcv_prune.strict_args import Setting
 RECIPES = Path(__file__).parents[1] / "write_datasets"  # in a clone a link to that at its root
 
 # Names of options of write_datasets.py, so that a misspelt one finds its nearest among options and keys.
-OPTIONS = ("dataset", "data-dir", "out-dir", "workers")
+OPTIONS = ("dataset", "data-dir", "out-dir", "workers", "verify")
 FLAGS = ("force", "skip-broken")
 _SHARE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*%\s*")
 
