@@ -52,9 +52,12 @@ def make(
     return images[0]
 
 
-def photograph(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """Smooth colours with a few edges and a little noise, which JPEG compresses as it does photographs."""
-    coarse = rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
+def photograph(rng: np.random.Generator, height: int, width: int, feature: int = 24) -> Pixels:
+    """Smooth colours with a few edges and a little noise, which JPEG compresses as it does photographs.
+
+    `feature` is the distance in pixels over which colours change.
+    """
+    coarse = rng.integers(0, 256, (height // feature + 2, width // feature + 2, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     for _ in range(3):
         (top, bottom), (left, right) = np.sort(rng.integers(0, (height, width), (2, 2)).T)
