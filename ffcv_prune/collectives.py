@@ -6,6 +6,9 @@ of the CPU. The result is where the argument was. Objects travel as pickles, and
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +18,9 @@ from torch import Tensor, nn
 from ffcv_prune.errors import UserError
 
 T = TypeVar("T")
+
+BEAT = 10.0  # seconds from one sign of life to the next: below the timeout of any group
+_DONE, _WORKING, _FAILED = 0, 1, 2
 
 
 def total(tensor: Tensor) -> Tensor:
@@ -63,6 +69,40 @@ def check_same(own: Any, complaint: str, group: Any = None) -> None:
     different = [str(rank) for rank, other in enumerate(every) if other != every[0]]
     if different:
         raise UserError(complaint.format(", ".join(different)), agreed=True)
+
+
+@contextmanager
+def work_of_main(what: str, group: Any = None) -> Iterator[Callable[[], None]]:
+    """In this block the main rank alone works; at its end the others wait, however long that takes.
+
+    The main rank calls what the block gets, every few seconds or more often. It then tells the others every `BEAT`
+    seconds that it still works, so that no wait of theirs reaches the timeout of the group.
+
+    Raises:
+        UserError: on the others, where the main rank failed.
+    """
+    if dist.get_rank(group) > 0:
+        yield lambda: None
+        word = _WORKING
+        while word == _WORKING:
+            word = int(maximum(torch.tensor(_DONE), group))
+        if word == _FAILED:
+            raise UserError(f"rank 0 failed in {what}: see its output")
+        return
+    told = time.perf_counter()
+
+    def still_working() -> None:
+        nonlocal told
+        if time.perf_counter() - told >= BEAT:
+            maximum(torch.tensor(_WORKING), group)
+            told = time.perf_counter()
+
+    try:
+        yield still_working
+    except Exception:
+        maximum(torch.tensor(_FAILED), group)
+        raise
+    maximum(torch.tensor(_DONE), group)
 
 
 def _device(group: Any) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,6 +58,8 @@ class SampleLoader(Protocol):
     Attributes:
         num_samples: n, of the data set.
         batch_size: samples a batch, on each rank.
+        seed: of the order and the augmentations.
+        with_ids: whether what it serves ends with the int64 positions of the samples.
         labels: int64[n], the class of each sample; None where there are no classes. May cost a pass over the data.
         label_range: the lowest and the highest of them; None where they are not known without such a pass.
         rank, world_size: of the ranks that share an epoch; 0 and 1 in a process of its own.
@@ -65,13 +67,16 @@ class SampleLoader(Protocol):
         next_epoch: the epoch that the next `iter()` starts.
         first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
         selection: int64[k], sorted, read-only: the samples of the next epoch.
+        on_epoch: a weak reference to what is to be called with the number of each epoch that `iter()` starts, or None.
     """
 
     num_samples: int
     batch_size: int
+    seed: int
     with_ids: bool
     next_epoch: int
     first_batch: int
+    on_epoch: Callable[[], Callable[[int], None] | None] | None
 
     @property
     def labels(self) -> NDArray[np.int64] | None: ...

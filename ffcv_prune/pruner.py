@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,9 @@ class Pruner:
         groups = loader.labels if method.needs_groups else None
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
         self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy)
-        self._epoch = self._batch = 0  # where `choose` is
+        self._epoch, self._batch = -1, 0  # where `choose` is; -1: before the first begin_epoch
+        self._told = not method.prunes  # that begin_epoch was left out
+        loader.on_epoch = weakref.WeakMethod(self._epoch_begins)
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
         labels = known_labels(loader)
@@ -150,7 +153,7 @@ class Pruner:
         self._epoch, self._batch = epoch, self.loader.first_batch
         if not due:
             return None
-        with self.state.whole_or_not_at_all():
+        with self.state.whole_or_not_at_all(), self.values.whole_or_not_at_all():
             start = machine.now(device_of(model))  # after its work is done: the parts are charged rightly
             nonfinite = self.values.collect(epoch, model)
             scored = machine.now(device_of(model))
@@ -193,6 +196,7 @@ class Pruner:
         """
         if self.values.chooser is None:
             return inputs, targets, ids
+        self._check_begun()
         self._batch += 1
         return self.values.chooser.choose(model, (inputs, targets, ids), self._epoch, self._batch - 1)
 
@@ -208,15 +212,31 @@ class Pruner:
             outputs, targets: what the model returned for the batch, and its targets; for a method that needs to know
                 whether the model was right (kakurenbo).
         """
-        check_arguments(losses, ids)
-        if self.state.selection is None and self.method.prunes:
-            raise UserError("call begin_epoch before the first batch: nothing is selected yet")
+        check_arguments(losses, ids, self.state.n)
+        self._check_begun()
         losses = losses.float()
         self.values.remember(losses.detach(), ids, outputs, targets)
         if self._weights is None:
             return losses.mean()
         self._weights = self._weights.to(losses.device)  # moves once a selection
         return (losses * self._weights[ids.to(losses.device, non_blocking=True)]).mean()
+
+    def _check_begun(self) -> None:
+        if self.state.selection is None and self.method.prunes:
+            raise UserError("call begin_epoch before the first batch: nothing is selected yet")
+
+    def _epoch_begins(self, epoch: int) -> None:
+        """Warn, once, of an epoch of the loader that `begin_epoch` was not called for.
+
+        No error: a user may look at a batch before training.
+        """
+        if epoch != self._epoch and not self._told:
+            self._told = True
+            warnings.warn(
+                f"the training loader begins epoch {epoch} without begin_epoch({epoch}, model): it serves "
+                f"{len(self.loader.selection)} of {self.state.n} samples as before; call it before each epoch",
+                stacklevel=4,
+            )
 
     def total_steps(self) -> int:
         """Batches of a rank over the whole run, for schedulers that count steps.
@@ -262,8 +282,7 @@ class Pruner:
 
         Raises UserError for a state of another run; then nothing has changed, in the loader neither.
         """
-        if not self.values.fits(state["values"]):
-            raise UserError("the pruner's state is of a run with another score source: set score_source as it was")
+        self.values.check_state(state["values"])
         with self.state.whole_or_not_at_all():
             self.state.load_state_dict(_arrays(state["method"]))
             self.loader.load_state_dict(state["loader"])

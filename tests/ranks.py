@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ffcv_prune import PrunedLoader, Pruner, config, methods, score_dataset
+from ffcv_prune import PrunedLoader, Pruner, collectives, config, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
@@ -32,7 +32,7 @@ from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.world import World, join
-from tests.nets import SmallNet
+from tests.nets import SmallNet, in_a_step
 
 BATCH = 24  # over all ranks
 
@@ -47,6 +47,7 @@ def check_everything(path: str) -> None:
         check_resuming(shared[0])
         check_training_losses(world, shared[0])
         check_methods(world, path, shared, whole)
+        check_work_of_main(world)
         check_agreement(world, shared[0])
         check_patience(world)
         if world.is_main:
@@ -209,6 +210,7 @@ def check_methods(world: World, path: str, shared: tuple[PrunedLoader, ...], who
             chosen = pruner.choose(SmallNet(), images, labels, ids)
             assert chosen is not None and np.isin(chosen[2], ids).all()
             assert len(chosen[2]) == (len(ids) // 2 if epoch else len(ids))
+    assert pruner.values.costs["forwards"] == 203 // BATCH * BATCH  # of all ranks, in the second epoch
 
 
 def selections(name: str, parameters: dict[str, Any], path: str, pair: tuple[PrunedLoader, ...]) -> list[list[int]]:
@@ -261,6 +263,22 @@ def check_patience(world: World) -> None:
     assert hasty.agree(world.rank) == world.size - 1
 
 
+def check_work_of_main(world: World) -> None:
+    """The others wait for the main rank longer than the group's timeout, as long as it tells that it works."""
+    hasty = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collectives, "BEAT", 0.5)
+        with collectives.work_of_main("a long pass", hasty) as still_working:
+            for _ in range(20 if world.is_main else 0):
+                time.sleep(0.2)
+                still_working()
+        message = "^own$" if world.is_main else "^rank 0 failed in a long pass: see its output$"
+        with pytest.raises(UserError, match=message), collectives.work_of_main("a long pass", hasty):
+            if world.is_main:
+                raise UserError("own")
+    assert world.agree(world.rank) == world.size - 1
+
+
 class SavingTrainer(trainer.Trainer):
     """Leaves every rank's final weights for the test to compare."""
 
@@ -270,7 +288,7 @@ class SavingTrainer(trainer.Trainer):
 
 
 def die_in_an_epoch(module: nn.Module, _: object) -> None:
-    if module.training and "normalize" in dict(module.named_children()) and os.environ["RANK"] == "1":
+    if in_a_step(module) and "normalize" in dict(module.named_children()) and os.environ["RANK"] == "1":
         os._exit(3)
 
 

@@ -1,4 +1,4 @@
-"""Methods that choose in batches, and by a proxy net: their rules by hand, in a loop of one's own, and on the way."""
+"""Methods that choose in batches: their rules by hand, in a loop of one's own, and on the way."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import train_pipelines
 from ffcv_prune.methods.presets.selective_backprop import HISTORY, chance_by_history, odds_by_rank
-from ffcv_prune.scoring.proxy import Proxy
+from ffcv_prune.scoring.batch_forward import BatchChooser
+from ffcv_prune.tasks import Classification
 from tests.betons import Beton, write_beton
 from tests.nets import SmallNet
 
-N, BATCH, WINDOW = 203, 16, 32
+N, BATCH = 203, 16
 
 
 class TestComposer:
@@ -190,131 +191,32 @@ class TestLoop:
         assert all(torch.equal(model.state_dict()[name], value) for name, value in stopped.state_dict().items())
 
 
-class TestProxyRule:
-    def test_the_highest_of_each_window(self) -> None:
-        """(a), (b): windows are as the losses came; the last one is shorter."""
-        for losses, expected in (([0.1, 0.9, 0.3, 0.7], [1, 3]), ([1, 1, 1, 1], [0, 1])):
-            state = methods.build("proxy_batch", keep=0.5, window=4).start(4, epochs=9)
-            state.record(np.arange(4), np.array(losses, np.float32), epoch=0)
-            selection = state.select(0)
-            assert selection is not None and selection.ids.tolist() == expected
-        state = methods.build("proxy_batch", keep=0.5, window=4).start(10, epochs=9)
-        for epoch in range(9):
-            wanted = state.wanted(epoch)
-            assert wanted is not None and wanted.tolist() == list(range(10))
-            order = np.random.default_rng(epoch).permutation(10)
-            losses = np.random.default_rng(epoch + 50).integers(0, 4, 10).astype(np.float32)
-            for first in range(0, 10, 5):  # how they are handed over does not matter
-                state.record(order[first : first + 5], losses[order[first : first + 5]], epoch=epoch)
-            selection = state.select(epoch)
-            assert selection is not None
-            expected = []
-            for window in (order[:4], order[4:8], order[8:]):
-                ranked = sorted(window.tolist(), key=lambda i: (-losses[i], i))
-                expected += ranked[: round(0.5 * len(window))]
-            assert selection.ids.tolist() == sorted(expected)
-            assert selection.ids.size == state.method.kept(10, epoch, 9) == 5
-
-    def test_a_window_larger_than_the_data_is_refused(self) -> None:
-        with pytest.raises(UserError, match="window=1024 is larger than the data set of 10 samples"):
-            methods.build("proxy_batch").start(10)
+def test_a_queue_goes_where_the_inputs_are() -> None:
+    """After a resume it is on the CPU; the inputs are on the training device."""
+    state = methods.build("selective_backprop", form="jiang").start(8, epochs=3)
+    chooser = BatchChooser(state, Classification(), None, 1)
+    chooser.load_state_dict(
+        {"queue": (torch.ones(3, 2), torch.zeros(3, dtype=torch.int64), torch.arange(3)), "forwards": 0}
+    )
+    device = torch.device("meta")
+    batch = torch.ones(2, 2, device=device), torch.zeros(2, dtype=torch.int64, device=device), torch.arange(3, 5)
+    made = chooser._full_batch(batch, 5)
+    assert made is not None and [part.device.type for part in made] == ["meta", "meta", "cpu"]
+    assert made[2].tolist() == [0, 1, 2, 3, 4]
 
 
-class TestProxy:
-    def make(self, beton: Beton, stride: int = 4, epochs: int = 3, **options: Any) -> Pruner:
-        torch.manual_seed(1)
-        net = SmallNet()
-        proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9), **options)
-        loaders = make_loader(beton, with_ids=True), make_loader(beton, WINDOW, drop_last=False)
-        return Pruner(*loaders, "proxy_batch", epochs=epochs, proxy=proxy, window=WINDOW, stride=stride)
+def test_a_loader_without_ids_is_refused_at_once(beton: Beton) -> None:
+    with pytest.raises(UserError, match="go by sample: build the training loader with with_ids=True"):
+        Pruner(make_loader(beton), None, "selective_backprop", epochs=4)
 
-    def test_the_proxy_sees_what_the_main_net_will(self, beton: Beton) -> None:
-        """(c), and batches are the kept part of windows: permute, then mask."""
-        pruner = self.make(beton)
-        pruner.begin_epoch(0, SmallNet())
-        assert pruner.values.score_loader is not None
-        windows = [(b.ids.tolist(), b.inputs.clone()) for b in pruner.values.score_loader.batches(0)]
-        seen = {i: image for ids, images in windows for i, image in zip(ids, images, strict=True)}
-        order = list(seen)
-        served = []
-        for images, _, ids in pruner.loader:
-            assert all(torch.equal(seen[int(i)], image) for i, image in zip(ids, images, strict=True))
-            served += ids.tolist()
-        kept = [i for i in order if i in set(pruner.loader.selection.tolist())]
-        assert served == kept[: len(served)]
 
-    def test_all_epochs_first_or_one_before_each(self, beton: Beton) -> None:
-        """(d): the proxy does not look at the main net."""
-        one, other = self.make(beton), self.make(beton)
-        first = [one.begin_epoch(epoch, SmallNet()) for epoch in range(3)]
-        model, second = SmallNet(), []
-        for epoch in range(3):
-            second.append(other.begin_epoch(epoch, model))
-            for images, labels, ids in other.loader:
-                other.batch_loss(F.cross_entropy(model(images), labels, reduction="none"), ids).backward()
-        assert all(
-            a is not None and b is not None and (a.ids == b.ids).all() for a, b in zip(first, second, strict=True)
-        )
-        assert first[0].ids.tolist() != first[1].ids.tolist()  # type: ignore[union-attr]
-
-    def test_it_steps_at_every_stride_and_is_part_of_the_state(self, beton: Beton) -> None:
-        """(e)."""
-        pruner = self.make(beton, stride=4)
-        windows = -(-N // WINDOW)
-        pruner.begin_epoch(0, SmallNet())
-        proxy = pruner.values.proxy
-        assert proxy is not None and (proxy.windows, proxy.steps) == (windows, 2) == (7, 2)
-        pruner.begin_epoch(1, SmallNet())
-        assert (proxy.steps, proxy.forwards) == (4, 2 * N)  # at windows 0, 4, 8, 12
-        resumed = self.make(beton, stride=4)
-        resumed.load_state_dict(copy.deepcopy(pruner.state_dict()))
-        ends = [run.begin_epoch(2, SmallNet()) for run in (pruner, resumed)]
-        assert (ends[0].ids == ends[1].ids).all()  # type: ignore[union-attr]
-
-    def test_reduced_images_and_a_schedule(self, beton: Beton) -> None:
-        rates: list[tuple[int, int, int]] = []
-
-        def lr(*position: int) -> float:
-            rates.append(position)
-            return 0.1
-
-        pruner = self.make(beton, size=8, lr=lr)
-        pruner.begin_epoch(0, SmallNet())
-        assert rates == [(0, window, 7) for window in range(7)]
-        assert len(pruner.loader.selection) == 6 * 16 + round(0.5 * (N - 6 * WINDOW))
-
-    def test_what_does_not_fit_is_refused(self, beton: Beton) -> None:
-        net = SmallNet()
-        proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.1))
-        loader = make_loader(beton, with_ids=True)
-        cases: list[tuple[PrunedLoader, Proxy | None, str, str]] = [
-            (make_loader(beton, WINDOW, drop_last=False), None, "proxy_batch", "give proxy=Proxy"),
-            (make_loader(beton, 20, drop_last=False), proxy, "proxy_batch", "give it batch_size=32"),
-            (make_loader(beton, WINDOW, drop_last=True), proxy, "proxy_batch", "drop_last=False"),
-            (make_loader(beton, WINDOW, drop_last=False, seed=3), proxy, "proxy_batch", "the same seed"),
-            (make_loader(beton, WINDOW, drop_last=False), proxy, "random", "no proxy net"),
-        ]
-        for score_loader, given, name, message in cases:
-            parameters = {"window": WINDOW} if name == "proxy_batch" else {}
-            with pytest.raises(UserError, match=message):
-                Pruner(loader, score_loader, name, epochs=3, proxy=given, **parameters)
-
-    def test_a_proxy_that_diverges_is_an_error_and_the_selection_stays(self, beton: Beton) -> None:
-        pruner = self.make(beton)
-        pruner.begin_epoch(0, SmallNet())
-        before = pruner.loader.selection.copy()
-        proxy = pruner.values.proxy
-        assert proxy is not None
-        torch.nn.init.constant_(proxy.model.head.bias, float("nan"))  # type: ignore[arg-type, union-attr]
-        with pytest.raises(UserError, match="the proxy diverged: lower its learning rate"):
-            pruner.begin_epoch(1, SmallNet())
-        assert (pruner.loader.selection == before).all() and pruner.state.table.updates == 1
+def test_a_batch_before_the_first_epoch_is_refused(beton: Beton) -> None:
+    pruner = Pruner(make_loader(beton, with_ids=True), None, "selective_backprop", epochs=4)
+    with pytest.raises(UserError, match="call begin_epoch before the first batch"):
+        pruner.choose(SmallNet(), torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64), torch.arange(2))
 
 
 def test_a_queue_is_for_one_process() -> None:
-    from ffcv_prune.scoring.batch_forward import BatchChooser
-    from ffcv_prune.tasks import Classification
-
     state = methods.build("selective_backprop", form="jiang").start(8, epochs=3)
     with pytest.raises(UserError, match="train with one process, or set form=composer"):
         BatchChooser(state, Classification(), None, 2)

@@ -266,6 +266,8 @@ def test_a_config_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(tmp_path)
     assert load(["--config=cifar10_ucb"]) == load_with(CONFIGS / "cifar10_ucb.yaml")
     assert 'no config "cifar10_ubc"; did you mean "cifar10_ucb"?' in refusal(Path("cifar10_ubc"))
+    path = Path("rn_configs/cifar10_ucb.yaml")
+    assert refusal(path) == f"{path} does not exist; --config=cifar10_ucb is the one that comes with ffcv_prune"
     write(tmp_path / "cifar10_ucb", MINIMAL)  # a file there is what is meant
     assert load(["--config=cifar10_ucb"]).model.name == "basic_cnn"
 
@@ -293,6 +295,8 @@ def test_help_lists_every_key_and_exits_with_0(capsys: pytest.CaptureFixture[str
     assert "--train.lr_milestones" in text
     assert "default 0.3,0.6,0.8" in text
     assert "resnet18_cifar, " in text and "timm" in text
+    (line,) = (line for line in text.splitlines() if line.startswith("  --prune.method "))
+    assert line.endswith("; default full")  # what a config without the key gets
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from ffcv_prune import PrunedLoader, Pruner, TorchLoader, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.tasks import Classification
+from ffcv_prune.tasks import Classification, MultiLabel, Regression, Task
 from tests.betons import Beton, write_beton
 from tests.nets import SmallNet
 from tests.rules import assert_same
@@ -308,6 +308,56 @@ def test_epochs_that_are_not_counted_from_0(loaders: tuple[PrunedLoader, PrunedL
         pruner.begin_epoch(6, SmallNet())
     assert loaders[0].next_epoch == 5  # as it was
     assert Pruner(*loaders, "full", epochs=6).begin_epoch(3, SmallNet()) is None  # never selects
+
+
+def test_an_epoch_without_begin_epoch_is_warned_about_once(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    pruner = make_pruner(loaders, "ucb", period=1, epochs=3)
+    warning = r"^the training loader begins epoch 0 without begin_epoch\(0, model\): it serves 203 of 203 samples"
+    with pytest.warns(UserWarning, match=warning) as caught:
+        for _ in loaders[0]:
+            pass
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in loaders[0]:  # said once
+            pass
+        make_pruner(loaders, "full", keep=None, period=None)
+        for _ in loaders[0]:  # prunes nothing
+            pass
+    pruner = make_pruner(loaders, "random", period=1, epochs=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(2):
+            pruner.begin_epoch(epoch, SmallNet())
+            for _ in loaders[0]:
+                pass
+        with pytest.raises(UserWarning, match=r"begins epoch 2 without begin_epoch\(2, model\): it serves 61 of 203"):
+            iter(loaders[0])
+        del pruner
+        for _ in loaders[0]:  # nobody prunes it any more
+            pass
+
+
+@pytest.mark.parametrize("low", [-1, N - 1])
+def test_ids_out_of_range_are_refused_and_nothing_is_recorded(
+    loaders: tuple[PrunedLoader, PrunedLoader], low: int
+) -> None:
+    pruner = make_pruner(loaders, "infobatch", keep=None, period=None)
+    pruner.begin_epoch(0, SmallNet())
+    with pytest.raises(UserError, match=f"^ids from {low} to {low + 1}, of a data set of 203 samples: hand over"):
+        pruner.batch_loss(torch.ones(2), torch.arange(low, low + 2))
+    with pytest.raises(UserError, match=r"^the ids are on meta: leave them on the CPU"):
+        pruner.batch_loss(torch.ones(2), torch.arange(2, device="meta"))
+    with pytest.raises(UserError, match="no training losses came back"):
+        pruner.begin_epoch(1, SmallNet())
+
+
+@pytest.mark.parametrize("task", [Regression(), MultiLabel()])
+def test_a_method_that_needs_correctness_is_refused_where_the_task_has_none(
+    loaders: tuple[PrunedLoader, PrunedLoader], task: Task
+) -> None:
+    with pytest.raises(UserError, match=f"right, and tasks.{type(task).__name__} cannot tell: take another method"):
+        make_pruner(loaders, "kakurenbo", keep=None, period=None, task=task)
 
 
 def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:

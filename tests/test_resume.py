@@ -22,10 +22,11 @@ import torch
 from ffcv_prune import config
 from ffcv_prune.analysis import report
 from ffcv_prune.errors import Terminated, UserError
-from ffcv_prune.training import run_folder, trainer
+from ffcv_prune.training import run_folder
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
+from tests.nets import in_a_step
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -116,7 +117,7 @@ def run_and_kill(own: config.Config, loaders: Loaders, killer: Killer, monkeypat
     """Train until the killer strikes, at a forward pass of the model or at a moment of writing a file."""
 
     def before_forward(module: torch.nn.Module, _: Any) -> None:
-        if "normalize" in dict(module.named_children()):
+        if "normalize" in dict(module.named_children()) and (in_a_step(module) or not module.training):
             killer.event()
 
     real = {name: getattr(os, name) for name in ("replace", "fsync")}
@@ -277,7 +278,7 @@ def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, unin
 
     def press(module: torch.nn.Module, _: Any) -> None:
         nonlocal pressed
-        if module.training and pressed < 2:
+        if in_a_step(module) and pressed < 2:
             pressed += 1
             signal.raise_signal(signal.SIGINT)
 
@@ -313,13 +314,13 @@ def test_a_finished_run_stays_finished(
 def test_sigterm_in_set_up_changes_nothing(
     settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trainer.build_model
+    real = Loaders.build_model
 
     def build(*arguments: Any) -> torch.nn.Module:
         signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "build_model", build)
+    monkeypatch.setattr(Loaders, "build_model", build)
     own = settings()
     with pytest.raises(Terminated):
         train(own, loaders)

@@ -218,7 +218,7 @@ FIELD: dict[str, dict[str, Any]] = {
     "kakurenbo": {"fraction": 0.4, "confidence": 0.1},
     "repb": {"ratio": 0.5},
     "selective_backprop": {"start": 0, "end": 1, "interrupt": 0},
-    "proxy_batch": {"window": 64, "proxy_model": "basic_cnn", "proxy_lr": 0.02, "stride": 2},
+    "proxy_batch": {"window": 64, "proxy_model": "resnet_tiny", "proxy_lr": 0.02, "stride": 2, "proxy_size": 8},
 }
 
 
@@ -257,6 +257,22 @@ def test_runs_of_the_field_repeat_and_count_their_costs(
     with (result.folder / "result.csv").open(newline="") as file:
         (in_table,) = csv.DictReader(file)
     assert {key: int(in_table[key]) for key in cost} == cost
+
+
+@pytest.mark.parametrize("form", ["composer", "jiang"])
+def test_epochs_without_a_step_are_warned_about_and_logged(
+    form: str, configure: Configure, loaders: Loaders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Composer's form keeps int(0.03 * 32) of a batch; Jiang's rule with a high power takes next to nothing."""
+    never: dict[str, Any] = {"keep": 0.03} if form == "composer" else {"form": form, "beta": 1e6}
+    options = never | {"start": 0, "end": 1, "interrupt": 0}
+    with pytest.warns(UserWarning, match="epoch 1 made no step: of its 6 batches, method selective_backprop chose"):
+        result = train(configure(epochs=3, method="selective_backprop", **options), loaders)
+    rows, _ = read(result)
+    assert [row["train_loss"] is None for row in rows] == [False, True, True]
+    assert [row["keep"] for row in rows] == [1, 0, 0] and rows[2]["samples_seen"] == rows[0]["samples_seen"]
+    assert "no step  test" in capsys.readouterr().out
+    assert (result.folder / "report.html").exists()
 
 
 def test_a_proxy_needs_a_net_and_a_window_that_fits(configure: Configure, loaders: Loaders) -> None:

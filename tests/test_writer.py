@@ -130,7 +130,7 @@ def test_compressed_images_do_not_depend_on_the_workers(source: Path) -> None:
     np.testing.assert_array_equal(modes, check_beton(path).image_modes)
     assert all(np.array_equal(a, b) for a, b in zip(one, stored(path), strict=True))
     assert Manifest.load(path).mean == manifest.mean
-    write(source, dataset__seed="1", **proportion)
+    write(source, force=True, dataset__seed="1", **proportion)
     assert (modes != check_beton(path).image_modes).any()
 
 
@@ -213,6 +213,39 @@ def test_a_data_set_of_another_source_is_not_replaced_unasked(source: Path) -> N
     assert Manifest.load(write(source, force=True)).classes == ["cat", "dog", "yak"]
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        ({}, {"image__mode": "jpg"}, "image.mode=raw, not jpg"),
+        ({"subset__rates": "0.5,0.5,1"}, {}, r"subset.rates=\[0.5, 0.5, 1.0\], not empty"),
+        ({"splits__val": "10%"}, {"subset__per_class": "9"}, "splits.val=10%, not empty; subset.per_class=0, not 9"),
+        ({}, {"dataset__seed": "4"}, "dataset.seed=0, not 4"),
+    ],
+)
+def test_a_data_set_made_by_another_recipe_is_not_replaced_unasked(
+    source: Path, first: dict[str, str], then: dict[str, str], message: str
+) -> None:
+    path = write(source, **first)
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    expect_failure(lambda: write(source, **then), source, rf"train.beton exists, made with {message}; .*--force")
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+    assert (
+        Manifest.load(write(source, force=True, **then)).recipe
+        != Manifest.load(write(source, force=True, **first)).recipe
+    )
+    write(source, **first)  # the same again, unasked
+
+
+def test_damaged_images_of_all_splits_are_named_and_no_split_is_replaced(source: Path) -> None:
+    path = write(source)
+    before = {file: file.stat() for file in path.parent.iterdir()}
+    (source / "test/dog/0001.png").write_bytes(b"")
+    expect_failure(lambda: write(source), source, r"cannot be read: \S*test/dog/0001\.png")
+    assert {file: file.stat() for file in path.parent.iterdir()} == before  # train.beton was whole
+    (source / "train/owl/0001.png").write_bytes(b"")
+    expect_failure(lambda: write(source), source, r"train/owl/0001\.png .*, \S*test/dog/0001\.png")
+
+
 def test_splits_of_a_folder_without_splits(source: Path) -> None:
     (source / "train").rename(source / "small")
     overrides = {"splits__train": ".", "splits__val": "10%", "splits__test": "5 %"}
@@ -221,7 +254,7 @@ def test_splits_of_a_folder_without_splits(source: Path) -> None:
     assert [manifest.counts for manifest in manifests] == [[102, 51, 34], [12, 6, 4], [6, 3, 2]]
     images = [[image.tobytes() for image in stored(source / f"out/small/{m.split}.beton")] for m in manifests]
     assert len(set().union(*images)) == 220  # no image in two splits
-    write_all(source, dataset__seed="1", **overrides)
+    write_all(source, force=True, dataset__seed="1", **overrides)
     again = [image.tobytes() for image in stored(source / "out/small/val.beton")]
     assert set(again) != set(images[1])
 

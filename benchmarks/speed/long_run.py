@@ -102,7 +102,7 @@ def measure(samples: int, workers: int, folder: Path) -> list[dict[str, Any]]:
         assert selection is not None
     with meter.step("swap"):  # to the first batch of the new selection
         loader.set_selection(selection.ids)
-        with closing(iter(loader)) as batches:
+        with closing(loader.batches(0, loader.selection)) as batches:
             next(batches)
     with meter.step("train"):
         train(model, loader)
@@ -115,8 +115,8 @@ def measure(samples: int, workers: int, folder: Path) -> list[dict[str, Any]]:
 def train(model: nn.Module, loader: PrunedLoader) -> None:
     """One epoch of plain SGD over the loader's selection."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for images, labels in loader:  # uint8[B, 3, SIDE, SIDE], int64[B]
-        F.cross_entropy(model(images), labels).backward()
+    for batch in loader.batches(0, loader.selection):  # uint8[B, 3, SIDE, SIDE], int64[B]
+        F.cross_entropy(model(batch.inputs), batch.targets).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -25,7 +25,7 @@ from PIL.Image import Image as Picture
 from tqdm import tqdm
 
 from ffcv_prune.data.recipe import Image
-from ffcv_prune.errors import UserError, uninterrupted
+from ffcv_prune.errors import UserError, first_line, uninterrupted
 
 NAMED = 20  # broken images that one message names
 CHUNK = 100  # samples handed to a worker at a time, as in FFCV
@@ -146,7 +146,7 @@ class _Samples:
         try:
             self._read(i)
         except Exception as error:
-            return (str(error) or type(error).__name__).strip().splitlines()[0]
+            return first_line(error)
         return "now it can be read"
 
 

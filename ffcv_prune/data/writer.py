@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +38,10 @@ def write_dataset(
 
     Args:
         num_workers: processes that read and encode images; -1: one per core available.
-        force: replace files that were made from another source.
+        force: replace files that were made from another source or by another recipe.
         skip_broken: leave out images that cannot be read, and list them on standard error.
 
-    Returns the paths of the ``.beton`` files. A file appears under its name when it is whole and checked;
+    Returns the paths of the ``.beton`` files. They appear under their names when all are whole and checked;
     whatever was there before stays until then. Raises UserError for what a user can mend.
     """
     check_workers(num_workers)
@@ -55,23 +57,26 @@ def write_dataset(
     folder = out_dir / recipe.dataset.name
     print(_found(recipe.dataset.name, source, splits), flush=True)
     for name in () if force else splits:
-        _check_same_source(folder / f"{name}.beton", source)
+        _check_same_origin(folder / f"{name}.beton", source, recipe)
 
     def per_class(labels: np.ndarray) -> list[int]:
         return np.bincount(labels, minlength=len(source.classes)).tolist()
 
-    written = []
-    for name, split in splits.items():
-        path = folder / f"{name}.beton"
-        start = time.perf_counter()
-        with unfinished(path) as temporary:
+    made: list[tuple[Path, Path, Manifest, Split, float]] = []
+    broken: list[BrokenImages] = []
+    with ExitStack() as stack:
+        for name, split in splits.items():
+            path = folder / f"{name}.beton"
+            start = time.perf_counter()
+            temporary = stack.enter_context(unfinished(path))
             title = f"{recipe.dataset.name} {name}"
             arguments = (temporary, recipe.image, recipe.dataset.seed, num_workers, title)
             try:
                 mean, std = encode_split(split, *arguments)
             except BrokenImages as error:
                 if not skip_broken or len(error.ids) == len(split.labels):
-                    raise
+                    broken.append(error)  # those of the other splits are named with them
+                    continue
                 print(*(f"skipped: {reason}" for reason in error.reasons), sep="\n", file=sys.stderr)
                 split = split.take(np.delete(np.arange(len(split.labels)), error.ids))
                 mean, std = encode_split(split, *arguments)
@@ -90,11 +95,16 @@ def write_dataset(
                 recipe=asdict(recipe),
                 versions=versions(),
             )
+            made.append((temporary, path, manifest, split, manifest.samples / (time.perf_counter() - start)))
+        if broken:
+            raise BrokenImages(
+                np.concatenate([error.ids for error in broken]),
+                [reason for error in broken for reason in error.reasons],
+            )
+        for temporary, path, manifest, split, rate in made:
             publish(temporary, path, manifest, map(split.describe, range(len(split.labels))))
-        rate = manifest.samples / (time.perf_counter() - start)
-        print(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
-        written.append(path)
-    return written
+            print(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
+    return [path for _, path, *_ in made]
 
 
 def check_workers(num_workers: int) -> None:
@@ -110,8 +120,8 @@ def _found(name: str, source: OpenSource, splits: Mapping[str, Split]) -> str:
     return f"{name}: {source.description}; {len(classes):,} classes ({shown}); images: {counts}"
 
 
-def _check_same_source(path: Path, source: OpenSource) -> None:
-    """UserError if the file at `path` was made from other images."""
+def _check_same_origin(path: Path, source: OpenSource, recipe: Recipe) -> None:
+    """UserError if the file at `path` was made from other images, or in another way."""
     if not path.exists():
         return
     remedy = "replace it with --force, or set another --dataset.name or --out-dir"
@@ -123,6 +133,25 @@ def _check_same_source(path: Path, source: OpenSource) -> None:
         raise UserError(f"{path} exists, made from {manifest.source}, not {source.description}; {remedy}")
     if manifest.classes != source.classes:
         raise UserError(f"{path} exists, made of {len(manifest.classes)} other classes; {remedy}")
+    then, now = _keys(manifest.recipe), _keys(json.loads(json.dumps(asdict(recipe))))  # as it reads back: lists
+    names = [name for name in now | then if then.get(name) != now.get(name)]
+    if names:
+        different = "; ".join(f"{name}={_shown(then.get(name))}, not {_shown(now.get(name))}" for name in names)
+        raise UserError(f"{path} exists, made with {different}; {remedy}")
+
+
+def _keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe by their full names."""
+    return {
+        f"{section}.{name}": value
+        for section, keys in recipe.items()
+        if isinstance(keys, Mapping)
+        for name, value in keys.items()
+    }
+
+
+def _shown(value: Any) -> Any:
+    return "empty" if value in ("", []) else value
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -44,6 +44,7 @@ class SelectableLoader(ABC):
         drop_last: True if a last batch that is not whole is left out.
         next_epoch: number of the epoch that the next `iter()` starts.
         first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
+        on_epoch: a weak reference to what is called with the number of each epoch that `iter()` starts, or None.
     """
 
     num_samples: int
@@ -53,6 +54,7 @@ class SelectableLoader(ABC):
     next_epoch: int
     first_batch: int
     traversal_order: PrunedOrder
+    on_epoch: Callable[[], Callable[[int], None] | None] | None = None
     _epoch: weakref.ref[RunningEpoch] | None = None
     _after_resumed: list[NDArray[np.int64] | None]  # at most one selection, see load_state_dict
 
@@ -135,6 +137,9 @@ class SelectableLoader(ABC):
     def _begin(self) -> Position:
         """Close the running epoch, go on to the next one, and return where that starts."""
         start = Position(self.next_epoch, self.first_batch, self.traversal_order.ids)
+        follower = None if self.on_epoch is None else self.on_epoch()
+        if follower is not None:
+            follower(start.epoch)
         self.close()
         self.set_epoch(start.epoch + 1)
         return start

@@ -21,7 +21,7 @@ class BatchChooser:
     """Chooses for a method that chooses in batches.
 
     Attributes:
-        forwards: samples that went through the model for it.
+        forwards: samples that went through the model for it, on all ranks.
     """
 
     def __init__(self, state: State, task: Task, amp_dtype: AmpDtype, world_size: int) -> None:
@@ -31,7 +31,7 @@ class BatchChooser:
                 f"method {state.method.name} with form=jiang fills batches from a queue, which processes cannot share: "
                 "train with one process, or set form=composer"
             )
-        self.state, self.task, self.amp_dtype = state, task, amp_dtype
+        self.state, self.task, self.amp_dtype, self.world_size = state, task, amp_dtype, world_size
         self.forwards = 0
         self._queue: Chosen | None = None
 
@@ -59,12 +59,14 @@ class BatchChooser:
         with evaluating(model), torch.no_grad(), autocast(device, self.amp_dtype):
             outputs = unwrap(model)(inputs)
         self.task.check(outputs, targets)
-        self.forwards += len(inputs)
+        self.forwards += len(inputs) * self.world_size  # the batches of the ranks are equally large
         return self.task.losses(outputs, targets).float().cpu().numpy()
 
     def _full_batch(self, chosen: Chosen, size: int) -> Chosen | None:
         """Add what was chosen to the queue; return its first `size` samples once it holds as many."""
-        waiting = [chosen] if self._queue is None else [self._queue, chosen]
+        # After a resume what waits is on the CPU.
+        waits = [] if self._queue is None else [tuple(a.to(b.device) for a, b in zip(self._queue, chosen, strict=True))]
+        waiting = [*waits, chosen]
         inputs, targets, ids = (torch.cat(parts) for parts in zip(*waiting, strict=True))  # copies: batches are views
         full = len(ids) >= size
         rest = slice(size, None) if full else slice(None)

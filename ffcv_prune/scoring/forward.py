@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
@@ -129,6 +130,7 @@ class _Scorer:
         self.model = model
         self.task, self.criterion = task, criterion
         self.label_range = label_range
+        self.ran = False
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
     def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
@@ -142,7 +144,7 @@ class _Scorer:
                 for i in range(0, len(images), piece):
                     part = slice(i, i + piece)
                     own = None if targets is None else targets[part]
-                    outputs = self.model(images[part])
+                    outputs = self._outputs(images[part])
                     out[0, part] = self._scores(outputs, own, len(images[part]))
                     if len(out) > 1:
                         out[1:, part] = self.task.certainty(outputs, own)
@@ -156,6 +158,21 @@ class _Scorer:
                     ) from None
                 self.piece = piece // 2
             torch.cuda.empty_cache()  # here the error, whose traceback holds the activations, is gone
+
+    def _outputs(self, images: Tensor) -> Any:
+        try:
+            outputs = self.model(images)
+        except Exception as error:
+            if not self.ran and not _is_out_of_memory(error):
+                # The error itself is the model's, and keeps its traceback.
+                warnings.warn(
+                    f"the model fails on the first batch to score, {images.dtype} {list(images.shape)}: the scoring "
+                    "loader must serve inputs as the training loader does, of a size that the model takes",
+                    stacklevel=2,
+                )
+            raise
+        self.ran = True
+        return outputs
 
     def _scores(self, outputs: Any, targets: Any, samples: int) -> Tensor:
         if self.criterion is None:

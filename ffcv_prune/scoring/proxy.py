@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import closing
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives
 from ffcv_prune.errors import UserError
-from ffcv_prune.machine import AmpDtype, autocast
+from ffcv_prune.machine import AmpDtype, autocast, default_amp_dtype
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.forward import device_of, on_device
 from ffcv_prune.tasks import Classification, Task
+
+_DROPOUT_STREAM = 2  # keeps these random numbers apart from those of the order and the selection
 
 
 class Proxy:
@@ -46,7 +49,9 @@ class Proxy:
     ) -> None:
         self.model, self.optimizer, self.lr, self.size = model, optimizer, lr, size
         self.task = Classification() if task is None else task
-        self.amp_dtype = amp_dtype
+        device = device_of(model)
+        self.amp_dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
         self.windows = self.steps = self.forwards = 0
 
     def run(
@@ -61,24 +66,37 @@ class Proxy:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Go through all samples as `epoch` will serve them, and train on the way.
 
-        With several ranks, which must all call, the main one does so, and the others wait for what it found.
+        With several ranks, which must all call, the main one does so, and the others wait for what it found, as long
+        as it lives.
 
         Returns:
             ids int64[n], in the order of the windows, and their losses float32[n].
         """
         found = torch.zeros(2, loader.num_samples, dtype=torch.float64)
-        if rank == 0:
-            found[0], found[1] = self._train(loader, epoch, keep, window, stride)
-        if world_size > 1:
+        arguments = loader, epoch, keep, window, stride
+        if world_size == 1:
+            found[0], found[1] = self._train(*arguments, lambda: None)
+        else:
+            with collectives.work_of_main("the pass of the proxy net") as still_working:
+                if rank == 0:
+                    found[0], found[1] = self._train(*arguments, still_working)
             found = collectives.total(found)  # the others' are 0
         return found[0].long().numpy(), found[1].float().numpy()
 
-    def _train(self, loader: SampleLoader, epoch: int, keep: float, window: int, stride: int) -> tuple[Tensor, Tensor]:
+    def _train(
+        self,
+        loader: SampleLoader,
+        epoch: int,
+        keep: float,
+        window: int,
+        stride: int,
+        after_window: Callable[[], None],
+    ) -> tuple[Tensor, Tensor]:
         device = device_of(self.model)
         windows = -(-loader.num_samples // window)
         self.model.train()
         ids, losses = [], []
-        with closing(loader.batches(epoch)) as batches:
+        with _drawing(loader.seed, epoch, device), closing(loader.batches(epoch)) as batches:
             for number, batch in enumerate(batches):
                 if self.lr is not None:
                     for group in self.optimizer.param_groups:
@@ -89,36 +107,95 @@ class Proxy:
                 targets = batch.targets.to(device)
                 self.task.check(outputs, targets)
                 own = self.task.losses(outputs, targets)
-                if steps:
-                    kept = round(keep * len(own))
-                    own.topk(kept).values.mean().backward() if kept else None
-                    self.optimizer.step()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    self.steps += 1
+                kept = round(keep * len(own))
+                if steps and kept:
+                    self._step(own.topk(kept).values.mean())
                 self.windows += 1
                 self.forwards += len(own)
                 ids.append(batch.ids.clone())
                 losses.append(own.detach())
+                after_window()
         return torch.cat(ids), torch.cat(losses).cpu()
 
+    def _step(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
     def _reduced(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] with a longer side of `size`, by area; smaller ones stay as they are."""
-        if not self.size or images.ndim != 4 or max(images.shape[2:]) <= self.size:
+        """Images [B, C, H, W] with a longer side of `size`, by area, of the same dtype; smaller ones as they are."""
+        if images.ndim != 4:
             return images
-        height, width = (max(1, round(side * self.size / max(images.shape[2:]))) for side in images.shape[2:])
-        return F.interpolate(images.float(), (height, width), mode="area").to(memory_format=torch.channels_last)
+        side = reduced_side((images.shape[2], images.shape[3]), self.size)
+        if side == images.shape[2:]:
+            return images
+        reduced = F.interpolate(images.float(), side, mode="area")
+        if not images.is_floating_point():
+            reduced.round_()
+        return reduced.to(images.dtype, memory_format=torch.channels_last)
+
+    @contextmanager
+    def whole_or_not_at_all(self) -> Iterator[None]:
+        """Take back what was trained and counted inside if an exception leaves it."""
+        before = copy.deepcopy(self.state_dict())
+        try:
+            yield
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.load_state_dict(before)
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "rule": type(self.optimizer).__name__,
+            "scaler": self.scaler.state_dict(),
             "counts": [self.windows, self.steps, self.forwards],
         }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """UserError for the state of another net or optimiser, of which torch would take up a part."""
+        own, wrong = self.state_dict(), None
+        if _shapes(state["model"]) != _shapes(own["model"]):
+            wrong = f"net than this {type(self.model).__name__}"
+        elif state["rule"] != own["rule"] or _group_sizes(state["optimizer"]) != _group_sizes(own["optimizer"]):
+            wrong = f"optimiser than this {own['rule']}"
+        if wrong:
+            raise UserError(f"the pruner's state is of another proxy {wrong}: give the one that the run began with")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty where the run was saved by a machine that does without
+            self.scaler.load_state_dict(state["scaler"])
         self.windows, self.steps, self.forwards = state["counts"]
+
+
+def reduced_side(side: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Height and width of an image of this `side` whose longer one is reduced to `longer`; 0: as it is."""
+    if not longer or max(side) <= longer:
+        return side
+    height, width = (max(1, round(pixels * longer / max(side))) for pixels in side)
+    return height, width
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
+
+
+def _group_sizes(state: Mapping[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in state["param_groups"]]
+
+
+@contextmanager
+def _drawing(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """What a net draws inside (dropout) follows from seed and epoch, and changes nothing of what others draw."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, _DROPOUT_STREAM]).generate_state(1)[0]))
+        yield
 
 
 def check_proxy_loader(loader: Any, train_loader: Any, window: int) -> None:

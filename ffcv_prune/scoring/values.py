@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,10 @@ class Values:
     def _check(self, loader: SampleLoader) -> None:
         """UserError for loaders or a proxy that do not fit the method."""
         method, n = self.method, self.state.n
-        if method.records_losses and not loader.with_ids:
-            raise UserError("training losses go by sample: build the training loader with with_ids=True")
+        if (method.records_losses or method.chooses_in_batches) and not loader.with_ids:
+            raise UserError("losses of training go by sample: build the training loader with with_ids=True")
+        if method.needs_certainty and type(self.task).certainty is Task.certainty:
+            self.task.certainty(None, None)  # refuses
         if self.proxy is None and method.source.by_proxy:
             raise UserError(f"method {method.name} selects by a proxy net: give proxy=Proxy(model, optimizer)")
         if self.proxy is not None and not method.source.by_proxy:
@@ -135,7 +138,9 @@ class Values:
             return
         rows = [losses[None]]
         if self.method.statistic.needs_batches:
-            rows.append(losses.mean().expand(1, len(losses)))
+            finite = losses.isfinite()  # one infinite loss says nothing about the others; no wait for the device
+            mean = losses.where(finite, 0).sum() / finite.sum()
+            rows.append(mean.expand(1, len(losses)))
         if self.method.needs_certainty:
             if outputs is None or targets is None:
                 raise UserError(
@@ -150,27 +155,51 @@ class Values:
         if self._recorded is not None:
             self._recorded.clear()
 
+    @contextmanager
+    def whole_or_not_at_all(self) -> Iterator[None]:
+        """Take back what a proxy learned and what was counted inside if an exception leaves it."""
+        counts = self._passes, self._scored
+        try:
+            with nullcontext() if self.proxy is None else self.proxy.whole_or_not_at_all():
+                yield
+        except BaseException:
+            self._passes, self._scored = counts
+            raise
+
+    @property
+    def _parts(self) -> Mapping[str, TrainingLosses | BatchChooser | Proxy | None]:
+        return {"recorded": self._recorded, "chooser": self.chooser, "proxy": self.proxy}
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers. With training losses and a distributed loader, all ranks must call."""
-        parts = {"recorded": self._recorded, "chooser": self.chooser, "proxy": self.proxy}
-        own = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+        own = {name: None if part is None else part.state_dict() for name, part in self._parts.items()}
         return own | {"counts": [self._passes, self._scored]}
 
-    def fits(self, state: Mapping[str, Any]) -> bool:
-        """Whether `state` is of a run with the same source."""
-        return (state["recorded"] is None) == (self._recorded is None)
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """UserError unless `state` is of a run with the same source, and the same proxy net."""
+        if any((state[name] is None) != (part is None) for name, part in self._parts.items()):
+            raise UserError("the pruner's state is of a run with another score source: set score_source as it was")
+        if self.proxy is not None:
+            self.proxy.check_state(state["proxy"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, part in {"recorded": self._recorded, "chooser": self.chooser, "proxy": self.proxy}.items():
+        for name, part in self._parts.items():
             if part is not None:
                 part.load_state_dict(state[name])
         self._passes, self._scored = state["counts"]
 
 
-def check_arguments(losses: NDArray[Any] | Tensor, ids: Tensor) -> None:
-    """UserError unless there is one loss for each of the batch's int64 ids."""
+def check_arguments(losses: NDArray[Any] | Tensor, ids: Tensor, n: int) -> None:
+    """UserError unless there is one loss for each of the batch's int64 ids, on the CPU, of n samples."""
     if losses.ndim != 1 or losses.shape != ids.shape or ids.dtype != torch.int64:
         raise UserError(
             f"losses {list(losses.shape)} with ids {list(ids.shape)}, {ids.dtype}: hand over one loss a sample "
             '(reduction="none") and the ids of the batch as the loader gave them'
+        )
+    if ids.device.type != "cpu":
+        raise UserError(f"the ids are on {ids.device}: leave them on the CPU, where the loader gave them")
+    if len(ids) and not (ids.min() >= 0 and ids.max() < n):
+        raise UserError(
+            f"ids from {ids.min()} to {ids.max()}, of a data set of {n} samples: hand over the ids of the batch as the "
+            "loader gave them"
         )

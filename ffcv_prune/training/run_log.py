@@ -80,7 +80,7 @@ def scores_of(state: State, epoch: int) -> NDArray[np.float32] | None:
     selection = state.selection
     if selection is None or selection.epoch != epoch or state.phase(epoch) != "method":
         return None
-    scores = state.samples.scores(None)
+    scores = state.scores()
     finite = scores[np.isfinite(scores)]
     return finite if finite.size else None
 
@@ -88,10 +88,11 @@ def scores_of(state: State, epoch: int) -> NDArray[np.float32] | None:
 def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:
     """`headline` is the name of the metric to show. Epochs count from 0, as in the log and for `Pruner.begin_epoch`."""
     tested = "" if row[f"test_{headline}"] is None else f"  test {row[f'test_{headline}']:.4f}"
+    loss = "no step" if row["train_loss"] is None else f"loss {row['train_loss']:.4f}"
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in row["seconds"].items() if s >= 0.05 or name == "total")
     return (
         f"epoch {row['epoch']:3d} ({row['epoch'] + 1}/{epochs})  {row['phase']:6s}  keep {row['keep']:.2f} "
-        f"(pruned {row['pruning_rate']:.2f})  loss {row['train_loss']:.4f}{tested}  ({seconds} s)"
+        f"(pruned {row['pruning_rate']:.2f})  {loss}{tested}  ({seconds} s)"
     )
 
 

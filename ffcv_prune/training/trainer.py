@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
@@ -16,12 +17,12 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, dotted, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.methods.warm_up import warm_up
-from ffcv_prune.models import build_model, load_weights
+from ffcv_prune.models import load_weights
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders, image_sides, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder
@@ -90,7 +91,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         try:
             with naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
-                with world.together():
+                with world.together(setup=True):  # a slow disk is no lost rank
                     result = None if folder is None else _finish(trainer, folder, setup_seconds)
                 result = world.share(result)
         except BaseException as error:
@@ -112,7 +113,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
 
 def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunResult:
     """Write what came out."""
-    folder.save_weights(trainer.stepper.model)
+    folder.save_weights(trainer.stepper.tested)
     last = folder.rows[-1]
     saving = trainer.clock.take()  # the last save came after the last row
     seconds = {phase: saving[phase] + sum(row["seconds"][phase] for row in folder.rows) for phase in saving}
@@ -149,15 +150,17 @@ class Trainer:
 
     def __init__(self, config: Config, loaders: Loaders) -> None:
         self.config = config
+        self.loaders = loaders
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model.name, self.dataset.outputs, self.dataset.mean, self.dataset.std)
+        sides = image_sides(config.data, self.dataset)
+        model = loaders.build_model(config.model.name, config.run.seed, sides)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         task = self.dataset.target.build_task(config.train)
-        self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype, task)
+        self.stepper = Stepper(model, config.train, amp_dtype, task)
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
         if self.pruner.method.prunes:
             warm_up()
@@ -180,16 +183,29 @@ class Trainer:
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):
-            signal = self.world.agree(stop.requested)
-            if signal:
-                raise stopped(signal, folder)
+            self._save_if_asked(folder, stop)
+            self.loaders.resize(epoch, epochs)
             loss, steps = self._train_epoch(epoch, folder, stop)
-            check_converges(loss)
+            if loss is not None:
+                check_converges(loss)
+            elif self.world.is_main:
+                warnings.warn(
+                    f"epoch {epoch} made no step: of its {steps} batches, method {self.pruner.method.name} chose fewer "
+                    "samples than a step takes; let it choose more of each batch",
+                    stacklevel=2,
+                )
             metrics, by_class = dict[str, float](), list[float | None]()
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
                 stepper = self.stepper
                 classes = len(self.dataset.classes)
-                metrics, by_class = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype, classes)
+                metrics, by_class = evaluate(
+                    stepper.tested,
+                    self.test_loader,
+                    stepper.task,
+                    stepper.amp_dtype,
+                    classes,
+                    self.config.data.test_flip,
+                )
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
@@ -198,12 +214,12 @@ class Trainer:
                     if self.tracker is not None:
                         self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
-            self._save(folder)
+        self._save(folder)
 
     def _row(
         self,
         epoch: int,
-        loss: float,
+        loss: float | None,
         steps: int,
         metrics: Mapping[str, float],
         by_class: list[float | None],
@@ -235,8 +251,8 @@ class Trainer:
         keep = self.stepper.trained / (steps * self.config.train.batch_size)
         return {"keep": round(keep, 6), "pruning_rate": round(1 - keep, 6)}
 
-    def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float, int]:
-        """Select if it is due, then train on the selection: returns the mean loss and the number of steps."""
+    def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float | None, int]:
+        """Select if it is due, then train on the selection: returns the mean loss, and how many batches there were."""
         description = f"epoch {epoch} ({epoch + 1}/{self.config.train.epochs})"
         disable = None if folder is not None else True  # None: where there is no terminal
         with tqdm(desc=description, total=0, unit="img", leave=False, disable=disable) as bar:
@@ -254,7 +270,7 @@ class Trainer:
                 epoch,
                 self.pruner.batch_loss,
                 bar,
-                lambda: self._after_step(folder, stop),
+                lambda: self._save_if_asked(folder, stop, training=True),
                 self.pruner.lr_factor,
                 partial(self.pruner.choose, self.stepper.model),
             )
@@ -269,11 +285,13 @@ class Trainer:
         except BrokenOff:
             raise stopped(stop.requested, folder) from None
 
-    def _after_step(self, folder: RunFolder | None, stop: StopSignals) -> None:
-        due = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
-        request = self.world.agree(stop.requested or (SAVE if due else 0))
-        if request:
+    def _save_if_asked(self, folder: RunFolder | None, stop: StopSignals, training: bool = False) -> None:
+        """Save if it is time, or if a signal came on any rank, and then end; `training`: between two steps."""
+        late = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
+        request = self.world.agree(stop.requested or (SAVE if late else 0))
+        if request and training:
             self._lap_training()
+        if request:
             self._save(folder)
         if request > SAVE:
             raise stopped(request, folder)
@@ -286,7 +304,7 @@ class Trainer:
     def _save(self, folder: RunFolder | None) -> None:
         state = self.state_dict()
         check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
-        with self.world.together():
+        with self.world.together(setup=True):  # a slow disk is no lost rank
             if folder is not None:
                 checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)
         self.clock.lap("save")
