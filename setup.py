@@ -8,6 +8,10 @@ FFCV = [
     "ffcv==1.0.2",
     "setuptools",  # FFCV imports distutils, which Python 3.12 and newer have from setuptools alone
 ]
+# Each from the oldest version that its adapter passed the tests with.
+FRAMEWORKS = ["lightning>=2.5", "accelerate>=1.3", "timm>=1.0.31", "transformers>=4.57"]
+HUGGINGFACE = ["datasets>=5"]
+DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 
 setup(
     name="ffcv_prune",
@@ -18,14 +22,23 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
-    package_data={"ffcv_prune.analysis": ["*.j2"]},
+    package_data={
+        "ffcv_prune": ["write_datasets/*.yaml", "rn_configs/*.yaml", "py.typed"],  # links to the folders at the root
+        "ffcv_prune.analysis": ["*.j2"],
+    },
+    entry_points={
+        "console_scripts": [
+            f"ffcv-prune-{name} = ffcv_prune.commands:{name}" for name in ("write", "train", "report", "scores")
+        ]
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision",
         "numba",
         "numpy",
         "fastargs",
-        "pyyaml",  # fastargs reads YAML without declaring it
+        "pyyaml",  # these two fastargs uses without declaring them
+        "terminaltables",
         "pillow",  # FFCV writes images without declaring it
         "tqdm",
         "matplotlib",
@@ -35,18 +48,28 @@ setup(
     ],
     extras_require={
         "ffcv": FFCV,  # compiled where it is installed, with what docs/README.md names; without it TorchLoader serves
-        "frameworks": [
-            "lightning>=2.6",
-            "accelerate",
-            "timm",
-            "transformers>=5",
-        ],  # docs/frameworks.md
+        "frameworks": FRAMEWORKS,  # docs/frameworks.md
+        "huggingface": HUGGINGFACE,  # the source of that name in recipes
         "analysis": ["pymc"],  # fits the always, sometimes and never samples
         "tensorboard": ["tensorboard"],  # the trackers: run.tracker
         "wandb": ["wandb"],
         "mlflow": ["mlflow"],
         "trackio": ["trackio"],
         "rivals": ["nvidia-dali-cuda120", "spdl", "grain", "simplejpeg"],  # what benchmarks/loading compares with
-        "test": [*FFCV, "pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML"],
+        "docs": DOCS,  # mkdocs build
+        "test": [
+            *FFCV,
+            *FRAMEWORKS,
+            *HUGGINGFACE,
+            *DOCS,
+            "tensorboard",  # of the trackers: the others take longer to install than their tests to run
+            "pytest",
+            "hypothesis",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
     },
 )

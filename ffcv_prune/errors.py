@@ -77,6 +77,12 @@ def uninterrupted() -> Iterator[list[int]]:
             signal.raise_signal(signal.SIGINT)
 
 
+def as_called(usage: str, typed: str) -> str:
+    """`usage` of a command that is `typed` in a clone, with the name that pip gave it if that was called."""
+    called = os.path.basename(sys.argv[0])
+    return usage if called.endswith(".py") else usage.replace(typed, called)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main` and turn what it raises into an exit code.
 

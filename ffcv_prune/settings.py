@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ffcv_prune.errors import UserError, nearest
@@ -38,15 +40,71 @@ def inside(value: float, interval: str) -> bool:
 
 
 def check_values(section: Any) -> None:
-    """Raise `UserError` unless each field of a dataclass made of `key` holds a value that its declaration allows."""
+    """Raise `UserError` unless each field of a dataclass made of `key` holds a value that its declaration allows.
+
+    Values become those of Python: a list is a tuple, numpy's 0.5 a float, and 10.0 is 10 where an integer is meant.
+    """
     for field in dataclasses.fields(section):
-        value, within, choices = getattr(section, field.name), *map(field.metadata.get, ("within", "choices"))
-        for number in value if isinstance(value, tuple) else (value,):
-            if within is None:
-                break
-            is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-            if not is_number or not inside(number, within) or (field.type in ("int", int) and number != int(number)):
-                noun = "an integer" if field.type in ("int", int) else "a number"
-                raise UserError(f"{field.name}={value}: expected {noun} in {within}")
+        kind, within, choices = str(field.type), *map(field.metadata.get, ("within", "choices"))
+        given = getattr(section, field.name)
+        try:
+            value = _CASTS[kind](given)
+            numbers = value if isinstance(value, tuple) else (value,)
+            fits = within is None or all(inside(number, within) for number in numbers)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise UserError(f"{field.name}={given}: expected {_NOUNS[kind]}{f' in {within}' if within else ''}")
         if choices is not None and value not in choices:
-            raise UserError(f"{field.name}={value}: unknown{nearest(str(value), choices)}")
+            raise UserError(f"{field.name}={value}: unknown{nearest(value, choices)}")
+        object.__setattr__(section, field.name, value)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise TypeError
+    return float(value)
+
+
+def _integer(value: Any) -> int:
+    if _number(value) != int(value):
+        raise ValueError
+    return int(value)
+
+
+def _whole_if_possible(value: Any) -> int | float:
+    number = _number(value)
+    return int(number) if number.is_integer() else number
+
+
+def _is(kind: type[T]) -> Callable[[Any], T]:
+    def check(value: Any) -> T:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return check
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):
+        raise TypeError
+    return tuple(map(_number, value))
+
+
+_CASTS: dict[str, Callable[[Any], Any]] = {
+    "int": _integer,
+    "float": _number,
+    "int | float": _whole_if_possible,
+    "bool": _is(bool),
+    "str": _is(str),
+    "tuple[float, ...]": _numbers,
+}
+_NOUNS = {
+    "int": "an integer",
+    "float": "a number",
+    "int | float": "a number",
+    "bool": "True or False",
+    "str": "a text",
+    "tuple[float, ...]": "numbers such as (0.2, 0.85)",
+}

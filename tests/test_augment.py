@@ -115,6 +115,20 @@ def test_pad_crop_flip_equals_its_twin(beton: Beton) -> None:
             np.testing.assert_array_equal(image, expected)
 
 
+def test_alternating_flips_mirror_each_sample_in_every_second_epoch(beton: Beton) -> None:
+    pipelines = train_pipelines(check_beton(beton.path), "pad_crop_flip", padding=0, flip="alternating")
+    loader = PrunedLoader(beton.path, 64, pipelines=pipelines, seed=5, drop_last=False, with_ids=True)
+    mirrored = np.zeros((4, len(beton.images)), np.bool_)
+    for epoch in range(4):
+        for images, _, ids in loader:
+            for image, i in zip(images.permute(0, 2, 3, 1).numpy(), ids.tolist(), strict=True):
+                mirrored[epoch, i] = not np.array_equal(image, beton.images[i])
+                np.testing.assert_array_equal(image[:, ::-1] if mirrored[epoch, i] else image, beton.images[i])
+    assert (mirrored[0] != mirrored[1]).all()
+    assert (mirrored[:2] == mirrored[2:]).all()
+    assert 0.3 < mirrored[0].mean() < 0.7
+
+
 def test_jpeg_images_decode_near_the_original(jpg_beton: Beton) -> None:
     info = check_beton(jpg_beton.path)
     for pipelines in (score_pipelines(info), score_pipelines(info, size=24, ratio=1.0)):

@@ -266,6 +266,8 @@ def test_a_config_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(tmp_path)
     assert load(["--config=cifar10_ucb"]) == load_with(CONFIGS / "cifar10_ucb.yaml")
     assert 'no config "cifar10_ubc"; did you mean "cifar10_ucb"?' in refusal(Path("cifar10_ubc"))
+    path = Path("rn_configs/cifar10_ucb.yaml")
+    assert refusal(path) == f"{path} does not exist; --config=cifar10_ucb is the one that comes with ffcv_prune"
     write(tmp_path / "cifar10_ucb", MINIMAL)  # a file there is what is meant
     assert load(["--config=cifar10_ucb"]).model.name == "basic_cnn"
 

@@ -43,7 +43,7 @@ def frequencies(name: str, losses: Any, draws: int = 3000, epoch: int = 0, **par
     losses = np.asarray(losses, np.float32)
     method, counts = methods.build(name, **parameters), np.zeros(losses.size)
     for seed in range(draws):
-        state = method.start(losses.size, epochs=epoch + 1, seed=seed)
+        state = method.start(losses.size, epochs=2 * epoch + 2, seed=seed)
         state.record(None, losses, epoch=0)
         counts[chosen(state, epoch)] += 1
     return counts / draws
@@ -522,9 +522,9 @@ class TestControls:
         chosen(run, 0)
         run.record([0, 1], np.array([1, 3], np.float32), epoch=0)
         run.record([2, 3], np.array([4, 8], np.float32), epoch=0)
-        assert run.samples.scores(None) == pytest.approx([0.5, 0.5, 1.5, 1.5])
+        assert run.scores() == pytest.approx([0.5, 0.5, 1.5, 1.5])
         run.record([0, 2], np.array([2, 2], np.float32), epoch=0)
-        assert run.samples.scores(None) == pytest.approx([0.875, 0.5, 1.625, 1.5])
+        assert run.scores() == pytest.approx([0.875, 0.5, 1.625, 1.5])
 
 
 class TestNull:

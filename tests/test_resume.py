@@ -22,7 +22,7 @@ import torch
 from ffcv_prune import config
 from ffcv_prune.analysis import report
 from ffcv_prune.errors import Terminated, UserError
-from ffcv_prune.training import run_folder, trainer
+from ffcv_prune.training import run_folder
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
@@ -314,13 +314,13 @@ def test_a_finished_run_stays_finished(
 def test_sigterm_in_set_up_changes_nothing(
     settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trainer.build_model
+    real = Loaders.build_model
 
     def build(*arguments: Any) -> torch.nn.Module:
         signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "build_model", build)
+    monkeypatch.setattr(Loaders, "build_model", build)
     own = settings()
     with pytest.raises(Terminated):
         train(own, loaders)

@@ -12,9 +12,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 REMEDY = "FFCV is not installed: as root, apt-get install build-essential"
 
-# As pip leaves it: no finder knows a module of FFCV's.
+# As pip leaves it: no finder knows a module of FFCV's, and nothing knows its version.
 HIDE = """
 import sys
+from importlib.metadata import Distribution, PackageNotFoundError
+found = Distribution.from_name
+def from_name(name):
+    if name == "ffcv":
+        raise PackageNotFoundError(name)
+    return found(name)
+Distribution.from_name = from_name
 class Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "ffcv":
@@ -60,6 +67,31 @@ for epoch in range(3):
 """
     done = run_hidden(script)
     assert done.stdout == "3 60 False\n" * 3, done.stderr
+
+
+def test_a_loop_of_ones_own_writes_its_run_and_the_report_of_it(tmp_path: Path) -> None:
+    script = """
+import json, torch
+from pathlib import Path
+from torch.utils.data import TensorDataset
+from ffcv_prune import Pruner, RunWriter, TorchLoader
+data = TensorDataset(torch.randn(200, 5), torch.arange(200) % 3)
+loader = TorchLoader(data, batch_size=20, num_workers=0)
+score_loader = TorchLoader(data, batch_size=50, num_workers=0, shuffle=False, drop_last=False)
+pruner = Pruner(loader, score_loader, "ucb", keep=0.3, period=1, epochs=3)
+model = torch.nn.Linear(5, 3)
+with RunWriter(sys.argv[1], pruner, test_samples=100) as run:
+    for epoch in range(3):
+        run.log(epoch, pruner.begin_epoch(epoch, model), test_accuracy=0.5)
+print(json.loads((Path(sys.argv[1]) / "machine.json").read_text())["ffcv"])
+sys.argv = ["analysis", *sys.argv[1:]]
+from ffcv_prune.analysis.__main__ import main
+main()
+"""
+    done = run_hidden(script, str(tmp_path / "mine"), "--out", str(tmp_path / "again.html"))
+    assert done.stdout.splitlines()[0] == "not installed", done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "selections" in (tmp_path / "again.html").read_text()
 
 
 def test_what_needs_ffcv_names_the_remedy() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ffcv_prune.errors import run_command
+from ffcv_prune.errors import as_called, run_command
+
+TYPED = "python -m ffcv_prune.analysis"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ffcv_prune.analysis", description=__doc__)
+    parser = argparse.ArgumentParser(prog=as_called(TYPED, TYPED), description=as_called(str(__doc__), TYPED))
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as runs/fashion_ucb")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: report.html")
     parser.add_argument("--fit", action="store_true", help="fit always, sometimes and never groups (needs PyMC)")

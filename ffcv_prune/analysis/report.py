@@ -28,8 +28,6 @@ from ffcv_prune.analysis.plots import (
 )
 from ffcv_prune.analysis.runs import Run, differing_keys, read_run, repetitions, together
 from ffcv_prune.analysis.verdicts import verdicts
-from ffcv_prune.data.beton import check_beton
-from ffcv_prune.data.images import read_images
 from ffcv_prune.data.manifest import read_sources
 from ffcv_prune.errors import UserError
 
@@ -182,6 +180,9 @@ def _examples(run: Run) -> str:
     path, classes = Path(run.settings["data.train"]), run.dataset["classes"]
     lines, named = [], []
     try:
+        from ffcv_prune.data.beton import check_beton  # needs FFCV, which the rest of the report does not
+        from ffcv_prune.data.images import read_images
+
         labels, files = check_beton(path).labels, read_sources(path, run.counts.size)
         for word, extreme in (("most", run.counts.max()), ("least", run.counts.min())):
             ids = np.flatnonzero(run.counts == extreme)

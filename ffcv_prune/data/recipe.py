@@ -12,7 +12,7 @@ from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.settings import key
 from ffcv_prune.strict_args import Setting
 
-RECIPES = Path(__file__).resolve().parents[2] / "write_datasets"
+RECIPES = Path(__file__).parents[1] / "write_datasets"  # in a clone a link to that at its root
 
 # Names of options of write_datasets.py, so that a misspelt one finds its nearest among options and keys.
 OPTIONS = ("dataset", "data-dir", "out-dir", "workers")

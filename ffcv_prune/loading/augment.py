@@ -114,21 +114,24 @@ class RandomResizedCrop(KeyedOperation, CropDecoder, RandomResizedCropRGBImageDe
 
 
 class PadCropFlip(KeyedOperation, SharedOperation):
-    """Pad with `fill`, crop back to the stored size at a random place, flip horizontally with probability 1/2.
+    """Pad with `fill`, crop back to the stored size at a random place, flip horizontally.
 
     Works on uint8[B, H, W, 3] arrays, before `ToTensor`.
 
     Args:
         padding: pixels on each side (paper, section 4: 4).
         fill: the padding's colour; the channel mean, as in the paper, which pads after normalising.
+        alternating: flip each sample in every second epoch, half of them in the even ones (Jordan, arXiv:2404.00498);
+            else with probability 1/2.
     """
 
-    def __init__(self, padding: int = 4, fill: tuple[int, int, int] = (0, 0, 0)) -> None:
+    def __init__(self, padding: int = 4, fill: tuple[int, int, int] = (0, 0, 0), alternating: bool = False) -> None:
         super().__init__()
         if padding < 0:
             raise UserError(f"padding is {padding}: it must be at least 0")
         self.padding = padding
         self.fill = fill
+        self.alternating = alternating
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         return (
@@ -138,4 +141,6 @@ class PadCropFlip(KeyedOperation, SharedOperation):
 
     def generate_code(self) -> Callable[..., Any]:
         red, green, blue = (int(channel) for channel in self.fill)
-        return kernels.pad_crop_flip(Compiler.get_iterator(), int(self.padding), (red, green, blue))
+        return kernels.pad_crop_flip(
+            Compiler.get_iterator(), int(self.padding), (red, green, blue), bool(self.alternating)
+        )

@@ -273,8 +273,13 @@ def random_crop_decoder(my_range: Any, scale: tuple[float, float], ratio: tuple[
     return _parallel(decode)
 
 
-def pad_crop_flip(my_range: Any, padding: int, fill: tuple[int, int, int]) -> Callable[..., Any]:
-    """Pad, crop back to the same size at a random place, flip with probability 1/2, by the sample's keyed stream."""
+def pad_crop_flip(
+    my_range: Any, padding: int, fill: tuple[int, int, int], alternating: bool = False
+) -> Callable[..., Any]:
+    """Pad, crop back to the same size at a random place, flip with probability 1/2, by the sample's keyed stream.
+
+    `alternating`: half the samples are flipped in even epochs and the others in odd ones.
+    """
 
     def augment(images, memory, batch_indices):
         destination, seed_and_epoch, taken, scratch = memory
@@ -286,7 +291,11 @@ def pad_crop_flip(my_range: Any, padding: int, fill: tuple[int, int, int]) -> Ca
                     key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], batch_indices[b])
                     down = randint(key, 0, -padding, padding + 1)
                     right = randint(key, 1, -padding, padding + 1)
-                    crop_padded(images[b], down, right, uniform(key, 2) < 0.5, fill, destination[b])
+                    flip = uniform(key, 2) < 0.5
+                    if alternating:
+                        of_sample = stream_key(seed_and_epoch[b, 0], 0, batch_indices[b])
+                        flip = (uniform(of_sample, 2) < 0.5) == (seed_and_epoch[b, 1] % 2 == 0)
+                    crop_padded(images[b], down, right, flip, fill, destination[b])
                 first, end = next_stretch(taken, threads, samples)
         return destination[:samples]
 

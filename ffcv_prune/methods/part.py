@@ -25,9 +25,6 @@ class Part:
     needs_certainty: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
         check_values(self)
 
     @property

@@ -182,5 +182,5 @@ def floor(product: float) -> int:
 
 
 def _length(length: float, epochs: int) -> int:
-    """The length of a phase in epochs; below 1 it is a share of the run."""
-    return round(length * epochs) if length < 1 else int(length)
+    """The length of a phase in epochs; below 1 it is a share of the run, and one epoch at least."""
+    return max(1, round(length * epochs)) if 0 < length < 1 else int(length)

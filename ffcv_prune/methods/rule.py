@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,10 +54,16 @@ class Samples:
     moment: Moment = Moment()
     previous: Ids | None = None
     shuffled: Ids | None = None
+    _of_all: list[Scores] = field(default_factory=list, repr=False, compare=False)
 
     def scores(self, among: Ids | None) -> Scores:
         """float32[m]: the score of each sample in `among` (None: all). NaN: no value yet."""
-        return self.statistic.score(self.table, self._shown(among))
+        shown = self._shown(among)
+        if not self.statistic.compares_all:
+            return self.statistic.score(self.table, shown)
+        if not self._of_all:  # once a selection, not once a class
+            self._of_all.append(self.statistic.score(self.table, None))
+        return self._of_all[0].copy() if shown is None else self._of_all[0][shown]
 
     def column(self, name: str, among: Ids | None) -> NDArray[Any]:
         """[m]: this column of the table for each sample in `among` (None: all)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class Selection:
     lr_factor: float = 1.0
     _probability: Callable[[], Probabilities] | None = field(default=None, repr=False)
 
-    @property
+    @cached_property
     def probability(self) -> NDArray[np.float32] | None:
         """float32[k], with which each of these samples was drawn; None: not at random, or it is not known.
 

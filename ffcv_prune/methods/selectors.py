@@ -16,6 +16,8 @@ from ffcv_prune.methods.part import Part
 from ffcv_prune.methods.rule import Draw, Ids, Rule, Samples, Scores
 from ffcv_prune.settings import key
 
+_FIRST = 2000.0  # the logarithm of odds above all others
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selector(Part, ABC):
@@ -47,8 +49,8 @@ class Selector(Part, ABC):
         """k for n samples, where the selector says it and not the phases; else None."""
         return None
 
-    def least(self, k: int, n: int) -> int:
-        """The smallest selection out of n samples to reckon with."""
+    def least(self, k: int, n: int) -> int | None:
+        """The smallest selection out of n samples to reckon with; None: it follows from the losses, without a bound."""
         return k
 
     def most(self, k: int, n: int) -> int:
@@ -162,8 +164,9 @@ class DropBelowMean(Selector):
 class Proportional(Selector):
     """k samples, one after the other, each with a chance in proportion to its score among those that are left.
 
-    Drawn at once, by keys (Efraimidis and Spirakis, 2006). A score must not be negative; samples without a value come
-    first. The probability with which a sample is drawn has no closed form: it is not reported.
+    Drawn at once, by keys (Efraimidis and Spirakis, 2006). Samples without a value come first, and those whose score is
+    not above 0 come last, each in a random order. The probability with which a sample is drawn has no closed form: it
+    is not reported.
     """
 
     is_random: ClassVar[bool] = True
@@ -179,10 +182,12 @@ class Proportional(Selector):
 def smallest_keys(odds: NDArray[np.float64], k: int, rng: np.random.Generator) -> Ids:
     """int64[k], ascending: places drawn one after the other without replacement, in proportion to `odds`, float64[m].
 
-    The k smallest of −log(U)/odds. NaN is drawn before all, odds of 0 after all, the lower place first.
+    The k smallest of −log(U)/odds. NaN is drawn before all, what is not above 0 after all, in a random order each.
     """
-    with np.errstate(divide="ignore"):
-        keys = np.log(odds) - np.log(-np.log1p(-rng.random(odds.size)))
+    unknown, none = np.isnan(odds), odds <= 0
+    # Logarithms of float64 odds lie between -745 and 710, and those of -log(U) between -37 and 4.
+    logs = np.select([unknown, none], [_FIRST, -_FIRST], np.log(odds, where=~none, out=np.zeros(odds.size)))
+    keys = logs - np.log(-np.log1p(-rng.random(odds.size)))
     return kernels.top_k(keys.astype(np.float32), k)
 
 

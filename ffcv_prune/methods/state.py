@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,14 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.phases import Phase
-from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Rule, Samples
+from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Rule, Samples, Scores
 from ffcv_prune.methods.selection import Selection
 from ffcv_prune.methods.selectors import Uniform
-from ffcv_prune.methods.table import CERTAINTY, LAST_TRAINED, TRAINED_EPOCHS
+from ffcv_prune.methods.table import CERTAINTY, LAST_TRAINED, MAX_NONFINITE_SHARE, TRAINED_EPOCHS
 
 if TYPE_CHECKING:
     from ffcv_prune.methods.method import Method
 
+MAX_NONFINITE_OF_BATCH = 0.5  # one sample can be more than 1 % of a batch
 _SELECTION_STREAM = 1  # keeps the selection's random numbers apart from the order's, which share seed and epoch
 
 
@@ -57,7 +57,7 @@ class State:
             self.table.add(*CERTAINTY)
         for epoch in range(epochs):
             method.samples_in(epoch, epochs, n)  # refuses a share that leaves none
-        self.samples = Samples(method.statistic, self.table, _checked_groups(groups, n, method.needs_groups))
+        self._groups = _checked_groups(groups, n, method.needs_groups)
         self.selection: Selection | None = None
         self.nonfinite = 0
         self._rule = method.rule
@@ -67,6 +67,10 @@ class State:
     def n(self) -> int:
         """Number of samples."""
         return self.table.n
+
+    def scores(self) -> Scores:
+        """float32[n]: the score of each sample by what is known now; NaN: no value yet."""
+        return self.method.statistic.score(self.table, None)
 
     def phase(self, epoch: int) -> Phase:
         """What the epoch trains on: "full" data, a "random" selection or the "method"'s."""
@@ -112,10 +116,20 @@ class State:
         Raises:
             UserError: see `ScoreTable.update`; nothing has changed then.
         """
+        return self._record(ids, losses, epoch, correct=correct, confidence=confidence, batch_means=batch_means)
+
+    def _record(
+        self,
+        ids: ArrayLike | None,
+        losses: ArrayLike,
+        epoch: int,
+        most_nonfinite: float = MAX_NONFINITE_SHARE,
+        **facts: ArrayLike | None,
+    ) -> int:
         if not 0 <= epoch < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run of {self.epochs} epochs")
-        beside = self._checked_facts(np.size(losses), correct=correct, confidence=confidence, batch_means=batch_means)
-        nonfinite = self.table.update(losses, ids)
+        beside = self._checked_facts(np.size(losses), **facts)
+        nonfinite = self.table.update(losses, ids, most_nonfinite)
         if self.table.columns:
             self._take(np.arange(self.n) if ids is None else np.asarray(ids), np.asarray(losses, np.float32), beside)
         if not self._fresh.any():
@@ -131,6 +145,8 @@ class State:
         """
         if not self.is_due(epoch):
             return None
+        if self.selection is not None and epoch < self.selection.epoch:
+            raise UserError(f"epoch {epoch} comes before the last selection, for epoch {self.selection.epoch}: go on")
         phase, k = self.phase(epoch), self.method.kept(self.n, epoch, self.epochs)
         self._count_trained(epoch)
         samples = self._samples_at(epoch)
@@ -174,7 +190,7 @@ class State:
         if not self.method.chooses_in_batches:
             raise UserError(f"method {self.method.name} selects before an epoch, not in a batch: call select")
         ids = np.asarray(ids)
-        self.record(ids, losses, epoch=epoch)
+        self._record(ids, losses, epoch, MAX_NONFINITE_OF_BATCH)
         if not self.method.phases.chooses(epoch, batch, self.epochs):
             return np.arange(ids.size)
         order = np.argsort(ids)
@@ -185,7 +201,8 @@ class State:
 
     def _samples_at(self, epoch: int, batch: int | None = None) -> Samples:
         moment = Moment(epoch, self.epochs, self.method.phases.turn(epoch, self.epochs), self.seed, batch)
-        return replace(self.samples, moment=moment, previous=None if self.selection is None else self.selection.ids)
+        previous = None if self.selection is None else self.selection.ids
+        return Samples(self.method.statistic, self.table, self._groups, moment, previous)
 
     def _viewed(self, samples: Samples, among: Ids | None = None) -> Samples:
         """The samples as the guards let the rule see them; of a batch `among`, int64[B], ascending."""
@@ -220,12 +237,15 @@ class State:
 
     def _take(self, ids: Ids, losses: NDArray[np.float32], facts: dict[str, NDArray[Any]]) -> None:
         """Renew the columns of the parts by the losses that are finite."""
-        finite = np.isfinite(losses)
+        statistic, finite = self.method.statistic, np.isfinite(losses)
+        statistic.arrive(self.table, ids)
         means = facts.get("batch_means")
         if means is None:
             means = np.full(losses.size, losses[finite].mean(dtype=np.float64) if finite.any() else np.nan)
+        if statistic.needs_batches:
+            finite &= np.isfinite(means)
         ids, losses, means = ids[finite], losses[finite], means[finite].astype(np.float32)
-        self.method.statistic.take(self.table, ids, losses, means)
+        statistic.take(self.table, ids, losses, means)
         for column in CERTAINTY if self.method.needs_certainty else ():
             self.table.columns[column.name][ids] = facts[column.name][finite]
 
@@ -246,6 +266,7 @@ class State:
         """Arrays and plain numbers: all that a run which goes on from here needs."""
         selection = self.selection
         return {
+            "method": self.method.name,
             "n": self.n,
             "epochs": self.epochs,
             "seed": self.seed,
@@ -265,10 +286,11 @@ class State:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. `UserError`, and nothing has changed, for one of another run."""
-        for name in ("n", "epochs", "seed"):
-            if state[name] != getattr(self, name):
+        own = {"method": self.method.name, "n": self.n, "epochs": self.epochs, "seed": self.seed}
+        for name, value in own.items():
+            if state.get(name) != value:
                 raise UserError(
-                    f"the state has {name} {state[name]}, but this run has {name} {getattr(self, name)}: "
+                    f"the state has {name} {state.get(name)}, but this run has {name} {value}: "
                     "resume with the data and settings that it was made with"
                 )
         self.table.load_state_dict(state["table"])
@@ -291,7 +313,10 @@ class State:
 def _checked_groups(groups: ArrayLike | None, n: int, needed: bool) -> Ids | None:
     if groups is None:
         if needed:
-            raise UserError("a class floor needs the class of each sample: give start(groups=LABELS), or class_floor=0")
+            raise UserError(
+                "the method needs the class of each sample: give start(groups=LABELS), or leave out class_floor and "
+                "below_median"
+            )
         return None
     labels = np.asarray(groups)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:

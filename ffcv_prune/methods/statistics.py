@@ -28,11 +28,13 @@ class Statistic(Part, ABC):
     Attributes:
         is_fixed: made before training, so that no value need be recorded.
         needs_batches: whether `take` is given the mean loss of each sample's batch.
+        compares_all: whether a sample's score depends on what is known of all the others.
         reads: the statistic or column of the table that is the score, for one that needs no more than that.
     """
 
     is_fixed: ClassVar[bool] = False
     needs_batches: ClassVar[bool] = False
+    compares_all: ClassVar[bool] = False
     reads: ClassVar[str] = ""
 
     def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
@@ -40,6 +42,9 @@ class Statistic(Part, ABC):
         if given is not None:
             raise UserError("scores were given to a method that makes its own: leave them out")
         return ScoreTable(n)
+
+    def arrive(self, table: ScoreTable, ids: Ids) -> None:
+        """Renew what follows from the order in which the losses of `ids`, int64[m], came, finite or not."""
 
     def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
         """Renew the part's own columns; the table's statistics have these losses already.

@@ -85,13 +85,16 @@ class ScoreTable:
             shape = length if column.width == 1 else (length, column.width)
             self.columns.setdefault(column.name, np.full(shape, column.start, column.dtype))
 
-    def update(self, losses: ArrayLike, ids: ArrayLike | None = None) -> int:
+    def update(
+        self, losses: ArrayLike, ids: ArrayLike | None = None, most_nonfinite: float = MAX_NONFINITE_SHARE
+    ) -> int:
         """Take in the losses of one scoring pass and return how many of them were not finite.
 
         `losses` is float32[m] or float64[m], the losses of the samples `ids` int64[m] (unique, any order), or
         of all n samples in order when `ids` is None. A loss that is not finite as float32 never enters the
-        table: the sample keeps its old statistics and a warning is given. More than 1 % of such losses raise
-        `NonFiniteLossError`, and anything malformed `UserError`, before any statistic has changed.
+        table: the sample keeps its old statistics and a warning is given. A larger share of them than
+        `most_nonfinite` raises `NonFiniteLossError`, and anything malformed `UserError`, before any statistic has
+        changed.
         """
         losses = self._checked_losses(losses)
         expected = self.n
@@ -103,7 +106,7 @@ class ScoreTable:
             raise UserError(f"{losses.size} losses for {expected} samples: pass one loss a sample")
 
         nonfinite = kernels.count_nonfinite(losses)
-        if nonfinite > MAX_NONFINITE_SHARE * losses.size:
+        if nonfinite > most_nonfinite * losses.size:
             raise NonFiniteLossError(
                 f"{nonfinite} of {losses.size} losses are NaN or infinite: the model diverged; "
                 "lower the learning rate or train without mixed precision"

@@ -139,7 +139,9 @@ class Values:
             return
         rows = [losses[None]]
         if self.method.statistic.needs_batches:
-            rows.append(losses.mean().expand(1, len(losses)))
+            finite = losses.isfinite()  # one infinite loss says nothing about the others; no wait for the device
+            mean = losses.where(finite, 0).sum() / finite.sum()
+            rows.append(mean.expand(1, len(losses)))
         if self.method.needs_certainty:
             if outputs is None or targets is None:
                 raise UserError(

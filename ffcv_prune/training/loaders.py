@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from ffcv_prune.config import Config, Data
+from ffcv_prune.config import Config
 from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint, require_labels
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.arguments import usable_cores
+from ffcv_prune.loading.augment import CropDecoder
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
+from ffcv_prune.models import build_model, whiten
+from ffcv_prune.models.dry_run import check_network
+from ffcv_prune.sections import Data
 from ffcv_prune.training.world import World, choose_device
 
+RAMP_STEP = 32
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -165,6 +172,32 @@ class Loaders:
         self._proxy.seed = seed
         return self._proxy
 
+    def build_model(self, name: str, seed: int, sides: Mapping[tuple[int, int], str]) -> nn.Sequential:
+        """A network for these data on the device, with random weights; see `models.build_model` and `whiten`.
+
+        UserError if it cannot take images of one of `sides`, height and width, each with the key that sets it.
+        """
+        data = self.dataset
+        model = build_model(name, data.outputs, data.mean, data.std)
+        for side, key in sides.items():
+            check_network(model, name, side, key)
+        model = model.to(self.world.device)
+        whiten(model, self._training_images(seed))
+        return model
+
+    def _training_images(self, seed: int) -> Iterator[Tensor]:
+        with closing(self.train(seed).batches(0)) as batches:
+            for batch in batches:
+                yield batch.inputs
+
+    def resize(self, epoch: int, epochs: int) -> None:
+        """Give the training images the side of this epoch, where data.size_ramp has them grow."""
+        if not self._data.size_ramp or self._train is None:
+            return
+        side = ramp_side(self._data.size_ramp, epoch, epochs)
+        for _, decoder in self._train.graph.operations_of(CropDecoder):
+            decoder.output_size = (side, side)
+
     def _augmented(self, batch_size: int, **options: Any) -> PrunedLoader:
         red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
         pipelines = train_pipelines(
@@ -174,6 +207,8 @@ class Loaders:
             self.world.device,
             fill=(red, green, blue),
             target=self.dataset.target.field,
+            padding=self._data.padding,
+            flip=self._data.flip,
         )
         path, threads = self.dataset.train.path, self._num_workers()
         return _compiled(PrunedLoader(path, batch_size, threads, pipelines=pipelines, shuffle=True, **options))
@@ -186,7 +221,7 @@ class Loaders:
     @cached_property
     def test(self) -> PrunedLoader:
         """Serves the test set, each sample once."""
-        return self._in_order(self.dataset.test, self._data.size)
+        return self._in_order(self.dataset.test, self._data.test_size or self._data.size)
 
     def _in_order(self, info: BetonInfo, size: int) -> PrunedLoader:
         pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio, self.dataset.target.field)
@@ -215,6 +250,13 @@ class Loaders:
                 loader.close()
 
 
+def ramp_side(ramp: Sequence[float], epoch: int, epochs: int) -> int:
+    """Side in pixels of the training images of an epoch, see data.size_ramp; a multiple of 32, as ffcv-imagenet's."""
+    first, last, start, end = ramp
+    grown = float(np.interp(epoch / epochs, [start, end], [first, last]))
+    return max(1, round(grown / RAMP_STEP)) * RAMP_STEP
+
+
 def score_side(data: Data) -> int:
     """Side in pixels of the images that are scored; 0: as stored."""
     return data.score_size or (0 if data.score else data.size)
@@ -228,9 +270,11 @@ def check_score_side(data: Data, dataset: Dataset) -> None:
 
 
 def image_sides(data: Data, dataset: Dataset) -> dict[tuple[int, int], str]:
-    """The height and width of the images that are scored and trained on, each with the key that sets it."""
-    scored = side_of(dataset.score, score_side(data))
-    return {scored: "data.score_size", side_of(dataset.train, data.size): "data.size"}
+    """The heights and widths that the network is to take, each with the key that sets it."""
+    ramp = {(int(side), int(side)): "data.size_ramp" for side in data.size_ramp[:2]}
+    tested = {side_of(dataset.test, data.test_size or data.size): "data.test_size"}
+    scored = {side_of(dataset.score, score_side(data)): "data.score_size"}
+    return ramp | tested | scored | {side_of(dataset.train, data.size): "data.size"}
 
 
 def side_of(info: BetonInfo, size: int) -> tuple[int, int]:

@@ -8,8 +8,6 @@ import torch
 
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
-from ffcv_prune.models import build_model
-from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.pruner import Pruner
 from ffcv_prune.scoring.proxy import Proxy, reduced_side
 from ffcv_prune.tasks import Task
@@ -45,13 +43,11 @@ def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None
 
 def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> Proxy:
     """The proxy net of a run, trained as its main net is but for the learning rate."""
-    data, train, values = loaders.dataset, config.train, config.prune.values
-    model = build_model(values["proxy_model"], data.outputs, data.mean, data.std)
-    side = reduced_side(side_of(data.train, config.data.size), values["proxy_size"])
-    check_network(model, values["proxy_model"], side, "prune.proxy_size")
-    model = model.to(loaders.world.device)
+    train, values = config.train, config.prune.values
+    side = reduced_side(side_of(loaders.dataset.train, config.data.size), values["proxy_size"])
+    model = loaders.build_model(values["proxy_model"], config.run.seed, {side: "prune.proxy_size"})
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=values["proxy_lr"],
         momentum=train.momentum,
         nesterov=train.nesterov,
@@ -66,7 +62,7 @@ def check_batches(config: Config, num_samples: int) -> None:
     method, batch_size, epochs = config.prune, config.train.batch_size, config.train.epochs
     smallest = min(method.kept(num_samples, epoch, epochs) for epoch in range(epochs))
     least = method.selector.least(smallest, num_samples)
-    if least < batch_size:
+    if least is not None and least < batch_size:
         cause, remedy = f"method {method.name} possibly", "let it drop fewer"
         if method.constant_share is not None:
             cause, remedy = f"prune.keep={method.constant_share}", "raise prune.keep"

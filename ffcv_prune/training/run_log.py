@@ -80,7 +80,7 @@ def scores_of(state: State, epoch: int) -> NDArray[np.float32] | None:
     selection = state.selection
     if selection is None or selection.epoch != epoch or state.phase(epoch) != "method":
         return None
-    scores = state.samples.scores(None)
+    scores = state.scores()
     finite = scores[np.isfinite(scores)]
     return finite if finite.size else None
 

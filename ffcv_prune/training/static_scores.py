@@ -20,8 +20,6 @@ from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.targets import CLASSIFICATION
-from ffcv_prune.models import build_model
-from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.protocols import Step
 from ffcv_prune.scoring.forward import score_dataset
 from ffcv_prune.scoring.static_formulas import ForgetCounts, el2n, grand
@@ -101,8 +99,7 @@ class _Scorer:
 
     def prepare(self) -> None:
         """Build the loaders that will be needed, and refuse what cannot work, outside of the measured time."""
-        data, name = self.config.data, self.config.static.model or self.config.model.name
-        check_network(self._model(0), name, side_of(self.dataset.train, data.size), "data.size")
+        self._model(0)
         if self.config.static.epochs:
             self.loaders.train(0)
         if self.config.static.method != "forget":
@@ -135,7 +132,8 @@ class _Scorer:
     def _model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         name = self.config.static.model or self.config.model.name
-        return build_model(name, len(self.dataset.classes), self.dataset.mean, self.dataset.std).to(self.device)
+        side = side_of(self.dataset.train, self.config.data.size)
+        return self.loaders.build_model(name, seed, {side: "data.size"})
 
     def _train(self, stepper: Stepper, number: int, seed: int) -> None:
         epochs = self.config.static.epochs

@@ -17,8 +17,7 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, dotted, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.methods.warm_up import warm_up
-from ffcv_prune.models import build_model, load_weights
-from ffcv_prune.models.dry_run import check_network
+from ffcv_prune.models import load_weights
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
@@ -92,7 +91,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         try:
             with naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
-                with world.together():
+                with world.together(setup=True):  # a slow disk is no lost rank
                     result = None if folder is None else _finish(trainer, folder, setup_seconds)
                 result = world.share(result)
         except BaseException as error:
@@ -114,7 +113,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
 
 def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunResult:
     """Write what came out."""
-    folder.save_weights(trainer.stepper.model)
+    folder.save_weights(trainer.stepper.tested)
     last = folder.rows[-1]
     saving = trainer.clock.take()  # the last save came after the last row
     seconds = {phase: saving[phase] + sum(row["seconds"][phase] for row in folder.rows) for phase in saving}
@@ -151,17 +150,17 @@ class Trainer:
 
     def __init__(self, config: Config, loaders: Loaders) -> None:
         self.config = config
+        self.loaders = loaders
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model.name, self.dataset.outputs, self.dataset.mean, self.dataset.std)
-        for side, key in image_sides(config.data, self.dataset).items():
-            check_network(model, config.model.name, side, key)
+        sides = image_sides(config.data, self.dataset)
+        model = loaders.build_model(config.model.name, config.run.seed, sides)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         task = self.dataset.target.build_task(config.train)
-        self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype, task)
+        self.stepper = Stepper(model, config.train, amp_dtype, task)
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
         if self.pruner.method.prunes:
             warm_up()
@@ -184,9 +183,8 @@ class Trainer:
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):
-            signal = self.world.agree(stop.requested)
-            if signal:
-                raise stopped(signal, folder)
+            self._save_if_asked(folder, stop)
+            self.loaders.resize(epoch, epochs)
             loss, steps = self._train_epoch(epoch, folder, stop)
             if loss is not None:
                 check_converges(loss)
@@ -200,7 +198,14 @@ class Trainer:
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
                 stepper = self.stepper
                 classes = len(self.dataset.classes)
-                metrics, by_class = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype, classes)
+                metrics, by_class = evaluate(
+                    stepper.tested,
+                    self.test_loader,
+                    stepper.task,
+                    stepper.amp_dtype,
+                    classes,
+                    self.config.data.test_flip,
+                )
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
@@ -209,7 +214,7 @@ class Trainer:
                     if self.tracker is not None:
                         self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
-            self._save(folder)
+        self._save(folder)
 
     def _row(
         self,
@@ -265,7 +270,7 @@ class Trainer:
                 epoch,
                 self.pruner.batch_loss,
                 bar,
-                lambda: self._after_step(folder, stop),
+                lambda: self._save_if_asked(folder, stop, training=True),
                 self.pruner.lr_factor,
                 partial(self.pruner.choose, self.stepper.model),
             )
@@ -280,11 +285,13 @@ class Trainer:
         except BrokenOff:
             raise stopped(stop.requested, folder) from None
 
-    def _after_step(self, folder: RunFolder | None, stop: StopSignals) -> None:
-        due = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
-        request = self.world.agree(stop.requested or (SAVE if due else 0))
-        if request:
+    def _save_if_asked(self, folder: RunFolder | None, stop: StopSignals, training: bool = False) -> None:
+        """Save if it is time, or if a signal came on any rank, and then end; `training`: between two steps."""
+        late = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
+        request = self.world.agree(stop.requested or (SAVE if late else 0))
+        if request and training:
             self._lap_training()
+        if request:
             self._save(folder)
         if request > SAVE:
             raise stopped(request, folder)
@@ -297,7 +304,7 @@ class Trainer:
     def _save(self, folder: RunFolder | None) -> None:
         state = self.state_dict()
         check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
-        with self.world.together():
+        with self.world.together(setup=True):  # a slow disk is no lost rank
             if folder is not None:
                 checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)
         self.clock.lap("save")

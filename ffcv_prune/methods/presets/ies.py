@@ -56,12 +56,15 @@ class ExcludeMastered(Selector):
     def needs_groups(self) -> bool:
         return self.below_median
 
+    def least(self, k: int, n: int) -> None:
+        return None
+
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         candidates = samples.candidates(among)
         excluded = samples.scores(among) < self.threshold
         if self.below_median:
             assert samples.groups is not None
-            excluded &= _below_median(samples.table.last, samples.groups)[candidates]
+            excluded &= _below_median(samples.column("last", None), samples.groups)[candidates]
         return Draw(candidates[~excluded])
 
 

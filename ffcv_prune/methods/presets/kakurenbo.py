@@ -32,7 +32,7 @@ class HideInSteps(EveryEpoch):
     fraction: float = key(0.3, "kakurenbo: the most that may be hidden at first", within="[0, 1)")
 
     def kept(self, n: int, epoch: int, epochs: int) -> int:
-        factor = next((factor for start, factor in STEPS if epoch >= floor(start * epochs)), 1.0)
+        factor = next((factor for start, factor in STEPS if epoch >= start * epochs - 1e-9), 1.0)
         return n - floor(self.fraction * factor * n)
 
 

@@ -26,6 +26,8 @@ from ffcv_prune.settings import key
 class TopOfPool(Selector):
     """The k highest scores of a random pool of ⌊pool·m⌋ of m candidates, or of k where that is more.
 
+    Samples without a score come first, in a random order.
+
     Out of all n samples k = ⌊top·⌊pool·n⌋⌋.
     """
 
@@ -42,14 +44,21 @@ class TopOfPool(Selector):
         size = max(k, floor(self.pool * candidates.size))
         pool = kernels.random_subset(candidates, size, rng)
 
+        scores = samples.scores(candidates)  # a copy: later losses do not change the probabilities
+
         def probability() -> Probabilities:
-            order = np.lexsort((candidates, -samples.scores(candidates)))  # NaN sorts last, but ranks first
-            unseen = np.isnan(samples.scores(candidates)[order])
+            order = np.argsort(-scores, kind="stable")  # NaN last
+            unseen = np.isnan(scores)
+            by_rank = chance_by_rank(candidates.size, size, k)
+            first = np.count_nonzero(unseen)
             chances = np.empty(candidates.size)
-            chances[np.concatenate([order[unseen], order[~unseen]])] = chance_by_rank(candidates.size, size, k)
+            chances[order[: candidates.size - first]] = by_rank[first:]
+            chances[unseen] = by_rank[:first].sum() / max(1, first)  # their ranks are in a random order
             return chances
 
-        return Draw(samples.top(k, pool), probability)
+        unseen = pool[np.isnan(samples.scores(pool))]
+        chosen = samples.top(k, pool) if unseen.size <= k else kernels.random_subset(unseen, k, rng)
+        return Draw(chosen, probability)
 
 
 def chance_by_rank(n: int, pool: int, top: int) -> Probabilities:

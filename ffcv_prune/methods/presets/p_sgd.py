@@ -9,6 +9,7 @@ verified.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class RunningError(Statistic):
     of a sample, and μ and σ are the mean and the standard deviation of these; unseen: the highest f.
     """
 
+    compares_all: ClassVar[bool] = True
     columns = (Column("running_mean", np.float32, np.nan), Column("losses_seen", np.int32, 0))
     transform: str = key(
         "p", "p_sgd: the function of the error that draws follow", choices=("p", "c", "uniform", "gaussian")

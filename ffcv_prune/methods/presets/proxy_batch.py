@@ -17,7 +17,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.methods.guards import Null
 from ffcv_prune.methods.method import Method
 from ffcv_prune.methods.phases import EveryEpoch
-from ffcv_prune.methods.rule import Draw, Ids, Samples, Scores
+from ffcv_prune.methods.rule import Draw, Ids, Samples
 from ffcv_prune.methods.selectors import Selector
 from ffcv_prune.methods.sources import Source
 from ffcv_prune.methods.statistics import Statistic
@@ -46,7 +46,7 @@ class InOrder(Statistic):
     columns = (Column("arrival", np.int64, -1), Column("arrivals", np.int64, 0, length=1))
     reads: ClassVar[str] = "last"
 
-    def take(self, table: ScoreTable, ids: Ids, losses: Scores, batch_means: Scores) -> None:
+    def arrive(self, table: ScoreTable, ids: Ids) -> None:
         arrivals = table.columns["arrivals"]
         table.columns["arrival"][ids] = arrivals[0] + np.arange(ids.size)
         arrivals += ids.size
@@ -63,6 +63,11 @@ class TopOfWindows(Selector):
     keep: float = key(0.5, "proxy_batch: share of each window that is selected", within="(0, 1]")
     window: int = key(1024, "proxy_batch: samples among which the highest losses are sought", within="[1, inf)")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if round(self.keep * self.window) < 1:
+            raise UserError(f"keep={self.keep} of window={self.window} selects no sample: set a larger window")
+
     def size(self, n: int) -> int:
         if self.window > n:
             raise UserError(f"window={self.window} is larger than the data set of {n} samples: set window={n} or less")
@@ -75,15 +80,14 @@ class TopOfWindows(Selector):
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         candidates = samples.candidates(among)
         arrival = samples.table.columns["arrival"][candidates]
-        known = np.flatnonzero(arrival >= 0)
-        order = known[np.argsort(arrival[known])]
-        window = np.arange(order.size) // self.window
-        best = np.lexsort((candidates[order], -samples.scores(candidates)[order], window))  # a window is one stretch
-        sizes = np.bincount(window)
-        kept = np.array([round(self.keep * size) for size in sizes.tolist()], np.int64)
-        rank = np.arange(order.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        chosen = arrival < 0
-        chosen[order[best[rank < np.repeat(kept, sizes)]]] = True
+        scores, chosen = samples.scores(candidates), arrival < 0
+        order = np.argsort(arrival)[np.count_nonzero(chosen) :]
+        whole = order.size - order.size % self.window
+        for windows in (order[:whole].reshape(-1, self.window), order[None, whole:]):
+            places = np.sort(windows)  # so that of equal losses the lower id comes first
+            best = np.argsort(-np.nan_to_num(scores[places], nan=np.inf), kind="stable")
+            best = best[:, : round(self.keep * windows.shape[1])]
+            chosen[np.take_along_axis(places, best, axis=1)] = True
         return Draw(candidates[chosen])
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ffcv_prune.errors import UserError
 from ffcv_prune.methods.guards import Null
 from ffcv_prune.methods.method import Method
 from ffcv_prune.methods.phases import AllData, Phase, floor
@@ -107,6 +108,11 @@ class SomeBatches(AllData):
         0.9, "selective_backprop: fraction of the run after which all is trained on again", within="[0, 1]"
     )
     interrupt: int = key(2, "selective_backprop: every so many batches one is left whole; 0: none", within="[0, inf)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start > self.end:
+            raise UserError(f"start={self.start} lies after end={self.end}: exchange them")
 
     def phase(self, epoch: int, epochs: int) -> Phase:
         first = max(1, math.ceil(self.start * epochs - 1e-9))

@@ -43,6 +43,9 @@ class GroupWindow(Selector):
     def size(self, n: int) -> int:
         return max(1, floor((1 - self.ratio) * n))
 
+    def least(self, k: int, n: int) -> None:
+        return None
+
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         candidates = samples.candidates(among)
         pool = candidates if k == candidates.size else kernels.random_subset(candidates, k, rng)
@@ -61,24 +64,28 @@ def groups_of(losses: Scores, groups: int) -> NDArray[np.int64]:
     """int64[m]: the group, 0 to groups − 1, of each of m losses, finite: the 1-D k-means of their histogram.
 
     Groups are ranges of losses, the lowest first, whose sum of squared distances to their means is the least there is:
-    found by dynamic programming over `BINS` bins, or over the values where there are fewer of them. Losses that fall
-    into fewer than `groups` bins are split into equal parts by loss, then by place.
+    found by dynamic programming over the values, or over `BINS` bins where there are more of them. Half the bins are
+    equally wide and half hold equally many losses: one far outlier leaves the others their bins. Losses that fall into
+    fewer than `groups` bins are split into equal parts by loss, then by place.
     """
-    values, bins = np.unique(losses.astype(np.float64), return_inverse=True)
-    if values.size > BINS:
-        low, high = float(losses.min()), float(losses.max())
-        bins = np.minimum(((losses.astype(np.float64) - low) * (BINS / (high - low))).astype(np.int64), BINS - 1)
-        bins = np.unique(bins, return_inverse=True)[1]  # empty bins hold no centre
-    count = int(bins.max()) + 1
-    if count < groups:
+    ordered = np.sort(losses.astype(np.float64))
+    starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf))  # of each value
+    if starts.size > BINS:
+        edges = np.linspace(ordered[0], ordered[-1], BINS // 2, endpoint=False)
+        wide = np.searchsorted(ordered, edges)
+        many = np.searchsorted(ordered, ordered[np.arange(BINS // 2) * losses.size // (BINS // 2)])
+        starts = np.union1d(wide, many)
+    if starts.size < groups:
         chunks = np.array_split(np.argsort(losses, kind="stable"), groups)
         found = np.empty(losses.size, np.int64)
         for group, members in enumerate(chunks):
             found[members] = group
         return found
-    weights = np.bincount(bins, minlength=count).astype(np.float64)
-    means = np.bincount(bins, losses, minlength=count) / weights
-    return _ranges(means - means.mean(), weights, groups)[bins]
+    weights = np.diff(starts, append=losses.size).astype(np.float64)
+    means = np.add.reduceat(ordered, starts) / weights
+    of_bins = _ranges(means - means.mean(), weights, groups)
+    lowest = ordered[starts[np.searchsorted(of_bins, np.arange(1, groups))]]
+    return np.searchsorted(lowest, losses, side="right")
 
 
 def _ranges(values: NDArray[np.float64], weights: NDArray[np.float64], groups: int) -> NDArray[np.int64]:
