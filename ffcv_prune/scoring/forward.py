@@ -30,6 +30,7 @@ def score_dataset(
     criterion: Criterion | None = None,
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
+    certainty: bool = False,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
@@ -48,25 +49,12 @@ def score_dataset(
         task: what the model is trained for, None for `Classification()`; its loss is the score, unless there is a
             criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
+        certainty: return float32[3, n], with the task's `certainty` of each sample below its loss.
 
     Raises:
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
     """
-    return score_pass(model, score_loader, device, amp_dtype, criterion, task, ids)[0]
-
-
-def score_pass(
-    model: nn.Module,
-    score_loader: SampleLoader,
-    device: torch.device | str | None = None,
-    amp_dtype: AmpDtype = "auto",
-    criterion: Criterion | None = None,
-    task: Task | None = None,
-    ids: NDArray[np.int64] | None = None,
-    certainty: bool = False,
-) -> NDArray[np.float32]:
-    """Return float32[1, n]: what `score_dataset` returns. With `certainty` float32[3, n]: that of the task below it."""
     check_loader("scoring loader", score_loader)
     if score_loader.shuffle or score_loader.drop_last:
         raise UserError(
@@ -100,7 +88,7 @@ def score_pass(
     for row, own in zip(result, values, strict=True):
         gathered = collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own
         row[scored] = gathered.cpu().numpy()
-    return result
+    return result if certainty else result[0]
 
 
 def check_loader(what: str, loader: Any) -> None:

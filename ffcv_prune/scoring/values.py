@@ -17,7 +17,7 @@ from ffcv_prune.methods import State
 from ffcv_prune.methods.table import CERTAINTY, NonFiniteLossError
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.batch_forward import BatchChooser
-from ffcv_prune.scoring.forward import check_loader, known_labels, score_pass
+from ffcv_prune.scoring.forward import check_loader, known_labels, score_dataset
 from ffcv_prune.scoring.proxy import Proxy, check_proxy_loader
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.tasks import Task
@@ -126,9 +126,10 @@ class Values:
                 raise UserError("the proxy diverged: lower its learning rate, which is prune.proxy_lr") from error
         self._scored += ids.size
         certainty = self.method.needs_certainty
-        values = score_pass(
+        scores = score_dataset(
             model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids, certainty=certainty
-        )[:, ids]
+        )
+        values = np.atleast_2d(scores)[:, ids]
         names = [column.name for column in CERTAINTY if certainty]
         facts: dict[str, Any] = dict(zip(names, values[1:], strict=True))
         return self.state.record(ids, values[0], epoch=epoch, **facts)
