@@ -307,8 +307,8 @@ def test_ctrl_c_twice_in_training_leaves_a_readable_log(beton: Beton, tmp_path: 
 
 def write_slowly(recipe: str, data_dir: str, out_dir: str) -> None:
     """The command write_datasets.py, with images that take their time."""
-    fast = sources.pil_loader
-    sources.pil_loader = lambda file: (time.sleep(0.05), fast(file))[1]
+    fast = sources.read_file
+    sources.read_file = lambda file: (time.sleep(0.05), fast(file))[1]
     sys.argv = ["write_datasets.py", "--dataset", recipe, "--data-dir", data_dir, "--out-dir", out_dir, "--workers=2"]
     runpy.run_path(str(ROOT / "write_datasets.py"), run_name="__main__")
 
