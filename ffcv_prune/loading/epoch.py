@@ -45,7 +45,8 @@ class _Producer(threading.Thread):
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
         self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(decoding.batches_ahead)
         self.stop_requested = threading.Event()
-        self.read_ahead = ReadAhead(file, graph.decoded_fields, ids, size) if decoding.read_ahead else None
+        self.fields = graph.decoded_fields
+        self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
         # The stream that the consumer works on; __next__ keeps it up to date.
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
         self.consumer_stream = torch.cuda.current_stream(self.cuda) if self.cuda else None
@@ -62,8 +63,9 @@ class _Producer(threading.Thread):
                 slot = b % self.ring.slots
                 if self.read_ahead:
                     self.read_ahead.decoding(b)
-                self.decoding.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
-                if not self._put((slot, self.ring.decode(self.decoding, ids, slot))):
+                outputs = self.ring.decode(self.decoding, ids, slot)
+                self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1)
+                if not self._put((slot, outputs)):
                     return
                 if self.consumer_stream is not None:
                     # Batch b found room, so the consumer has taken batch b - batches_ahead, and all work on
