@@ -46,9 +46,7 @@ class _Producer(threading.Thread):
         self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(decoding.batches_ahead)
         self.stop_requested = threading.Event()
         self.read_ahead = ReadAhead(file, graph.decoded_fields, ids, size) if decoding.read_ahead else None
-        # The stream that the consumer works on; __next__ keeps it up to date.
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
-        self.consumer_stream = torch.cuda.current_stream(self.cuda) if self.cuda else None
 
     def run(self) -> None:
         last: BaseException | None = None
@@ -65,12 +63,6 @@ class _Producer(threading.Thread):
                 self.decoding.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
                 if not self._put((slot, self.ring.decode(self.decoding, ids, slot))):
                     return
-                if self.consumer_stream is not None:
-                    # Batch b found room, so the consumer has taken batch b - batches_ahead, and all work on
-                    # the one before it is submitted: that one's slot is the next to be written.
-                    event = torch.cuda.Event()
-                    event.record(self.consumer_stream)
-                    self.ring.consumed[(slot + 1) % self.ring.slots] = event
         except BaseException as error:  # handed to the consumer, which raises it
             last = error
         self._put(last)
@@ -95,6 +87,7 @@ class _Producer(threading.Thread):
                     self.join(timeout=0.01)
         if self.read_ahead:
             self.read_ahead.stop()
+        self.ring.settle()
 
 
 class Epoch:
@@ -122,12 +115,11 @@ class Epoch:
         self._path, self._batch_size, self._with_ids = decoding.file.path, decoding.batch_size, decoding.with_ids
         self._waiting = waiting
         self._ids = torch.from_numpy(order)
-        self._cuda = decoding.graph.cuda_device
-        if self._cuda:
+        if decoding.graph.cuda_device:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
-        ring.begin(decoding.seed, start.epoch, self._cuda)
+        ring.begin(decoding.seed, start.epoch)
         self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :])
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
@@ -143,6 +135,7 @@ class Epoch:
             raise StopIteration
         if not self._shut_down.alive:
             raise LoaderError("this epoch was closed, by close() or by the beginning of a newer one")
+        self._ring.take_back()  # before a batch leaves the queue: the one that finds room there is written to this slot
         start = time.perf_counter()
         item = self._next_item()
         self._waiting.seconds += time.perf_counter() - start
@@ -159,10 +152,7 @@ class Epoch:
                 f"{type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
-        stream = self._ring.streams[slot]
-        if stream is not None:
-            self._producer.consumer_stream = torch.cuda.current_stream(self._cuda)
-            self._producer.consumer_stream.wait_stream(stream)
+        self._ring.hand_out(slot)
         ids = self.next_ids
         self.position = self.position._replace(served=self.position.served + 1)
         return (*outputs, ids) if self._with_ids else outputs

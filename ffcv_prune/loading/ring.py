@@ -50,7 +50,8 @@ class Ring:
 
     A slot is: one batch with the consumer, `batches_ahead` in the queue, one being written. On CUDA a slot
     has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an event
-    `consumed` (the device buffer may be overwritten).
+    `consumed` (the device buffer may be overwritten). The consumer's thread hands a slot out and takes it back; the
+    loader's thread writes into it in between.
     """
 
     def __init__(self, decoding: Decoding) -> None:
@@ -72,24 +73,48 @@ class Ring:
             f"memory_{node}": (np.zeros(1, np.int64), np.empty((decoding.num_workers, op.scratch_bytes), np.uint8))
             for node, op in graph.operations_of(SharedOperation)
         }
-        cuda = graph.cuda_device
+        self.cuda = cuda = graph.cuda_device
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
-        self.consumed: list[torch.cuda.Event | None] = [None] * self.slots
+        self.consumed = [torch.cuda.Event() if cuda else None for _ in range(self.slots)]
+        for event in self.consumed:  # what was submitted before may still work on the memory that the slots got
+            if event is not None:
+                event.record(torch.cuda.current_stream(cuda))
+        self._held: tuple[int, torch.cuda.Stream] | None = None  # handed out last, and where to
         for slots in self.buffers.values():  # a list of tensors, one a slot, where the dtype is torch's
             for tensor, stream in zip(slots, self.streams, strict=True) if isinstance(slots, list) else ():
                 if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
                     tensor.record_stream(stream)
 
-    def begin(self, seed: int, epoch: int, cuda: torch.device | None) -> None:
+    def begin(self, seed: int, epoch: int) -> None:
         """Prepare for a new epoch; the thread of the previous one has ended."""
+        self.take_back()  # the device may still be reading the last batch of the previous epoch
         for key in self.keys:
             key[...] = seed, epoch
-        if cuda:  # the device may still be reading the last batches of the previous epoch
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(cuda))
-            self.consumed = [event] * self.slots
+
+    def hand_out(self, slot: int) -> None:
+        """Let the consumer's current stream use a slot, once its copies have arrived."""
+        stream = self.streams[slot]
+        if stream is not None:
+            consumer = torch.cuda.current_stream(self.cuda)
+            consumer.wait_stream(stream)
+            self._held = slot, consumer
+
+    def take_back(self) -> None:
+        """All work on the slot that was handed out last is submitted: when it is done, the slot may be overwritten."""
+        if self._held is not None:
+            slot, consumer = self._held
+            consumed = self.consumed[slot]
+            assert consumed is not None
+            consumed.record(consumer)
+            self._held = None
+
+    def settle(self) -> None:
+        """Wait for the copies from host buffers, of which PyTorch's allocator knows nothing: they may be freed next."""
+        for copied in self.copied:
+            if copied is not None:
+                copied.synchronize()
 
     def decode(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         """The outputs for the samples `ids`: views into the slot, which on CUDA may not be written yet."""
