@@ -30,7 +30,8 @@ from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, pruning_facts, result_row, scores_of
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
-from ffcv_prune.training.world import join, naming_lost_ranks
+from ffcv_prune.training.watch import LOST_RANK
+from ffcv_prune.training.world import join
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -86,11 +87,12 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 folder.describe(config.to_yaml(), data.classes, data.class_counts, train_samples, test_samples)
             if folder is not None:
                 folder.set_status("running")
+                world.last_act(partial(folder.set_status, "failed", LOST_RANK))
                 tracker = open_tracker(config.run.tracker, folder.path, dotted(config.sections))
                 if tracker is not None:
                     trainer.tracker = stack.enter_context(closing(tracker))
         try:
-            with naming_lost_ranks():  # here, too, for the reason in status.json
+            with world.naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
                 with world.together(setup=True):  # a slow disk is no lost rank
                     result = None if folder is None else _finish(trainer, folder, setup_seconds)
