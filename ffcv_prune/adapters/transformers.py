@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_prune.adapters import check_schedule, require
+from ffcv_prune.adapters import check_schedule
 from ffcv_prune.errors import UserError
+from ffcv_prune.extras import require
 from ffcv_prune.pruner import Pruner
 
 require("transformers", "4.57")

@@ -19,12 +19,13 @@ import numpy as np
 from ffcv.fields import RGBImageField
 from ffcv.fields.base import Field
 from ffcv.fields.rgb_image import resizer
-from ffcv.memory_allocator import MemoryAllocator
 from ffcv.writer import MIN_PAGE_SIZE, DatasetWriter
 from PIL.Image import Image as Picture
 from tqdm import tqdm
 
+from ffcv_prune.data.allocator import SummingAllocator
 from ffcv_prune.data.recipe import Image
+from ffcv_prune.data.tables import checksums_bytes, write_checksums
 from ffcv_prune.errors import UserError, first_line, uninterrupted
 
 NAMED = 20  # broken images that one message names
@@ -172,7 +173,8 @@ class _ImageEncoder:
 class _BetonWriter(DatasetWriter):
     """FFCV's DatasetWriter with a supervisor: the original hangs for ever when a worker fails or dies.
 
-    The file is FFCV's own, from header to allocation table. `histogram`: counts by value, int64[3, 256].
+    The file is FFCV's own, from header to allocation table, with checksums where FFCV reads nothing (`data.tables`).
+    `histogram`: counts by value, int64[3, 256].
     """
 
     def __init__(
@@ -198,7 +200,10 @@ class _BetonWriter(DatasetWriter):
         todo, results = fork.Queue(), fork.Queue()
         done = fork.Value("Q", 0)
         histogram = fork.Array("q", self.histogram.size)
-        allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+        checksums = multiprocessing.RawArray("I", self.num_samples)
+        room = checksums_bytes(self.num_samples)
+        records = self.metadata_sm.buf, self.metadata_type.itemsize
+        allocator = SummingAllocator(self.fname, self.data_region_start + room, self.page_size, *records, checksums)
         fields = {"image": self.encoder, "label": self.fields["label"]}
         args = (todo, self.metadata_sm, self.metadata_type, fields, allocator, done, results, *extra)
         workers = [
@@ -213,6 +218,7 @@ class _BetonWriter(DatasetWriter):
             self.finalize(self._collect(interrupts, workers, results, done))
             for worker in workers:
                 worker.join()
+            write_checksums(Path(self.fname), self.data_region_start, np.frombuffer(checksums, np.uint32))
             self.histogram = np.array(histogram[:], dtype=np.int64).reshape(3, 256)
         finally:
             todo.cancel_join_thread()
