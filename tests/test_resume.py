@@ -22,6 +22,8 @@ import torch
 from ffcv_prune import config
 from ffcv_prune.analysis import report
 from ffcv_prune.errors import Terminated, UserError
+from ffcv_prune.pruner import Pruner
+from ffcv_prune.scoring.values import Values
 from ffcv_prune.training import run_folder
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
@@ -271,6 +273,40 @@ def test_sigterm_breaks_a_scoring_pass_off(settings: Settings, loaders: Loaders,
         train(own, loaders)
     assert scored == 1
     resume(Path(own.run.out) / own.run.name, loaders).check_equal(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "method", [{"method": "epsilon_greedy"}, {"method": "proxy_batch", "window": 64, "proxy_model": "basic_cnn"}]
+)
+def test_a_signal_in_a_later_pass_loses_no_epoch(
+    method: dict[str, Any], settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last save may be many epochs ago; wherever in the selection the signal comes, all before it is saved."""
+    keys = {f"prune__{name}": value for name, value in method.items()} | {"run__save_every": 1000}
+    whole = Outcome.of(train(settings(**keys, run__name="whole"), loaders).folder)
+    began, clear = Pruner.begin_epoch, Values.clear
+    for late in (False, True):  # before the pass, and when the method has already selected
+        with monkeypatch.context() as patch:
+
+            def begin(self: Pruner, epoch: int, model: Any, late: bool = late) -> Any:
+                if epoch == 2 and not late:
+                    signal.raise_signal(signal.SIGTERM)
+                return began(self, epoch, model)
+
+            def at_the_end(self: Values, late: bool = late) -> None:
+                clear(self)
+                if late and self.state.selection is not None and self.state.selection.epoch == 2:
+                    signal.raise_signal(signal.SIGTERM)
+
+            patch.setattr(Pruner, "begin_epoch", begin)
+            patch.setattr(Values, "clear", at_the_end)
+            own = settings(**keys, run__name=f"stopped_{late}")
+            with pytest.raises(Terminated):
+                train(own, loaders)
+        run = Path(own.run.out) / own.run.name
+        state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+        assert state["pruning"]["loader"]["epoch"] == 2
+        resume(run, loaders).check_equal(whole)
 
 
 def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, uninterrupted: Outcome) -> None:

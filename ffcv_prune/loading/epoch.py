@@ -49,9 +49,7 @@ class _Producer(threading.Thread):
         self.stop_requested = False
         self.fields = graph.decoded_fields
         self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
-        # The stream that the consumer works on; __next__ keeps it up to date.
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
-        self.consumer_stream = torch.cuda.current_stream(self.cuda) if self.cuda else None
 
     def run(self) -> None:
         last: BaseException | None = None
@@ -88,11 +86,6 @@ class _Producer(threading.Thread):
         slot = number % self.ring.slots
         if self.read_ahead:
             self.read_ahead.decoding(number)
-        if self.consumer_stream is not None and number >= self.ring.slots:
-            # The consumer has gone on from the batch that was in this slot: all work on it is submitted.
-            event = torch.cuda.Event()
-            event.record(self.consumer_stream)
-            self.ring.consumed[slot] = event
         self.ring.begin_batch(self.decoding, self.batches[number], slot)
 
     def gone_on(self) -> None:
@@ -109,6 +102,7 @@ class _Producer(threading.Thread):
                 self.join()
         if self.read_ahead:
             self.read_ahead.stop()
+        self.ring.settle()
 
 
 class Epoch:
@@ -136,12 +130,11 @@ class Epoch:
         self._path, self._batch_size, self._with_ids = decoding.file.path, decoding.batch_size, decoding.with_ids
         self._waiting = waiting
         self._ids = torch.from_numpy(order)
-        self._cuda = decoding.graph.cuda_device
-        if self._cuda:
+        if decoding.graph.cuda_device:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
-        ring.begin(decoding.seed, start.epoch, self._cuda)
+        ring.begin(decoding.seed, start.epoch)
         self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :])
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
@@ -157,6 +150,7 @@ class Epoch:
             raise StopIteration
         if not self._shut_down.alive:
             raise LoaderError("this epoch was closed, by close() or by the beginning of a newer one")
+        self._ring.take_back()  # before a batch leaves the queue: the one that finds room there is written to this slot
         start = time.perf_counter()
         item = self._next_item()
         self._waiting.seconds += time.perf_counter() - start
@@ -173,11 +167,8 @@ class Epoch:
                 f"{type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
+        self._ring.hand_out(slot)
         self._producer.gone_on()
-        stream = self._ring.streams[slot]
-        if stream is not None:
-            self._producer.consumer_stream = torch.cuda.current_stream(self._cuda)
-            self._producer.consumer_stream.wait_stream(stream)
         ids = self.next_ids
         self.position = self.position._replace(served=self.position.served + 1)
         return (*outputs, ids) if self._with_ids else outputs

@@ -54,7 +54,8 @@ class Ring:
     A slot is: one batch with the consumer, `batches_ahead` that are made or in the making, one more in the making.
     `begin_batch` has its images made, by threads that work on several slots side by side; `finish_batch` does the
     rest. On CUDA a slot has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an
-    event `consumed` (the device buffer may be overwritten).
+    event `consumed` (the device buffer may be overwritten). The consumer's thread hands a slot out and takes it back;
+    the loader's thread writes into it in between.
 
     Attributes:
         process: number of the process that it was made in; in a fork, its threads are not there.
@@ -88,11 +89,15 @@ class Ring:
                 tasks[slot].append(native_code.task(jobs, made, images.decoder.scaled, colour))
         self.workers = workers(tasks, decoding.num_workers, [self._largest(decoding, i.field) for i in self.planned])
         self.process = os.getpid()
-        cuda = graph.cuda_device
+        self.cuda = cuda = graph.cuda_device
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
-        self.consumed: list[torch.cuda.Event | None] = [None] * self.slots
+        self.consumed = [torch.cuda.Event() if cuda else None for _ in range(self.slots)]
+        for event in self.consumed:  # what was submitted before may still work on the memory that the slots got
+            if event is not None:
+                event.record(torch.cuda.current_stream(cuda))
+        self._held: tuple[int, torch.cuda.Stream] | None = None  # handed out last, and where to
         for slots in self.buffers.values():  # a list of tensors, one a slot, where the dtype is torch's
             for tensor, stream in zip(slots, self.streams, strict=True) if isinstance(slots, list) else ():
                 if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
@@ -104,15 +109,35 @@ class Ring:
         column = decoding.file.memory_manager.reader.metadata[f"f{field}"]
         return 3 * int((column["height"].astype(np.int64) * column["width"]).max())
 
-    def begin(self, seed: int, epoch: int, cuda: torch.device | None) -> None:
+    def begin(self, seed: int, epoch: int) -> None:
         """Prepare for a new epoch; the thread of the previous one has ended."""
+        self.take_back()  # the device may still be reading the last batch of the previous epoch
         self.seed, self.epoch = seed, epoch
         for key in self.keys:
             key[...] = seed, epoch
-        if cuda:  # the device may still be reading the last batches of the previous epoch
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(cuda))
-            self.consumed = [event] * self.slots
+
+    def hand_out(self, slot: int) -> None:
+        """Let the consumer's current stream use a slot, once its copies have arrived."""
+        stream = self.streams[slot]
+        if stream is not None:
+            consumer = torch.cuda.current_stream(self.cuda)
+            consumer.wait_stream(stream)
+            self._held = slot, consumer
+
+    def take_back(self) -> None:
+        """All work on the slot that was handed out last is submitted: when it is done, the slot may be overwritten."""
+        if self._held is not None:
+            slot, consumer = self._held
+            consumed = self.consumed[slot]
+            assert consumed is not None
+            consumed.record(consumer)
+            self._held = None
+
+    def settle(self) -> None:
+        """Wait for the copies from host buffers, of which PyTorch's allocator knows nothing: they may be freed next."""
+        for copied in self.copied:
+            if copied is not None:
+                copied.synchronize()
 
     def begin_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> None:
         """Have the images of the samples `ids` made."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,8 @@ from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, pruning_facts, result_row, scores_of
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
-from ffcv_prune.training.world import join, naming_lost_ranks
+from ffcv_prune.training.watch import LOST_RANK
+from ffcv_prune.training.world import join
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -85,11 +87,12 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 folder.describe(config.to_yaml(), data.classes, data.class_counts, train_samples, test_samples)
             if folder is not None:
                 folder.set_status("running")
+                world.last_act(partial(folder.set_status, "failed", LOST_RANK))
                 tracker = open_tracker(config.run.tracker, folder.path, dotted(config.sections))
                 if tracker is not None:
                     trainer.tracker = stack.enter_context(closing(tracker))
         try:
-            with naming_lost_ranks():  # here, too, for the reason in status.json
+            with world.naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
                 with world.together(setup=True):  # a slow disk is no lost rank
                     result = None if folder is None else _finish(trainer, folder, setup_seconds)
@@ -214,6 +217,7 @@ class Trainer:
                     if self.tracker is not None:
                         self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
+            self.clock.lap()  # the log is in no phase
         self._save(folder)
 
     def _row(
@@ -279,10 +283,15 @@ class Trainer:
 
     def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Swap | None:
         """Score and select if it is due. One process breaks off at a signal: a resumed run repeats this."""
+        if self.world.size > 1 or not self.pruner.state.is_due(epoch):
+            return self.pruner.begin_epoch(epoch, self.stepper.model)
+        before = self.state_dict()
+        before["pruning"] = copy.deepcopy(before["pruning"])  # a selection changes it; the model it leaves alone
         try:
-            with stop.at_once() if self.world.size == 1 else nullcontext():
+            with stop.at_once():
                 return self.pruner.begin_epoch(epoch, self.stepper.model)
         except BrokenOff:
+            self._save(folder, before)
             raise stopped(stop.requested, folder) from None
 
     def _save_if_asked(self, folder: RunFolder | None, stop: StopSignals, training: bool = False) -> None:
@@ -301,8 +310,9 @@ class Trainer:
         self._waited = self.loader.wait_seconds
         self.clock.lap("train", load=waited)
 
-    def _save(self, folder: RunFolder | None) -> None:
-        state = self.state_dict()
+    def _save(self, folder: RunFolder | None, state: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint of `state`, None: that of now. All ranks must call."""
+        state = self.state_dict() if state is None else state
         check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
         with self.world.together(setup=True):  # a slow disk is no lost rank
             if folder is not None:
