@@ -119,10 +119,10 @@ def test_both_sources_pass_over_what_was_not_trained_on(
     passes, tables = Passes(monkeypatch), []
     real = ScoreTable.update
 
-    def update(self: ScoreTable, losses: Any, ids: Any = None) -> int:
+    def update(self: ScoreTable, losses: Any, ids: Any = None, *most: float) -> int:
         if self.n == len(beton):  # not a table of the warm-up
             tables.append(np.arange(self.n) if ids is None else np.array(ids))
-        return real(self, losses, ids)
+        return real(self, losses, ids, *most)
 
     monkeypatch.setattr(ScoreTable, "update", update)
     trained: list[set[int]] = []
