@@ -65,8 +65,12 @@ def score_pass(
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
     certainty: bool = False,
+    gradients: bool = False,
 ) -> NDArray[np.float32]:
-    """Return float32[1, n]: what `score_dataset` returns. With `certainty` float32[3, n]: that of the task below it."""
+    """Return float32[1, n]: what `score_dataset` returns. With `certainty` the two rows of the task's are below it.
+
+    With `gradients` the last row holds the task's gradient norms.
+    """
     check_loader("scoring loader", score_loader)
     if score_loader.shuffle or score_loader.drop_last:
         raise UserError(
@@ -78,7 +82,8 @@ def score_pass(
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
     share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
-    values = torch.empty(3 if certainty else 1, share, dtype=torch.float32, device=device)
+    rows = 1 + 2 * certainty + gradients
+    values = torch.empty(rows, share, dtype=torch.float32, device=device)
     with (
         evaluating(model),
         torch.inference_mode(),
@@ -93,7 +98,7 @@ def score_pass(
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion)
+                scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion, gradients)
             scorer.score(images, targets, values[:, position : position + len(images)])
             position += len(images)
     result = np.full((len(values), score_loader.num_samples), np.nan, dtype=np.float32)
@@ -125,18 +130,23 @@ class _Scorer:
     """Scores batches, in smaller pieces once a batch did not fit into the device's memory."""
 
     def __init__(
-        self, model: nn.Module, label_range: tuple[int, int] | None, task: Task, criterion: Criterion | None
+        self,
+        model: nn.Module,
+        label_range: tuple[int, int] | None,
+        task: Task,
+        criterion: Criterion | None,
+        gradients: bool,
     ) -> None:
         self.model = model
-        self.task, self.criterion = task, criterion
+        self.task, self.criterion, self.gradients = task, criterion, gradients
         self.label_range = label_range
         self.ran = False
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
-    def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
+    def score(self, images: Tensor, targets: Any, out: Tensor) -> None:
         """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out[0], float32[…, B].
 
-        The rows below, where there are any, hold the task's certainty.
+        The rows below hold the certainty and the gradient norms of the task, where they are asked for.
         """
         while True:
             piece = min(self.piece or len(images), len(images))
@@ -146,8 +156,10 @@ class _Scorer:
                     own = None if targets is None else targets[part]
                     outputs = self._outputs(images[part])
                     out[0, part] = self._scores(outputs, own, len(images[part]))
-                    if len(out) > 1:
-                        out[1:, part] = self.task.certainty(outputs, own)
+                    if len(out) > 2:
+                        out[1:3, part] = self.task.certainty(outputs, own)
+                    if self.gradients:
+                        out[-1, part] = self.task.gradient_norms(outputs, own)
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
