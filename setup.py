@@ -1,8 +1,9 @@
 """Metadata and dependencies of ffcv_prune. Settings of the tools are in pyproject.toml."""
 
+from glob import glob
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 FFCV = [
     "ffcv==1.0.2",
@@ -13,6 +14,18 @@ FRAMEWORKS = ["lightning>=2.5", "accelerate>=1.3", "timm>=1.0.31", "transformers
 HUGGINGFACE = ["datasets>=5"]
 DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
 
+# Where it cannot be built, FFCV's decoder serves. It is called by ctypes, hence not tied to a version of Python.
+NATIVE = Extension(
+    "ffcv_prune.loading._native",
+    sorted(glob("ffcv_prune/loading/native/*.c")),
+    depends=sorted(glob("ffcv_prune/loading/native/*.h")),
+    libraries=["jpeg", "m"],
+    extra_compile_args=["-O3", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=["-pthread"],
+    py_limited_api=True,
+    optional=True,
+)
+
 setup(
     name="ffcv_prune",
     version="0.1.0",
@@ -22,6 +35,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
+    ext_modules=[NATIVE],
     package_data={
         "ffcv_prune": ["write_datasets/*.yaml", "rn_configs/*.yaml", "py.typed"],  # links to the folders at the root
         "ffcv_prune.analysis": ["*.j2"],

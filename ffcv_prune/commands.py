@@ -13,6 +13,7 @@ from ffcv_prune.errors import UserError, as_called, run_command
 WRITE_USAGE = f"""\
 usage: python write_datasets.py --dataset NAME [--data-dir D] [--out-dir O] [--workers N] [--force] [--skip-broken]
        [--key=value ...]
+       python write_datasets.py --verify FILE
 
   --dataset    path of a recipe (.yaml), or one of: {" ".join(recipe_names())}
   --data-dir   folder of the source images; default data
@@ -20,6 +21,7 @@ usage: python write_datasets.py --dataset NAME [--data-dir D] [--out-dir O] [--w
   --workers    processes that read and encode images; default -1: one per core available
   --force      replace a data set of that name that was made from another source or by another recipe
   --skip-broken  leave out images that cannot be read, and list them
+  --verify     a .beton to read instead of writing one: names the samples that are not as they were written
 
 The other keys are those of the recipe:"""
 
@@ -52,6 +54,13 @@ def _write() -> None:
     options, overrides = strict_args.parse_command_line(sys.argv[1:], OPTIONS, FLAGS)
     if "help" in options:
         print(as_called(WRITE_USAGE, "python write_datasets.py"), strict_args.help_text(Recipe), sep="\n")
+        return
+    if "verify" in options:
+        if len(options) > 1 or overrides:
+            raise UserError(f"--verify={options['verify']} only reads that file; leave out the other options")
+        from ffcv_prune.data.checksums import verify  # imports FFCV
+
+        verify(options["verify"])
         return
     if "dataset" not in options:
         raise UserError(f"no data set; add --dataset NAME, one of {', '.join(recipe_names())}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ffcv_prune.adapters import require
 from ffcv_prune.errors import UserError
+from ffcv_prune.extras import require
 
 
 def test_a_framework_that_is_installed_in_time_is_taken() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ffcv_prune import config, tasks
-from ffcv_prune.scoring.forward import score_pass
+from ffcv_prune.scoring.forward import score_dataset
 from ffcv_prune.scoring.headroom import headroom_of
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
@@ -115,10 +115,10 @@ def test_norms_that_are_not_finite_do_not_count() -> None:
 def test_a_pass_returns_the_norms_below_the_losses(loaders: Loaders) -> None:
     torch.manual_seed(0)
     model = loaders.build_model("basic_cnn", 0, {})
-    plain = score_pass(model, loaders.score)
-    both = score_pass(model, loaders.score, certainty=True, gradients=True)
-    assert both.shape == (4, plain.shape[1])
-    np.testing.assert_array_equal(both[0], plain[0])
+    plain = score_dataset(model, loaders.score)
+    both = score_dataset(model, loaders.score, certainty=True, gradients=True)
+    assert both.shape == (4, plain.size)
+    np.testing.assert_array_equal(both[0], plain)
     # of C classes with the correct one at p, the norm lies between 1 - p and sqrt(2) (1 - p)
     wrong = 1 - np.exp(-both[0])
     assert (both[3] >= wrong - 1e-5).all() and (both[3] <= math.sqrt(2) * wrong + 1e-5).all()

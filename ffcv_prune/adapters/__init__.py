@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-from packaging.version import Version
 
 from ffcv_prune.errors import UserError
 
 # What a schedule of torch calls the number of its steps: beyond it one fails, the other raises the rate again.
 STEPS_OF = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}
-
-
-def require(package: str, least: str) -> None:
-    """UserError unless a framework is installed, in at least this version: the oldest that was tried."""
-    remedy = f'pip install "{package}>={least}"'
-    try:
-        found = version(package)
-    except PackageNotFoundError:
-        raise UserError(f"{package} is not installed: {remedy}") from None
-    if Version(found) < Version(least):
-        raise UserError(f"{package} {found} is too old: {remedy}")
 
 
 def check_schedule(schedule: Any, steps: int) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ffcv_prune.adapters import check_schedule, require
+from ffcv_prune.adapters import check_schedule
 from ffcv_prune.errors import UserError
+from ffcv_prune.extras import require
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.pruner import Pruner
 

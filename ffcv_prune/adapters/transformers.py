@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_prune.adapters import check_schedule, require
+from ffcv_prune.adapters import check_schedule
 from ffcv_prune.errors import UserError
+from ffcv_prune.extras import require
 from ffcv_prune.pruner import Pruner
 
 require("transformers", "4.57")
@@ -33,7 +34,8 @@ class PrunedTrainer(Trainer):
     save and evaluate by steps. Each folder that it saves holds the pruner's state, too.
 
     Args:
-        model, args: as a Trainer's. `args.num_train_epochs` must be the pruner's epochs.
+        model: as a Trainer's.
+        args: as a Trainer's; `num_train_epochs` must be the pruner's epochs.
         pruner: its loader serves mappings, as the model takes them; its score_loader (inputs, targets). Its task names
             the output of the model: tasks.Classification(output="logits"). With `with_ids`, the loss is that of the
             pruner's task, by `Pruner.batch_loss`; otherwise it is the model's own.

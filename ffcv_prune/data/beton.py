@@ -31,7 +31,7 @@ from ffcv.types import (
 from ffcv.utils import align_to_page, decode_null_terminated_string, is_power_of_2
 from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
-from ffcv_prune.data.tables import Allocations, DamagedError, read_allocations, read_records
+from ffcv_prune.data.tables import Allocations, DamagedError, read_allocations, read_checksums, read_records
 from ffcv_prune.errors import UserError
 
 RAW, JPG = int(IMAGE_MODES["raw"]), int(IMAGE_MODES["jpg"])
@@ -82,12 +82,16 @@ class BetonTables:
         metadata: FFCV's records, one a sample.
         addresses: uint64[m], ascending: where data were allocated.
         sizes: uint64[m]: bytes allocated there.
+        pointers: of each field outside the metadata, uint64[n]: the address of each sample's data.
+        checksums: uint32[n], the CRC-32C of each sample (`data.checksums` says of what), or None.
     """
 
     info: BetonInfo
     metadata: np.ndarray
     addresses: np.ndarray
     sizes: np.ndarray
+    pointers: dict[str, np.ndarray]
+    checksums: np.ndarray | None
 
 
 def fingerprint(info: BetonInfo) -> str:
@@ -198,13 +202,18 @@ def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFiel
     num_allocations = (file_bytes - table_start) // ALLOC_TABLE_TYPE.itemsize
     table = read_allocations(file, num_allocations, table_start)
     allocations = Allocations(table, n, page_size, data_start, table_start)
+    pointers = {}
     for name, handler in handlers.items():
         if isinstance(handler, RGBImageField):
             _check_images(file, name, columns[name], allocations)
+            pointers[name] = columns[name]["data_ptr"]
         elif isinstance(handler, BytesField):
             _check_bytes(name, columns[name], allocations)
+            pointers[name] = columns[name]["ptr"]
         elif isinstance(handler, NDArrayField):
             allocations.check(name, columns[name], handler.element_size)
+            pointers[name] = columns[name]
+    checksums = read_checksums(file, n, metadata_end, int(allocations.ptrs[0])) if pointers else None
 
     images = np.empty(0, RGBImageField().metadata_type) if image_field is None else columns[image_field]
     info = BetonInfo(
@@ -221,7 +230,7 @@ def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFiel
         label_field=label_field,
         labels=None if label_field is None else np.ascontiguousarray(columns[label_field]),
     )
-    return BetonTables(info, metadata, allocations.ptrs, allocations.sizes)
+    return BetonTables(info, metadata, allocations.ptrs, allocations.sizes, pointers, checksums)
 
 
 def _handlers(path: Path, descriptors: np.ndarray, custom_fields: CustomFields) -> dict[str, Field]:

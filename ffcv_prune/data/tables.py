@@ -1,7 +1,13 @@
-"""Records of a ``.beton`` as they stand in the file, and its allocation table: where each sample's data are."""
+"""Records of a ``.beton`` as they stand in the file: its allocation table, where each sample's data are, and checksums.
+
+FFCV leaves room from the end of the metadata to the next page, where the data begin, and never reads it. There our
+writer puts a CRC-32C of each sample, behind a header: in the file itself, so that no copy or crash can part them.
+"""
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import BinaryIO
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
@@ -9,6 +15,10 @@ import numpy as np
 from ffcv.types import ALLOC_TABLE_TYPE
 
 TABLE_PIECE = 65_536  # records read at a time
+
+CHECKSUM = np.dtype("<u4")
+CHECKSUMS_HEADER = np.dtype([("magic", "S8"), ("crc32", "<u4")])  # of the checksums themselves; as of zlib
+CHECKSUMS_MAGIC = b"CRC-32C1"
 
 
 class DamagedError(Exception):
@@ -36,6 +46,33 @@ def read_allocations(file: BinaryIO, count: int, offset: int) -> dict[str, np.nd
     for column in columns.values():
         column[:] = column[order]
     return columns
+
+
+def checksums_bytes(n: int) -> int:
+    """What the checksums of n samples take in the file."""
+    return CHECKSUMS_HEADER.itemsize + n * CHECKSUM.itemsize
+
+
+def write_checksums(path: Path, offset: int, checksums: np.ndarray) -> None:
+    """Put the checksums, uint32[n], where `read_checksums` finds them; they replace what is there."""
+    content = checksums.astype(CHECKSUM).tobytes()
+    header = np.array((CHECKSUMS_MAGIC, zlib.crc32(content)), CHECKSUMS_HEADER)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(header.tobytes() + content)
+
+
+def read_checksums(file: BinaryIO, n: int, offset: int, end: int) -> np.ndarray | None:
+    """The checksums, uint32[n], at byte `offset`; None where there are none before byte `end`."""
+    if offset + checksums_bytes(n) > end:
+        return None
+    header = read_records(file, CHECKSUMS_HEADER, 1, offset)[0]
+    if header["magic"] != CHECKSUMS_MAGIC:
+        return None
+    checksums = read_records(file, CHECKSUM, n, offset + CHECKSUMS_HEADER.itemsize)
+    if zlib.crc32(checksums.tobytes()) != header["crc32"]:
+        raise DamagedError("is damaged: its checksums are not what was written")
+    return checksums
 
 
 class Allocations:

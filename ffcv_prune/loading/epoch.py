@@ -1,4 +1,4 @@
-"""One pass over the data: a thread that fills a ring of buffers, and the iterator that hands them out."""
+"""One pass over the data: a thread that has a ring of buffers filled, and the iterator that hands them out."""
 
 from __future__ import annotations
 
@@ -36,16 +36,19 @@ class Waiting:
 
 
 class _Producer(threading.Thread):
-    """Decodes the batches of one epoch into the ring. Its exceptions go to the consumer, never to the void."""
+    """Has the batches of one epoch made in the ring, in order. Its exceptions go to the consumer, never to the void."""
 
     def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64]) -> None:
         super().__init__(daemon=True, name="ffcv_prune-loader")
         self.decoding, self.ring = decoding, ring
         size, file, graph = decoding.batch_size, decoding.file, decoding.graph
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
-        self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(decoding.batches_ahead)
-        self.stop_requested = threading.Event()
-        self.read_ahead = ReadAhead(file, graph.decoded_fields, ids, size) if decoding.read_ahead else None
+        self.output: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
+        self.begun = 0  # batches whose images are in the making, or made
+        self.held = -1  # the batch that the consumer has
+        self.stop_requested = False
+        self.fields = graph.decoded_fields
+        self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
         # The stream that the consumer works on; __next__ keeps it up to date.
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
         self.consumer_stream = torch.cuda.current_stream(self.cuda) if self.cuda else None
@@ -58,41 +61,52 @@ class _Producer(threading.Thread):
                 torch.cuda.set_device(self.cuda)  # a new thread starts on device 0
             if self.read_ahead:
                 self.read_ahead.start()
-            for b, ids in enumerate(self.batches):
-                slot = b % self.ring.slots
-                if self.read_ahead:
-                    self.read_ahead.decoding(b)
-                self.decoding.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
-                if not self._put((slot, self.ring.decode(self.decoding, ids, slot))):
+            for number, ids in enumerate(self.batches):
+                if not self._made(number):
                     return
-                if self.consumer_stream is not None:
-                    # Batch b found room, so the consumer has taken batch b - batches_ahead, and all work on
-                    # the one before it is submitted: that one's slot is the next to be written.
-                    event = torch.cuda.Event()
-                    event.record(self.consumer_stream)
-                    self.ring.consumed[(slot + 1) % self.ring.slots] = event
+                slot = number % self.ring.slots
+                outputs = self.ring.finish_batch(self.decoding, ids, slot)
+                self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1)
+                self.output.put((slot, outputs))
         except BaseException as error:  # handed to the consumer, which raises it
             last = error
-        self._put(last)
+        finally:
+            self.ring.workers.clear()  # the buffers are then left alone
+        self.output.put(last)
 
-    def _put(self, item: tuple[int, Any] | BaseException | None) -> bool:
-        while not self.stop_requested.is_set():
-            try:
-                self.output.put(item, timeout=POLL_SECONDS)
+    def _made(self, number: int) -> bool:
+        """Wait until the images of a batch are made; False if the epoch was stopped. The next batches are begun."""
+        while not self.stop_requested:
+            while self.begun < len(self.batches) and self.begun < self.held + self.ring.slots:
+                self._begin(self.begun)
+                self.begun += 1
+            if self.ring.workers.wait(number):
                 return True
-            except queue.Full:
-                continue
         return False
+
+    def _begin(self, number: int) -> None:
+        slot = number % self.ring.slots
+        if self.read_ahead:
+            self.read_ahead.decoding(number)
+        if self.consumer_stream is not None and number >= self.ring.slots:
+            # The consumer has gone on from the batch that was in this slot: all work on it is submitted.
+            event = torch.cuda.Event()
+            event.record(self.consumer_stream)
+            self.ring.consumed[slot] = event
+        self.ring.begin_batch(self.decoding, self.batches[number], slot)
+
+    def gone_on(self) -> None:
+        """The consumer has the next batch, and is done with the one before."""
+        self.held += 1
+        self.ring.workers.wake()
 
     def shut_down(self) -> None:
         """Stop the thread and wait for its end. May be called more than once."""
-        self.stop_requested.set()
+        self.stop_requested = True
         with uninterrupted():
-            while self.is_alive():
-                try:  # room for a put that waits
-                    self.output.get_nowait()
-                except queue.Empty:
-                    self.join(timeout=0.01)
+            if self.is_alive():
+                self.ring.workers.wake()
+                self.join()
         if self.read_ahead:
             self.read_ahead.stop()
 
@@ -159,6 +173,7 @@ class Epoch:
                 f"{type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
+        self._producer.gone_on()
         stream = self._ring.streams[slot]
         if stream is not None:
             self._producer.consumer_stream = torch.cuda.current_stream(self._cuda)

@@ -30,6 +30,8 @@ def score_dataset(
     criterion: Criterion | None = None,
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
+    certainty: bool = False,
+    gradients: bool = False,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
@@ -48,28 +50,12 @@ def score_dataset(
         task: what the model is trained for, None for `Classification()`; its loss is the score, unless there is a
             criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
+        certainty: return float32[3, n], with the task's `certainty` of each sample below its loss.
+        gradients: return one row more, the last one, with the task's `gradient_norms`.
 
     Raises:
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
-    """
-    return score_pass(model, score_loader, device, amp_dtype, criterion, task, ids)[0]
-
-
-def score_pass(
-    model: nn.Module,
-    score_loader: SampleLoader,
-    device: torch.device | str | None = None,
-    amp_dtype: AmpDtype = "auto",
-    criterion: Criterion | None = None,
-    task: Task | None = None,
-    ids: NDArray[np.int64] | None = None,
-    certainty: bool = False,
-    gradients: bool = False,
-) -> NDArray[np.float32]:
-    """Return float32[1, n]: what `score_dataset` returns. With `certainty` the two rows of the task's are below it.
-
-    With `gradients` the last row holds the task's gradient norms.
     """
     check_loader("scoring loader", score_loader)
     if score_loader.shuffle or score_loader.drop_last:
@@ -105,7 +91,7 @@ def score_pass(
     for row, own in zip(result, values, strict=True):
         gathered = collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own
         row[scored] = gathered.cpu().numpy()
-    return result
+    return result if len(result) > 1 else result[0]
 
 
 def check_loader(what: str, loader: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives
 from ffcv_prune.errors import UserError
-from ffcv_prune.machine import AmpDtype, autocast, default_amp_dtype
+from ffcv_prune.machine import AmpDtype, amp_dtype_of, autocast
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.forward import device_of, on_device
 from ffcv_prune.tasks import Classification, Task
@@ -50,7 +50,7 @@ class Proxy:
         self.model, self.optimizer, self.lr, self.size = model, optimizer, lr, size
         self.task = Classification() if task is None else task
         device = device_of(model)
-        self.amp_dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+        self.amp_dtype = amp_dtype_of(device, amp_dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
         self.windows = self.steps = self.forwards = 0
 
