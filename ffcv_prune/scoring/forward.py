@@ -31,6 +31,7 @@ def score_dataset(
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
     certainty: bool = False,
+    gradients: bool = False,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
@@ -50,6 +51,7 @@ def score_dataset(
             criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
         certainty: return float32[3, n], with the task's `certainty` of each sample below its loss.
+        gradients: return one row more, the last one, with the task's `gradient_norms`.
 
     Raises:
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
@@ -66,7 +68,8 @@ def score_dataset(
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
     share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
-    values = torch.empty(3 if certainty else 1, share, dtype=torch.float32, device=device)
+    rows = 1 + 2 * certainty + gradients
+    values = torch.empty(rows, share, dtype=torch.float32, device=device)
     with (
         evaluating(model),
         torch.inference_mode(),
@@ -81,14 +84,14 @@ def score_dataset(
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion)
+                scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion, gradients)
             scorer.score(images, targets, values[:, position : position + len(images)])
             position += len(images)
     result = np.full((len(values), score_loader.num_samples), np.nan, dtype=np.float32)
     for row, own in zip(result, values, strict=True):
         gathered = collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own
         row[scored] = gathered.cpu().numpy()
-    return result if certainty else result[0]
+    return result if len(result) > 1 else result[0]
 
 
 def check_loader(what: str, loader: Any) -> None:
@@ -113,18 +116,23 @@ class _Scorer:
     """Scores batches, in smaller pieces once a batch did not fit into the device's memory."""
 
     def __init__(
-        self, model: nn.Module, label_range: tuple[int, int] | None, task: Task, criterion: Criterion | None
+        self,
+        model: nn.Module,
+        label_range: tuple[int, int] | None,
+        task: Task,
+        criterion: Criterion | None,
+        gradients: bool,
     ) -> None:
         self.model = model
-        self.task, self.criterion = task, criterion
+        self.task, self.criterion, self.gradients = task, criterion, gradients
         self.label_range = label_range
         self.ran = False
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
-    def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
+    def score(self, images: Tensor, targets: Any, out: Tensor) -> None:
         """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out[0], float32[…, B].
 
-        The rows below, where there are any, hold the task's certainty.
+        The rows below hold the certainty and the gradient norms of the task, where they are asked for.
         """
         while True:
             piece = min(self.piece or len(images), len(images))
@@ -134,8 +142,10 @@ class _Scorer:
                     own = None if targets is None else targets[part]
                     outputs = self._outputs(images[part])
                     out[0, part] = self._scores(outputs, own, len(images[part]))
-                    if len(out) > 1:
-                        out[1:, part] = self.task.certainty(outputs, own)
+                    if len(out) > 2:
+                        out[1:3, part] = self.task.certainty(outputs, own)
+                    if self.gradients:
+                        out[-1, part] = self.task.gradient_norms(outputs, own)
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
