@@ -1,13 +1,30 @@
 """Metadata and dependencies of ffcv_prune. Settings of the tools are in pyproject.toml."""
 
+from glob import glob
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 FFCV = [
     "ffcv==1.0.2",
     "setuptools",  # FFCV imports distutils, which Python 3.12 and newer have from setuptools alone
 ]
+# Each from the oldest version that its adapter passed the tests with.
+FRAMEWORKS = ["lightning>=2.5", "accelerate>=1.3", "timm>=1.0.31", "transformers>=4.57"]
+HUGGINGFACE = ["datasets>=5"]
+DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
+
+# Where it cannot be built, FFCV's decoder serves. It is called by ctypes, hence not tied to a version of Python.
+NATIVE = Extension(
+    "ffcv_prune.loading._native",
+    sorted(glob("ffcv_prune/loading/native/*.c")),
+    depends=sorted(glob("ffcv_prune/loading/native/*.h")),
+    libraries=["jpeg", "m"],
+    extra_compile_args=["-O3", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=["-pthread"],
+    py_limited_api=True,
+    optional=True,
+)
 
 setup(
     name="ffcv_prune",
@@ -18,6 +35,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
+    ext_modules=[NATIVE],
     package_data={
         "ffcv_prune": ["write_datasets/*.yaml", "rn_configs/*.yaml", "py.typed"],  # links to the folders at the root
         "ffcv_prune.analysis": ["*.j2"],
@@ -44,18 +62,28 @@ setup(
     ],
     extras_require={
         "ffcv": FFCV,  # compiled where it is installed, with what docs/README.md names; without it TorchLoader serves
-        "frameworks": [
-            "lightning>=2.6",
-            "accelerate",
-            "timm",
-            "transformers>=5",
-        ],  # docs/frameworks.md
+        "frameworks": FRAMEWORKS,  # docs/frameworks.md
+        "huggingface": HUGGINGFACE,  # the source of that name in recipes
         "analysis": ["pymc"],  # fits the always, sometimes and never samples
         "tensorboard": ["tensorboard"],  # the trackers: run.tracker
         "wandb": ["wandb"],
         "mlflow": ["mlflow"],
         "trackio": ["trackio"],
         "rivals": ["nvidia-dali-cuda120", "spdl", "grain", "simplejpeg"],  # what benchmarks/loading compares with
-        "test": [*FFCV, "pytest", "hypothesis", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "types-PyYAML"],
+        "docs": DOCS,  # mkdocs build
+        "test": [
+            *FFCV,
+            *FRAMEWORKS,
+            *HUGGINGFACE,
+            *DOCS,
+            "tensorboard",  # of the trackers: the others take longer to install than their tests to run
+            "pytest",
+            "hypothesis",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
     },
 )

@@ -5,6 +5,7 @@ not wait for torch, numba and FFCV.
 """
 
 import os
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
     from ffcv_prune.training.run_writer import RunWriter
 
 # Torch's threads wait for each other by spinning. Where another program has one of their cores, every wait then lasts
-# until that one's turn is over: a step took 2 to 10 times as long (docs/speed.md). OpenMP reads this when torch is
-# imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# until that one's turn is over (docs/speed.md). OpenMP reads this when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if "torch" in sys.modules:
+        from ffcv_prune.machine import warn_if_busy
+
+        warn_if_busy()
 
 __all__ = ["PrunedLoader", "Pruner", "RunWriter", "TorchLoader", "methods", "score_dataset", "tasks", "write"]
 

@@ -1,6 +1,6 @@
 """The configuration of a training run: every key, once, with its meaning, range and default.
 
-A config file is YAML with the sections below; ``base: other.yaml`` names a file (relative to it) that it only
+A config file is YAML with the sections of `sections`; ``base: other.yaml`` names a file (relative to it) that it only
 changes. The command line beats the file, the file its base, the base the defaults here. Environment variables
 count for nothing. How keys are read and refused is in `strict_args`.
 """
@@ -17,7 +17,8 @@ from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.methods import Method
 from ffcv_prune.methods.method import parameters_of
 from ffcv_prune.methods.sources import SOURCES, Source
-from ffcv_prune.settings import REQUIRED, key
+from ffcv_prune.sections import Data, Model, Run, StaticScores, Train
+from ffcv_prune.settings import key
 from ffcv_prune.strict_args import Setting
 
 USAGE = """\
@@ -42,94 +43,7 @@ CHANGEABLE = (
 )
 
 
-# `models.MODELS` without torch, which a command that only reads its arguments does not import.
-MODEL_NAMES = ("basic_cnn", "resnet18_cifar", "resnet34_cifar", "resnet_small", "resnet_tiny", "vgg16")
 CONFIGS = Path(__file__).with_name("rn_configs")  # in a clone a link to that at its root
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """the run and its folder"""
-
-    name: str = key("", "folder name of the run; empty: the config file's name")
-    out: str = key("runs", "folder that holds the run folders")
-    save_every: float = key(300.0, "seconds between saves within an epoch; its end saves too", within="[0, inf)")
-    profile: bool = key(False, "print where the time went when the run ends, into profile.json too; short: --profile")
-    tracker: str = key(
-        "none",
-        "where the log and the histogram of scores go beside log.jsonl; each is an extra of the same name",
-        choices=("none", "tensorboard", "wandb", "mlflow", "trackio"),
-    )
-    seed: int = key(0, "seed of weights, order, augmentation and selection", within="[0, 4294967295]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """the compiled data set and how its images are cut"""
-
-    train: str = key(REQUIRED, "path of the training .beton")
-    test: str = key(REQUIRED, "path of the test .beton")
-    augment: str = key("none", "training augmentation", choices=("none", "pad_crop_flip", "random_resized_crop"))
-    size: int = key(0, "side of the images fed to the model; 0: as stored", within="[0, inf)")
-    test_ratio: float = key(1.0, "centre crop over image side, scoring and test", within="(0, 1]")
-    score: str = key("", "path of a smaller .beton of the same training samples, to score; empty: data.train")
-    score_size: int = key(
-        0, "side of the images in scoring; 0: data.size, or as stored in data.score", within="[0, inf)"
-    )
-    score_batch_size: int = key(
-        0, "images per batch in scoring and test, over all processes; 0: twice train.batch_size", within="[0, inf)"
-    )
-    num_workers: int = key(-1, "loader threads; -1: all cores available", within="[-1, inf)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """the network"""
-
-    name: str = key(
-        REQUIRED,
-        f"{', '.join(MODEL_NAMES)}, a classification model of torchvision or timm such as resnet18, or "
-        "package.module:function, which gets num_classes",
-    )
-    weights: str = key("", "file with the state_dict to begin with; empty: random weights")
-    classes: int = key(0, "number of classes; 0: from the data set's manifest", within="[0, inf)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """optimiser, schedule and device"""
-
-    epochs: int = key(REQUIRED, "passes over the data, or over what is kept of it", within="[1, inf)")
-    batch_size: int = key(128, "images per step, over all processes", within="[1, inf)")
-    lr: float = key(0.1, "peak learning rate", within="(0, inf)")
-    momentum: float = key(0.9, "momentum of SGD", within="[0, 1)")
-    nesterov: bool = key(True, "Nesterov momentum")
-    weight_decay: float = key(5e-4, "weight decay", within="[0, inf)")
-    task: str = key(
-        "auto",
-        "what the targets are; auto: classes (an IntField) or a number (a FloatField)",
-        choices=("auto", "classification", "multi_label", "regression"),
-    )
-    label_smoothing: float = key(0.0, "label smoothing of the training loss", within="[0, 1)")
-    lr_schedule: str = key("step", "shape of the learning rate", choices=("step", "cosine"))
-    lr_milestones: tuple[float, ...] = key(
-        (0.3, 0.6, 0.8), "where a step schedule drops, as fractions of the run, rising", within="(0, 1)"
-    )
-    lr_factor: float = key(0.2, "factor of each drop", within="(0, 1]")
-    warmup_epochs: float = key(0.0, "epochs in which the learning rate rises linearly", within="[0, inf)")
-    device: str = key("auto", "auto: the GPU if there is one", pattern=r"auto|cpu|cuda(:\d+)?")
-    amp: str = key("auto", "mixed precision; auto: as the hardware has it", choices=("auto", "bf16", "fp16", "off"))
-    eval_every: int = key(1, "epochs between tests; the last epoch is always tested", within="[1, inf)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StaticScores:
-    """what python -m ffcv_prune.static_scores writes to prune.scores, before training"""
-
-    method: str = key("el2n", "the score", choices=("el2n", "grand", "forget"))
-    model: str = key("", "network that scores, a proxy; empty: model.name")
-    models: int = key(10, "independent models to average over", within="[1, inf)")
-    epochs: int = key(20, "of the schedule, trained before scoring, or over which to count", within="[0, inf)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +69,7 @@ class Config:
             faults.append(f"train.lr_milestones={train.lr_milestones}: must rise from one to the next")
         if train.nesterov and train.momentum == 0:
             faults.append("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
+        faults += _ramp_faults(self.data)
         if train.warmup_epochs >= train.epochs:
             faults.append(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
         try:
@@ -187,6 +102,18 @@ class Config:
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""
         return strict_args.to_yaml(self.sections)
+
+
+def _ramp_faults(data: Data) -> list[str]:
+    ramp = data.size_ramp
+    if not ramp:
+        return []
+    given = f"data.size_ramp={','.join(f'{value:g}' for value in ramp)}"
+    if len(ramp) != 4 or not ramp[2] < ramp[3] <= 1 or any(side != int(side) or side < 1 for side in ramp[:2]):
+        return [f"{given}: expected two sides in pixels and two rising fractions of the run, such as 160,192,0.74,0.86"]
+    if data.augment != "random_resized_crop":
+        return [f"{given} needs data.augment=random_resized_crop, which cuts images to any side"]
+    return []
 
 
 def fixed_keys(config: Config) -> dict[str, Any]:

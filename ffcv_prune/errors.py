@@ -46,6 +46,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
+def first_line(error: BaseException) -> str:
+    """What another library says, as a part of a message."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
 def wrong_kind(what: str, found: object, wanted: str) -> UserError:
     """What to raise for a piece that does not fit: a class in place of an instance, or another library's piece."""
     kind = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from ffcv_prune.errors import UserError
 
 AmpDtype = torch.dtype | None | Literal["auto"]  # None: float32; "auto": as the hardware has it
 PACKAGES = ("torch", "torchvision", "ffcv", "numba", "numpy")  # by distribution: ffcv.__version__ is wrong
@@ -57,6 +60,20 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def warn_if_busy() -> None:
+    """Warn where other programs have cores that torch's threads wait for, spinning: it was imported too early.
+
+    One thread waits for none, and a GPU leaves them little to do.
+    """
+    load, cores, threads = os.getloadavg()[0], len(os.sched_getaffinity(0)), torch.get_num_threads()
+    if threads > 1 and load + threads > cores + 0.5 and not torch.cuda.is_available():
+        warnings.warn(
+            f"this machine is busy (load {load:.1f} on {cores} cores), where torch's threads can make training many "
+            "times slower: import ffcv_prune before torch, or set OMP_WAIT_POLICY=PASSIVE",
+            stacklevel=3,
+        )
+
+
 def _cpu_flags() -> set[str]:
     return set((_cpu_field("flags") or _cpu_field("Features")).split())  # x86 or ARM
 
@@ -71,7 +88,14 @@ def _cpu_field(name: str) -> str:
     return ""
 
 
+def amp_dtype_of(device: torch.device, amp_dtype: AmpDtype) -> torch.dtype | None:
+    """The type to compute in; None: float32. UserError for what is neither a type nor "auto"."""
+    if amp_dtype is not None and amp_dtype != "auto" and not isinstance(amp_dtype, torch.dtype):
+        raise UserError(f'amp_dtype={amp_dtype!r}: give torch.float16, torch.bfloat16, None for float32, or "auto"')
+    return default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+
+
 def autocast(device: torch.device, amp_dtype: AmpDtype) -> torch.autocast:
     """Mixed precision in this type; None computes in float32, "auto" as the hardware has it."""
-    dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+    dtype = amp_dtype_of(device, amp_dtype)
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

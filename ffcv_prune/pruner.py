@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import time
 import warnings
 import weakref
@@ -23,7 +24,7 @@ from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.batch_forward import Chosen
 from ffcv_prune.scoring.forward import check_loader, device_of, known_labels
 from ffcv_prune.scoring.proxy import Proxy
-from ffcv_prune.scoring.values import Values, check_arguments
+from ffcv_prune.scoring.values import Values, check_arguments, check_ids
 from ffcv_prune.starved import StarvedClasses
 from ffcv_prune.tasks import Classification, Task
 
@@ -112,6 +113,7 @@ class Pruner:
             raise UserError(f"{', '.join(parameters)}: parameters go with the name of a method; use method.replace(…)")
         if task is not None and not isinstance(task, Task):
             raise wrong_kind("task", task, "a task, such as tasks.Classification()")
+        epochs, seed = _whole("number of epochs", epochs), _whole("seed", seed)
         check_loader("training loader", loader)
         if not loader.shuffle:
             warnings.warn(
@@ -142,6 +144,7 @@ class Pruner:
             UserError: see `score_dataset`, `State.record` and the loader's `set_selection`, or ranks that selected
                 other samples. All is then as before, and the next call tries again.
         """
+        epoch = _whole("epoch", epoch)
         due = self.state.is_due(epoch)
         if not due and self.state.selection is None and self.method.prunes:
             raise UserError(
@@ -197,6 +200,7 @@ class Pruner:
         if self.values.chooser is None:
             return inputs, targets, ids
         self._check_begun()
+        check_ids(ids, self.state.n)
         self._batch += 1
         return self.values.chooser.choose(model, (inputs, targets, ids), self._epoch, self._batch - 1)
 
@@ -209,8 +213,9 @@ class Pruner:
             losses: [B], of each sample (``reduction="none"``).
             ids: int64[B], its dataset positions: the last output of a loader with `with_ids`, on the CPU, in pinned
                 memory where the loader delivers to a CUDA device.
-            outputs, targets: what the model returned for the batch, and its targets; for a method that needs to know
-                whether the model was right (kakurenbo).
+            outputs: what the model returned for the batch; for a method that needs to know whether it was right
+                (kakurenbo).
+            targets: of the batch, for the same.
         """
         check_arguments(losses, ids, self.state.n)
         self._check_begun()
@@ -255,6 +260,7 @@ class Pruner:
 
     @property
     def lr_factor(self) -> float:
+        """By which the method wants the learning rate multiplied now; 1.0 for nearly all of them."""
         return 1.0 if self.state.selection is None else self.state.selection.lr_factor
 
     def _set_weights(self) -> None:
@@ -272,6 +278,7 @@ class Pruner:
         Tensors and plain containers. With training losses and a distributed loader, all ranks must call.
         """
         return {
+            "name": self.method.name,
             "method": _tensors(self.state.state_dict()),
             "values": self.values.state_dict(),
             "loader": self.loader.state_dict(),
@@ -282,12 +289,26 @@ class Pruner:
 
         Raises UserError for a state of another run; then nothing has changed, in the loader neither.
         """
+        if not {"name", "method", "values", "loader"} <= set(state):
+            raise UserError(f"not the state of a pruner: it holds {', '.join(map(str, state)) or 'nothing'}")
+        if state["name"] != self.method.name:
+            raise UserError(
+                f"the pruner's state is of method {state['name']}, not {self.method.name}: "
+                "go on with the method that it was made with"
+            )
         self.values.check_state(state["values"])
         with self.state.whole_or_not_at_all():
             self.state.load_state_dict(_arrays(state["method"]))
             self.loader.load_state_dict(state["loader"])
         self.values.load_state_dict(state["values"])
         self._set_weights()
+
+
+def _whole(what: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise wrong_kind(what, value, "a whole number") from None
 
 
 def _remedy(method: methods.Method) -> str:

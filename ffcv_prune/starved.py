@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ffcv_prune.errors import UserError
+
 STARVED = 0.2  # of a class whose share of a selection is less than this, in proportion to its share of the data
 
 
@@ -24,6 +26,8 @@ class StarvedClasses:
     def __init__(self, labels: NDArray[np.int64], names: Sequence[str] | None, remedy: str) -> None:
         self.remedy = remedy
         values, self.classes, self.counts = np.unique(labels, return_inverse=True, return_counts=True)
+        if names is not None and not 0 <= values[0] <= values[-1] < len(names):
+            raise UserError(f"{len(names)} class_names for labels from {values[0]} to {values[-1]}: give one a class")
         self.names = [str(value) if names is None else names[value] for value in values]
         self.starving = False
 

@@ -19,3 +19,8 @@ class SmallNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = (images.float() - 128) / 64
         return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def in_a_step(module: nn.Module) -> bool:
+    """Whether the module runs in a step of training, and not on the zeros that try it before a run begins."""
+    return module.training and torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""What one rank of `test_distributed` runs: ranks.py checks BETON | train OUT [options] | die OUT [options]."""
+"""What one rank of `test_distributed` runs: ranks.py checks BETON | train | die | stuck [options]."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tqdm import tqdm
 
 from ffcv_prune import PrunedLoader, Pruner, collectives, config, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import UserError, run_command, uninterrupted
 from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models import build_model
 from ffcv_prune.models.normalize import Normalize
 from ffcv_prune.scoring.proxy import Proxy
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.tasks import Classification
-from ffcv_prune.training import trainer
+from ffcv_prune.training import trainer, watch
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.world import World, join
-from tests.nets import SmallNet
+from tests.nets import SmallNet, in_a_step
 
 BATCH = 24  # over all ranks
 
@@ -288,8 +288,17 @@ class SavingTrainer(trainer.Trainer):
 
 
 def die_in_an_epoch(module: nn.Module, _: object) -> None:
-    if module.training and "normalize" in dict(module.named_children()) and os.environ["RANK"] == "1":
+    if in_a_step(module) and "normalize" in dict(module.named_children()) and os.environ["RANK"] == "1":
         os._exit(3)
+
+
+def wait_for_ever(module: nn.Module, _: object) -> None:
+    """As for a device whose kernels wait for those of a rank that is gone; there Ctrl-C and exceptions do not come."""
+    if in_a_step(module) and "normalize" in dict(module.named_children()):
+        if os.environ["RANK"] == "1":
+            os._exit(3)
+        with uninterrupted():
+            time.sleep(1000)
 
 
 def main() -> None:
@@ -300,6 +309,9 @@ def main() -> None:
         return
     if mode == "die":
         nn.modules.module.register_module_forward_pre_hook(die_in_an_epoch)
+    if mode == "stuck":
+        watch.GRACE = 2.0
+        nn.modules.module.register_module_forward_pre_hook(wait_for_ever)
     trainer.Trainer = SavingTrainer
     own, resume = config.read_command(arguments)
     trainer.train(own, resume=resume)

@@ -55,8 +55,8 @@ class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         assert len(batch) == 2
 
 
-def fit(data: Any, folder: Path, resume: Path | None = None, **options: Any) -> Module:
-    module = Module()
+def fit(data: Any, folder: Path, resume: Path | None = None, kind: type[Module] = Module, **options: Any) -> Module:
+    module = kind()
     options = {"max_epochs": EPOCHS, "reload_dataloaders_every_n_epochs": 1} | options
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -131,6 +131,26 @@ def test_a_trainer_that_would_select_once_is_refused(tmp_path: Path) -> None:
         fit(PrunedDataModule(make_pruner()), tmp_path, reload_dataloaders_every_n_epochs=0, enable_checkpointing=False)
 
 
+@pytest.mark.parametrize(("accumulated", "needed"), [(1, sum(LENGTHS)), (2, sum(-(-n // 2) for n in LENGTHS))])
+def test_a_schedule_that_would_run_out_of_steps_is_refused(accumulated: int, needed: int, tmp_path: Path) -> None:
+    class Scheduled(Module):
+        total = needed
+
+        def configure_optimizers(self) -> Any:
+            optimizer = make_optimizer(self)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=self.total)
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    class Short(Scheduled):
+        total = needed - 1
+
+    options = {"accumulate_grad_batches": accumulated, "enable_checkpointing": False}
+    fit(PrunedDataModule(make_pruner()), tmp_path, kind=Scheduled, **options)
+    message = rf"OneCycleLR ends after {needed - 1} steps, and the run has {needed}: build it with total_steps={needed}"
+    with pytest.raises(UserError, match=message):
+        fit(PrunedDataModule(make_pruner()), tmp_path, kind=Short, **options)
+
+
 RANK = """
 import json, sys, warnings
 from pathlib import Path
@@ -151,6 +171,7 @@ def test_two_processes_share_each_step(tmp_path: Path) -> None:
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [sorted(step) for step in expected]
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_not_shared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="2 processes train, and 1 share the loader"):
         run_ranks(RANK.replace(", distributed=True", ""), tmp_path)

@@ -160,6 +160,17 @@ def test_a_plan_of_its_own_is_refused(options: dict[str, Any], message: str, tmp
         make_trainer(make_pruner(), tmp_path, **options)
 
 
+def test_a_schedule_that_would_run_out_of_steps_is_refused(tmp_path: Path) -> None:
+    model, pruner = make_model(), make_pruner()
+    arguments = transformers.TrainingArguments(str(tmp_path), num_train_epochs=EPOCHS, use_cpu=True, report_to=[])
+    optimizer = sgd(model)
+    short = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=31)
+    with pytest.raises(
+        UserError, match="CosineAnnealingLR ends after 31 steps, and the run has 32: build it with T_max=32"
+    ):
+        PrunedTrainer(model, arguments, pruner=pruner, optimizers=(optimizer, short))
+
+
 def test_batches_that_are_no_mappings_are_refused(tmp_path: Path) -> None:
     pruner = make_pruner()
     pruner.loader = TorchLoader(Coloured(), BATCH, num_workers=0)

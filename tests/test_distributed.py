@@ -131,8 +131,9 @@ def test_sigterm_at_one_rank_stops_all_and_another_number_goes_on(options: list[
     np.testing.assert_array_equal(np.load(run / "selections" / "epoch_0000.npy"), selection)
 
 
-def test_when_a_rank_dies_the_others_stop(options: list[str], tmp_path: Path) -> None:
-    ranks = start_ranks(3, "die", *options, f"--run.out={tmp_path}", "--train.batch_size=30")
+@pytest.mark.parametrize("mode", ["die", "stuck"], ids=["in an exchange", "whatever they wait for"])
+def test_when_a_rank_dies_the_others_stop(mode: str, options: list[str], tmp_path: Path) -> None:
+    ranks = start_ranks(3, mode, *options, f"--run.out={tmp_path}", "--train.batch_size=30")
     try:
         assert ranks[1].wait(timeout=200) == 3
         died = time.monotonic()

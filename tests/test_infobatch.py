@@ -250,10 +250,10 @@ def test_what_cannot_work_is_refused(fresh: PrunedLoader) -> None:
         pruner.begin_epoch(1, SmallNet())
     ids = torch.arange(4)
     for losses, own in ((torch.tensor(1.0), ids), (torch.ones(3), ids), (torch.ones(4), ids.int())):
-        with pytest.raises(UserError, match="reduction"):
+        with pytest.raises(UserError, match=r"reduction|the ids are torch\.int32 \[4\]"):
             pruner.batch_loss(losses, own)
     other = Pruner(fresh, None, "random", epochs=8, keep=1.0)
-    with pytest.raises(UserError, match="another score source"):
+    with pytest.raises(UserError, match="state is of method random, not infobatch"):
         pruner.load_state_dict(other.state_dict())
     fresh.with_ids = False
     with pytest.raises(UserError, match="with_ids=True"):

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from ffcv_prune.config import Train
+from ffcv_prune.sections import Train
 from ffcv_prune.training.lr import LRSchedule
 
 
@@ -44,7 +44,13 @@ def test_cosine_falls_from_the_base_to_nearly_zero() -> None:
     assert 0 < rates[-1] < 1e-4
 
 
-@pytest.mark.parametrize("shape", ["step", "cosine"])
+def test_linear_falls_by_the_same_at_each_step() -> None:
+    schedule = LRSchedule(Train(lr=0.4, epochs=5, lr_schedule="linear", warmup_epochs=1))
+    rates = [schedule(epoch, step, 10) for epoch in range(1, 5) for step in range(10)]
+    assert rates == pytest.approx([0.4 * (1 - i / 40) for i in range(40)])
+
+
+@pytest.mark.parametrize("shape", ["step", "cosine", "linear"])
 def test_warmup_is_linear_and_reaches_the_base(shape: str) -> None:
     schedule = LRSchedule(Train(lr=0.4, epochs=10, lr_schedule=shape, warmup_epochs=2))
     assert schedule(0, 0, 10) == pytest.approx(0.4 / 20)

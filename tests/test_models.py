@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ffcv_prune.config import MODEL_NAMES
 from ffcv_prune.errors import UserError
-from ffcv_prune.models import MODELS, build_model, load_weights
+from ffcv_prune.models import MODELS, build_model, load_weights, whiten
+from ffcv_prune.models.cifar_fast import Whitening
 from ffcv_prune.models.normalize import Normalize
+from ffcv_prune.models.resnet import BlurredConv
+from ffcv_prune.sections import MODEL_NAMES
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 # name: (parameters at 10 classes, side of the images it is made for)
@@ -26,6 +29,9 @@ SIZES = {
     "basic_cnn": (22_340, 28),
     "resnet_small": (309_738, 32),
     "resnet_tiny": (73_370, 28),
+    "cifar_fast": (498_080, 32),
+    "cifar_fast_wide": (1_972_768, 32),
+    "resnet18_blurpool": (11_181_642, 64),
 }
 
 
@@ -121,7 +127,7 @@ def test_parameters_layout_logits_and_gradients(name: str) -> None:
     assert logits.shape == (2, 10)
     assert logits.dtype == torch.float32
     nn.functional.cross_entropy(logits, torch.arange(2)).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -155,6 +161,44 @@ def side_before(module: nn.Module, model: nn.Module, images: Tensor) -> int:
     model(images)
     handle.remove()
     return sides[0]
+
+
+def test_whitened_patches_are_uncorrelated_and_of_unit_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(600, 3, 12, 12, generator=generator) * 255
+    batches = torch.nn.functional.interpolate(coarse, 24, mode="bilinear").to(torch.uint8).split(200)  # correlated
+    torch.manual_seed(0)
+    model = build_model("cifar_fast", 10, MEAN, STD)
+    layer = next(module for module in model.modules() if isinstance(module, Whitening))
+    before = layer.weight.clone()
+    whiten(model, batches)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last) and not layer.weight.requires_grad
+    with torch.no_grad():
+        maps = layer(model.get_submodule("normalize")(torch.cat(batches)))  # [600, 24, 23, 23]
+        found = torch.cov(maps[:, :12].permute(1, 0, 2, 3).flatten(1).double())
+    variances = found.diagonal()
+    assert (found - torch.diag(variances)).abs().max() < 1e-3
+    assert variances.max() <= 1 + 1e-6 and variances[0] == pytest.approx(1, abs=0.01)  # the ridge lowers the least ones
+    assert torch.equal(layer.weight[:12], -layer.weight[12:]) and not torch.equal(layer.weight, before)
+
+
+def test_whitening_takes_no_images_for_a_model_without_it() -> None:
+    def images() -> Iterator[Tensor]:
+        raise AssertionError("asked for images")
+        yield
+
+    whiten(build_model("resnet_tiny", 10, MEAN, STD), images())
+
+
+def test_blurred_convolutions_are_those_with_a_stride() -> None:
+    model = build_model("resnet18_blurpool", 10, MEAN, STD)
+    plain = build_model("resnet18", 10, MEAN, STD)
+    blurred = [module for module in model.modules() if isinstance(module, BlurredConv)]
+    strided = [m for m in plain.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1 and m.in_channels >= 16]
+    assert len(blurred) == len(strided) == 6
+    constant = torch.ones(1, blurred[0].conv.in_channels, 8, 8)
+    smooth = nn.functional.conv2d(constant, blurred[0].blur, groups=constant.shape[1])
+    assert torch.allclose(smooth, torch.ones_like(smooth))  # a blur, of sum 1
 
 
 @pytest.mark.parametrize(("name", "side"), [("resnet18", 8), ("resnet18_cifar", 32), ("resnet34_cifar", 32)])

@@ -43,6 +43,12 @@ def failing_after(step: Callable[[torch.Tensor], None], steps: int) -> Callable[
     return call
 
 
+def make_pruner(beton: Beton, stride: int = 4, epochs: int = 3, proxy: Proxy | None = None, **options: Any) -> Pruner:
+    proxy = proxy or make_proxy(SmallNet(seed=1), **options)
+    loaders = make_loader(beton, with_ids=True), make_loader(beton, WINDOW, drop_last=False)
+    return Pruner(*loaders, "proxy_batch", epochs=epochs, proxy=proxy, window=WINDOW, stride=stride)
+
+
 class TestProxyRule:
     def test_the_highest_of_each_window(self) -> None:
         """(a), (b): windows are as the losses came; the last one is shorter."""
@@ -74,16 +80,9 @@ class TestProxyRule:
 
 
 class TestProxy:
-    def make(
-        self, beton: Beton, stride: int = 4, epochs: int = 3, proxy: Proxy | None = None, **options: Any
-    ) -> Pruner:
-        proxy = proxy or make_proxy(SmallNet(seed=1), **options)
-        loaders = make_loader(beton, with_ids=True), make_loader(beton, WINDOW, drop_last=False)
-        return Pruner(*loaders, "proxy_batch", epochs=epochs, proxy=proxy, window=WINDOW, stride=stride)
-
     def test_the_proxy_sees_what_the_main_net_will(self, beton: Beton) -> None:
         """(c), and batches are the kept part of windows: permute, then mask."""
-        pruner = self.make(beton)
+        pruner = make_pruner(beton)
         pruner.begin_epoch(0, SmallNet())
         assert pruner.values.score_loader is not None
         windows = [(b.ids.tolist(), b.inputs.clone()) for b in pruner.values.score_loader.batches(0)]
@@ -98,7 +97,7 @@ class TestProxy:
 
     def test_all_epochs_first_or_one_before_each(self, beton: Beton) -> None:
         """(d): the proxy does not look at the main net."""
-        one, other = self.make(beton), self.make(beton)
+        one, other = make_pruner(beton), make_pruner(beton)
         first = [one.begin_epoch(epoch, SmallNet()) for epoch in range(3)]
         model, second = SmallNet(), []
         for epoch in range(3):
@@ -112,14 +111,14 @@ class TestProxy:
 
     def test_it_steps_at_every_stride_and_is_part_of_the_state(self, beton: Beton) -> None:
         """(e)."""
-        pruner = self.make(beton, stride=4)
+        pruner = make_pruner(beton, stride=4)
         windows = -(-N // WINDOW)
         pruner.begin_epoch(0, SmallNet())
         proxy = pruner.values.proxy
         assert proxy is not None and (proxy.windows, proxy.steps) == (windows, 2) == (7, 2)
         pruner.begin_epoch(1, SmallNet())
         assert (proxy.steps, proxy.forwards) == (4, 2 * N)  # at windows 0, 4, 8, 12
-        resumed = self.make(beton, stride=4)
+        resumed = make_pruner(beton, stride=4)
         resumed.load_state_dict(copy.deepcopy(pruner.state_dict()))
         ends = [run.begin_epoch(2, SmallNet()) for run in (pruner, resumed)]
         assert (ends[0].ids == ends[1].ids).all()  # type: ignore[union-attr]
@@ -131,7 +130,7 @@ class TestProxy:
             rates.append(position)
             return 0.1
 
-        pruner = self.make(beton, size=8, lr=lr)
+        pruner = make_pruner(beton, size=8, lr=lr)
         pruner.begin_epoch(0, SmallNet())
         assert rates == [(0, window, 7) for window in range(7)]
         assert len(pruner.loader.selection) == 6 * 16 + round(0.5 * (N - 6 * WINDOW))
@@ -163,7 +162,7 @@ class TestProxy:
                 Pruner(loader, score_loader, name, epochs=3, proxy=given, **parameters)
 
     def test_a_proxy_that_diverges_is_an_error_and_the_selection_stays(self, beton: Beton) -> None:
-        pruner = self.make(beton)
+        pruner = make_pruner(beton)
         pruner.begin_epoch(0, SmallNet())
         before = pruner.loader.selection.copy()
         proxy = pruner.values.proxy
@@ -173,62 +172,12 @@ class TestProxy:
             pruner.begin_epoch(1, SmallNet())
         assert (pruner.loader.selection == before).all() and pruner.state.table.updates == 1
 
-    @pytest.mark.parametrize("fault", ["swap", "train"])
-    def test_a_selection_that_fails_leaves_the_proxy_as_it_was(
-        self, beton: Beton, fault: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The next call selects what it would have selected, and counts once."""
-        pruner, other = self.make(beton), self.make(beton)
-        for run in (pruner, other):
-            run.begin_epoch(0, SmallNet())
-        proxy, before = proxy_of(pruner), copy.deepcopy(pruner.state_dict())
-        if fault == "swap":
-            monkeypatch.setattr(pruner.loader, "batch_size", 150)
-        else:  # after the first step
-            monkeypatch.setattr(proxy, "_step", failing_after(proxy._step, 1))
-        for _ in range(2):
-            with pytest.raises((UserError, ZeroDivisionError)):
-                pruner.begin_epoch(1, SmallNet())
-            monkeypatch.undo()
-            assert_same(pruner.state_dict()["values"], before["values"])
-            if fault == "swap":
-                monkeypatch.setattr(pruner.loader, "batch_size", 150)
-            else:
-                monkeypatch.setattr(proxy, "_step", failing_after(proxy._step, 1))
-        monkeypatch.undo()
-        for epoch in (1, 2):
-            made, expected = (run.begin_epoch(epoch, SmallNet()) for run in (pruner, other))
-            assert made is not None and expected is not None and (made.ids == expected.ids).all()
-        assert_same(pruner.state_dict()["values"], other.state_dict()["values"])
-
-    def test_the_state_of_another_net_or_optimiser_is_refused_whole(self, beton: Beton) -> None:
-        pruner = self.make(beton)
-        pruner.begin_epoch(0, SmallNet())
-        state = copy.deepcopy(pruner.state_dict())
-        own = self.make(beton)
-        net = proxy_of(own).model
-        others: list[tuple[Proxy, str]] = [
-            (make_proxy(SmallNet(classes=11)), "^the pruner's state is of another proxy net than this SmallNet: give"),
-            (make_proxy(torch.nn.Sequential(net)), "another proxy net than this Sequential"),
-            (Proxy(net, torch.optim.Adam(net.parameters())), "another proxy optimiser than this Adam"),
-        ]
-        for proxy, message in others:
-            other = self.make(beton, proxy=proxy)
-            before = copy.deepcopy(other.state_dict())
-            with pytest.raises(UserError, match=message):
-                other.load_state_dict(state)
-            assert_same(other.state_dict(), before)
-        with pytest.raises(UserError, match="another score source"):
-            own.load_state_dict({**state, "values": {**state["values"], "proxy": None}})
-        own.load_state_dict(state)
-        assert_same(own.state_dict(), state)
-
     def test_what_the_proxy_draws_is_its_own(self, beton: Beton) -> None:
         """Dropout of the proxy: run first or between, the selections and the main net's draws are the same."""
 
         def selections(seed: int) -> list[list[int]]:
             net = torch.nn.Sequential(SmallNet(seed=1), torch.nn.Dropout(0.5))
-            pruner, found = self.make(beton, proxy=make_proxy(net)), []
+            pruner, found = make_pruner(beton, proxy=make_proxy(net)), []
             for epoch in range(3):
                 torch.manual_seed(seed + epoch)
                 swap = pruner.begin_epoch(epoch, torch.nn.Identity())
@@ -237,7 +186,7 @@ class TestProxy:
             return found
 
         assert selections(0) == selections(5)
-        pruner = self.make(beton, proxy=make_proxy(torch.nn.Sequential(SmallNet(), torch.nn.Dropout(0.5))))
+        pruner = make_pruner(beton, proxy=make_proxy(torch.nn.Sequential(SmallNet(), torch.nn.Dropout(0.5))))
         torch.manual_seed(3)
         expected = torch.rand(4)
         torch.manual_seed(3)
@@ -248,7 +197,7 @@ class TestProxy:
     def test_losses_are_scaled_in_float16(self, beton: Beton, dtype: torch.dtype | None, enabled: bool) -> None:
         """The scale is part of the state, as it is the trainer's."""
         net = SmallNet()
-        pruner = self.make(beton, proxy=make_proxy(net, amp_dtype=dtype))
+        pruner = make_pruner(beton, proxy=make_proxy(net, amp_dtype=dtype))
         proxy = proxy_of(pruner)
         assert proxy.scaler.is_enabled() == enabled
         before = copy.deepcopy(net.state_dict())
@@ -257,7 +206,7 @@ class TestProxy:
         assert (proxy.state_dict()["scaler"] == {}) != enabled
         if enabled:
             proxy.scaler.update(64.0)
-            resumed = self.make(beton, proxy=make_proxy(SmallNet(), amp_dtype=dtype))
+            resumed = make_pruner(beton, proxy=make_proxy(SmallNet(), amp_dtype=dtype))
             resumed.load_state_dict(copy.deepcopy(pruner.state_dict()))
             assert proxy_of(resumed).scaler.get_scale() == 64.0
             with torch.no_grad():  # a gradient that overflows is left out, and the scale lowered
@@ -266,3 +215,55 @@ class TestProxy:
             held = net.conv.weight.detach().clone()
             proxy._step(net.head.weight.sum() * 1e30)
             assert torch.equal(held, net.conv.weight) and proxy.scaler.get_scale() < 2.0**30
+
+
+@pytest.mark.parametrize("fault", ["swap", "train"])
+def test_a_selection_that_fails_leaves_the_proxy_as_it_was(
+    beton: Beton, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call selects what it would have selected, and counts once."""
+    pruner, other = make_pruner(beton), make_pruner(beton)
+    for run in (pruner, other):
+        run.begin_epoch(0, SmallNet())
+    proxy, before = proxy_of(pruner), copy.deepcopy(pruner.state_dict())
+    if fault == "swap":
+        monkeypatch.setattr(pruner.loader, "batch_size", 150)
+    else:  # after the first step
+        monkeypatch.setattr(proxy, "_step", failing_after(proxy._step, 1))
+    for _ in range(2):
+        with pytest.raises((UserError, ZeroDivisionError)):
+            pruner.begin_epoch(1, SmallNet())
+        monkeypatch.undo()
+        assert_same(pruner.state_dict()["values"], before["values"])
+        if fault == "swap":
+            monkeypatch.setattr(pruner.loader, "batch_size", 150)
+        else:
+            monkeypatch.setattr(proxy, "_step", failing_after(proxy._step, 1))
+    monkeypatch.undo()
+    for epoch in (1, 2):
+        made, expected = (run.begin_epoch(epoch, SmallNet()) for run in (pruner, other))
+        assert made is not None and expected is not None and (made.ids == expected.ids).all()
+    assert_same(pruner.state_dict()["values"], other.state_dict()["values"])
+
+
+def test_the_state_of_another_net_or_optimiser_is_refused_whole(beton: Beton) -> None:
+    pruner = make_pruner(beton)
+    pruner.begin_epoch(0, SmallNet())
+    state = copy.deepcopy(pruner.state_dict())
+    own = make_pruner(beton)
+    net = proxy_of(own).model
+    others: list[tuple[Proxy, str]] = [
+        (make_proxy(SmallNet(classes=11)), "^the pruner's state is of another proxy net than this SmallNet: give"),
+        (make_proxy(torch.nn.Sequential(net)), "another proxy net than this Sequential"),
+        (Proxy(net, torch.optim.Adam(net.parameters())), "another proxy optimiser than this Adam"),
+    ]
+    for proxy, message in others:
+        other = make_pruner(beton, proxy=proxy)
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(UserError, match=message):
+            other.load_state_dict(state)
+        assert_same(other.state_dict(), before)
+    with pytest.raises(UserError, match="another score source"):
+        own.load_state_dict({**state, "values": {**state["values"], "proxy": None}})
+    own.load_state_dict(state)
+    assert_same(own.state_dict(), state)

@@ -146,6 +146,10 @@ def test_foreign_state_is_refused(loaders: tuple[PrunedLoader, PrunedLoader]) ->
     state = make_pruner(loaders, "ucb").state_dict()
     with pytest.raises(UserError, match="seed"):
         make_pruner(loaders, "ucb", seed=99).load_state_dict(state)
+    with pytest.raises(UserError, match="is of method ucb, not random: go on with the method"):
+        make_pruner(loaders, "random").load_state_dict(state)
+    with pytest.raises(UserError, match=r"^not the state of a pruner: it holds model"):
+        make_pruner(loaders, "ucb").load_state_dict({"model": 1})
 
 
 def test_a_refused_state_changes_nothing(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
@@ -173,9 +177,9 @@ def test_losses_that_are_not_finite_are_counted_and_the_count_resumed(
     loaders: tuple[PrunedLoader, PrunedLoader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruner = make_pruner(loaders, "ucb")
-    losses = np.ones((1, N), np.float32)
-    losses[0, 3] = np.inf
-    monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", lambda *args, **options: losses)
+    losses = np.ones(N, np.float32)
+    losses[3] = np.inf
+    monkeypatch.setattr(ffcv_prune.scoring.values, "score_dataset", lambda *args, **options: losses)
     made = pruner.begin_epoch(0, SmallNet())
     assert made is not None and made.nonfinite == pruner.state.nonfinite == 1
     resumed = make_pruner(loaders, "ucb")
@@ -264,13 +268,28 @@ def test_another_loader_is_refused_in_one_line(loaders: tuple[PrunedLoader, Prun
             r"^the task is the class Classification: give .*Classification\(\)",
         ),
         ({"method": "ucb", "task": "classification"}, "^the task is of type str: give"),
+        ({"method": "ucb", "epochs": "6"}, "^the number of epochs is of type str: give a whole number"),
+        ({"method": "ucb", "seed": 0.5}, "^the seed is of type float: give a whole number"),
+        ({"method": "ucb", "amp_dtype": "fp16"}, "^amp_dtype='fp16': give torch.float16"),
+        (
+            {"method": "proxy_batch", "window": 32, "proxy": SmallNet()},
+            r"^the proxy is of type SmallNet: give a Proxy\(model",
+        ),
+        ({"method": "ucb", "class_names": ["a"]}, "^1 class_names for labels from 0 to 9: give one a class"),
     ],
 )
 def test_a_class_in_place_of_an_instance(
     loaders: tuple[PrunedLoader, PrunedLoader], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        Pruner(*loaders, epochs=6, **options)
+        Pruner(*loaders, **{"epochs": 6} | options).begin_epoch(0, SmallNet())
+
+
+@pytest.mark.parametrize("epoch", [0.0, None, SmallNet()])
+def test_an_epoch_that_is_no_number(loaders: tuple[PrunedLoader, PrunedLoader], epoch: Any) -> None:
+    with pytest.raises(UserError, match=f"^the epoch is of type {type(epoch).__name__}: give a whole number"):
+        make_pruner(loaders, "ucb").begin_epoch(epoch, SmallNet())
+    assert make_pruner(loaders, "ucb").begin_epoch(np.int64(0), SmallNet()) is not None  # type: ignore[arg-type]
 
 
 def test_a_model_that_is_none(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
@@ -348,6 +367,13 @@ def test_ids_out_of_range_are_refused_and_nothing_is_recorded(
         pruner.batch_loss(torch.ones(2), torch.arange(low, low + 2))
     with pytest.raises(UserError, match=r"^the ids are on meta: leave them on the CPU"):
         pruner.batch_loss(torch.ones(2), torch.arange(2, device="meta"))
+    for losses, ids, message in (
+        ([1.0], torch.arange(1), "^the argument losses is of type list: give a tensor, one loss a sample"),
+        (torch.ones(1), [0], "^the argument ids is of type list: give the tensor that the loader gave"),
+        (torch.ones(1), torch.zeros(1), r"^the ids are torch\.float32 \[1\], not torch\.int64 \[B\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pruner.batch_loss(cast(Any, losses), cast(Any, ids))
     with pytest.raises(UserError, match="no training losses came back"):
         pruner.begin_epoch(1, SmallNet())
 

@@ -66,6 +66,8 @@ def test_recipes_of_the_project() -> None:
         ("cifar10", {"subset.rates": "0.5", "subset.per_class": "3"}, "exclude each other"),
         ("cifar10", {"source.folder": "/data"}, "--data-dir"),
         ("cifar10", {"source.folder": "", "source.torchvision": "none"}, "names no source"),
+        ("cifar10", {"source.huggingface": "/data"}, "--data-dir"),
+        ("cifar10", {"source.label": "fine"}, "name columns of source.huggingface"),
         ("cifar10", {"source.idx_files": "x"}, "FashionMNIST"),
         ("cifar10", {"splits.train": " "}, "splits.train is empty"),
         ("cifar10", {"splits.val": "60%", "splits.test": "40%"}, "leave some to train on"),

@@ -22,10 +22,13 @@ import torch
 from ffcv_prune import config
 from ffcv_prune.analysis import report
 from ffcv_prune.errors import Terminated, UserError
-from ffcv_prune.training import run_folder, trainer
+from ffcv_prune.pruner import Pruner
+from ffcv_prune.scoring.values import Values
+from ffcv_prune.training import run_folder
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
+from tests.nets import in_a_step
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -116,7 +119,7 @@ def run_and_kill(own: config.Config, loaders: Loaders, killer: Killer, monkeypat
     """Train until the killer strikes, at a forward pass of the model or at a moment of writing a file."""
 
     def before_forward(module: torch.nn.Module, _: Any) -> None:
-        if "normalize" in dict(module.named_children()):
+        if "normalize" in dict(module.named_children()) and (in_a_step(module) or not module.training):
             killer.event()
 
     real = {name: getattr(os, name) for name in ("replace", "fsync")}
@@ -272,12 +275,46 @@ def test_sigterm_breaks_a_scoring_pass_off(settings: Settings, loaders: Loaders,
     resume(Path(own.run.out) / own.run.name, loaders).check_equal(uninterrupted)
 
 
+@pytest.mark.parametrize(
+    "method", [{"method": "epsilon_greedy"}, {"method": "proxy_batch", "window": 64, "proxy_model": "basic_cnn"}]
+)
+def test_a_signal_in_a_later_pass_loses_no_epoch(
+    method: dict[str, Any], settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last save may be many epochs ago; wherever in the selection the signal comes, all before it is saved."""
+    keys = {f"prune__{name}": value for name, value in method.items()} | {"run__save_every": 1000}
+    whole = Outcome.of(train(settings(**keys, run__name="whole"), loaders).folder)
+    began, clear = Pruner.begin_epoch, Values.clear
+    for late in (False, True):  # before the pass, and when the method has already selected
+        with monkeypatch.context() as patch:
+
+            def begin(self: Pruner, epoch: int, model: Any, late: bool = late) -> Any:
+                if epoch == 2 and not late:
+                    signal.raise_signal(signal.SIGTERM)
+                return began(self, epoch, model)
+
+            def at_the_end(self: Values, late: bool = late) -> None:
+                clear(self)
+                if late and self.state.selection is not None and self.state.selection.epoch == 2:
+                    signal.raise_signal(signal.SIGTERM)
+
+            patch.setattr(Pruner, "begin_epoch", begin)
+            patch.setattr(Values, "clear", at_the_end)
+            own = settings(**keys, run__name=f"stopped_{late}")
+            with pytest.raises(Terminated):
+                train(own, loaders)
+        run = Path(own.run.out) / own.run.name
+        state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+        assert state["pruning"]["loader"]["epoch"] == 2
+        resume(run, loaders).check_equal(whole)
+
+
 def test_a_second_ctrl_c_ends_at_once(settings: Settings, loaders: Loaders, uninterrupted: Outcome) -> None:
     pressed = 0
 
     def press(module: torch.nn.Module, _: Any) -> None:
         nonlocal pressed
-        if module.training and pressed < 2:
+        if in_a_step(module) and pressed < 2:
             pressed += 1
             signal.raise_signal(signal.SIGINT)
 
@@ -313,13 +350,13 @@ def test_a_finished_run_stays_finished(
 def test_sigterm_in_set_up_changes_nothing(
     settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = trainer.build_model
+    real = Loaders.build_model
 
     def build(*arguments: Any) -> torch.nn.Module:
         signal.raise_signal(signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "build_model", build)
+    monkeypatch.setattr(Loaders, "build_model", build)
     own = settings()
     with pytest.raises(Terminated):
         train(own, loaders)

@@ -60,7 +60,7 @@ def test_an_infobatch_run_tells_the_truth(
     unbiased: str, configure: Configure, loaders: Loaders, beton: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = []
-    monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", lambda *args, **options: scored.append(args))
+    monkeypatch.setattr(ffcv_prune.scoring.values, "score_dataset", lambda *args, **options: scored.append(args))
     result = train(configure(epochs=8, **INFOBATCH, ratio=0.6, unbiased=unbiased), loaders)
     rows, selections = read(result)
     n, seen = len(beton), 0
@@ -103,14 +103,14 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.served: list[np.ndarray] = []
-        real = ffcv_prune.scoring.values.score_pass
+        real = ffcv_prune.scoring.values.score_dataset
 
         def score(model: nn.Module, loader: Any, **options: Any) -> np.ndarray:
             ids = options.get("ids")
             self.served.append(np.arange(loader.num_samples) if ids is None else ids)
             return real(model, loader, **options)
 
-        monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", score)
+        monkeypatch.setattr(ffcv_prune.scoring.values, "score_dataset", score)
 
 
 def test_both_sources_pass_over_what_was_not_trained_on(

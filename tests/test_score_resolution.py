@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ffcv.fields import IntField, RGBImageField
+from ffcv.writer import DatasetWriter
+from torch import nn
 
 from ffcv_prune import config, score_dataset
 from ffcv_prune.errors import UserError
-from ffcv_prune.models import MIN_SIDES, build_model
+from ffcv_prune.models import build_model
+from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.training import checkpoint, static_scores
 from ffcv_prune.training.loaders import Loaders, check_score_side, open_dataset
+from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 
 
@@ -97,16 +103,69 @@ def test_static_scores_are_of_the_data_itself(beton: Beton, small: Beton, tmp_pa
         )
 
 
-@pytest.mark.parametrize(("name", "least"), MIN_SIDES.items())
-def test_the_smallest_side_of_a_model(name: str, least: int, beton: Beton, small: Beton) -> None:
-    model = build_model(name, 10, [0.5] * 3, [0.25] * 3).eval()
-    assert model(torch.zeros(1, 3, least, least, dtype=torch.uint8)).shape == (1, 10)
-    with pytest.raises(RuntimeError):
-        model(torch.zeros(1, 3, least - 1, least - 1, dtype=torch.uint8))
-    for changes in ({"data__score": small.path}, {"data__score_size": least - 1}):
-        made = settings(beton, model__name=name, **changes)
-        with pytest.raises(UserError, match=rf"{name} needs images of {least} x {least}, scoring has"):
-            check_score_side(made, open_dataset(made.data, 0))
+def test_stored_images_of_different_sizes_are_refused(beton: Beton, tmp_path: Path) -> None:
+    images = [np.zeros((8, 8 + i % 2, 3), np.uint8) for i in range(203)]
+    uneven = tmp_path / "uneven.beton"
+    fields = {"image": RGBImageField("raw"), "label": IntField()}
+    samples = list(zip(images, beton.labels.tolist(), strict=True))
+    DatasetWriter(str(uneven), fields, num_workers=1).from_indexed_dataset(samples)
+    made = settings(beton, data__score=uneven)
+    with pytest.raises(UserError, match=r"uneven\.beton differ in size: set data\.score_size"):
+        check_score_side(made.data, open_dataset(made.data, 0))
+
+
+CNN = {"model__name": "basic_cnn"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__name": "vgg16"}, r"^vgg16 cannot take images of 16 x 16 \(Given input size.*\): set data\.size$"),
+        (
+            {"model__name": "basic_cnn", "data__score_size": 13},
+            r"^basic_cnn cannot take images of 13 x 13 .*: set data\.score_size$",
+        ),
+        (
+            {"model__name": "basic_cnn", "data__score": "small"},
+            r"^basic_cnn cannot take images of 8 x 8 .*: set data\.score_size$",
+        ),
+        ({"model__name": "vit_b_16"}, r"images of 16 x 16 \(Wrong image height! Expected 224 but got 16!\): set data"),
+        (
+            {"prune__method": "proxy_batch", "prune__window": 32, "prune__proxy_model": "vgg16"},
+            r"^vgg16 cannot take images of 16 x 16 .*: set prune\.proxy_size$",
+        ),
+        ({"model__name": "tests.test_score_resolution:in_a_tuple"}, "in_a_tuple returns a tuple in training, not a"),
+    ],
+)
+def test_images_that_a_network_cannot_take_are_refused_before_anything_is_written(
+    beton: Beton, small: Beton, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    changes = {name: small.path if value == "small" else value for name, value in changes.items()}
+    made = settings(beton, run__out=tmp_path / "runs", **changes)
+    with pytest.raises(UserError, match=message):
+        train(made)
+    assert not (tmp_path / "runs").exists()
+
+
+def in_a_tuple(num_classes: int) -> nn.Module:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, num_classes)
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.head(images.mean((2, 3))),)
+
+    return Network()
+
+
+def test_the_check_leaves_network_and_random_numbers_as_they_were() -> None:
+    model = build_model("basic_cnn", 10, [0.5] * 3, [0.25] * 3)  # has dropout
+    model.append(nn.BatchNorm1d(10))
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    check_network(model, "basic_cnn", (14, 14), "data.size")
+    assert torch.equal(torch.get_rng_state(), random) and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet18_cifar", "resnet_small", "resnet_tiny"])

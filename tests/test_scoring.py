@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,36 @@ class Greedy(SmallNet):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         self.largest = max(self.largest, len(images))
         return super().forward(images)
+
+
+def test_images_that_the_model_cannot_take(score_loader: PrunedLoader) -> None:
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10)).eval()
+
+    class Fixed(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return fixed(images.float())
+
+    found = r"torch\.uint8 \[\d+, 3, 16, 16\]: the scoring loader must serve inputs as"
+    with (
+        pytest.warns(UserWarning, match=f"^the model fails on the first batch to score, {found}"),
+        pytest.raises(RuntimeError, match="mat1 and mat2 shapes"),
+    ):
+        score_dataset(Fixed(), score_loader)
+
+
+def test_an_error_after_the_first_batch_is_not_of_the_inputs(score_loader: PrunedLoader) -> None:
+    class Failing(nn.Module):
+        batches = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.batches += 1
+            if self.batches > 1:
+                raise RuntimeError("a defect")
+            return torch.zeros(len(images), 10)
+
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="a defect"):
+        warnings.simplefilter("error")
+        score_dataset(Failing(), score_loader)
 
 
 def test_out_of_memory_tries_smaller_batches(score_loader: PrunedLoader) -> None:

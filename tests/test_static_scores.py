@@ -22,6 +22,7 @@ from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.static_scores import compute
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton, write_run
+from tests.nets import in_a_step
 from tests.test_static_formulas import as_tensor, naive_forget_scores, naive_grand
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -101,7 +102,7 @@ def test_forgetting_is_counted_on_the_training_steps(settings: Settings, loaders
     presentations: list[tuple[int, bool]] = []
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], logits: torch.Tensor) -> None:
-        if isinstance(module, nn.Sequential) and hasattr(module, "normalize"):
+        if in_a_step(module) and isinstance(module, nn.Sequential) and hasattr(module, "normalize"):
             ids = [id_of[image.contiguous().numpy().tobytes()] for image in inputs[0]]
             right = logits.argmax(1).numpy() == beton.labels[ids]
             presentations.extend(zip(ids, right.tolist(), strict=True))

@@ -23,6 +23,7 @@ from ffcv_prune.training.epoch import Stepper, evaluate
 from ffcv_prune.training.loaders import Loaders, open_dataset
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
+from tests.nets import in_a_step
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -207,7 +208,7 @@ def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Se
     log = Path(own.run.out) / "small" / "log.jsonl"
 
     def interrupt(module: torch.nn.Module, images: tuple[torch.Tensor]) -> None:
-        if module.training and len(log.read_text().splitlines()) == 2:
+        if in_a_step(module) and len(log.read_text().splitlines()) == 2:
             assert loader_threads()
             raise KeyboardInterrupt
 

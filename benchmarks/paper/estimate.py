@@ -12,11 +12,12 @@ import torch
 from torch.utils.benchmark import Timer
 
 from benchmarks.paper.grid import Run
-from ffcv_prune.config import Config, Train
+from ffcv_prune.config import Config
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import stored_size
 from ffcv_prune.machine import autocast
 from ffcv_prune.models import build_model
+from ffcv_prune.sections import Train
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
 from ffcv_prune.training.world import choose_device
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ffcv_prune.adapters import require
+from ffcv_prune.adapters import check_schedule
 from ffcv_prune.errors import UserError
+from ffcv_prune.extras import require
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.pruner import Pruner
 
@@ -35,8 +36,8 @@ class PrunedDataModule(LightningDataModule):
         val_dataloaders: as Lightning takes them; None: no validation.
 
     Raises:
-        UserError: at the beginning of the fit, if Lightning would not ask again before each epoch, or if the loader is
-            not shared by as many processes as train.
+        UserError: at the beginning of the fit, if Lightning would not ask again before each epoch, if the loader is
+            not shared by as many processes as train, or if a schedule of steps would end before the plan.
     """
 
     def __init__(self, pruner: Pruner | Callable[[], Pruner], val_dataloaders: Any = None) -> None:
@@ -59,8 +60,17 @@ class PrunedDataModule(LightningDataModule):
                 f"{self.trainer.world_size} processes train, and {loader.world_size} share the loader: hand over a "
                 "function that builds it with distributed=True"
             )
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == "step" and config.frequency == 1 and self.pruner.method.selector.has_fixed_size:
+                check_schedule(config.scheduler, self.total_steps())
         self.pruner.begin_epoch(self.trainer.current_epoch, self.trainer.lightning_module)
         return _Epoch(loader)
+
+    def total_steps(self) -> int:
+        """Steps of the optimizer over the whole plan: Lightning also makes one of what an epoch leaves of a step."""
+        state, together = self.pruner.state, self.trainer.accumulate_grad_batches
+        samples = (self.pruner.method.samples_in(epoch, state.epochs, state.n) for epoch in range(state.epochs))
+        return sum(-(-self.pruner.loader.num_batches(count) // together) for count in samples)
 
     def val_dataloader(self) -> Any:
         return self._val_dataloaders

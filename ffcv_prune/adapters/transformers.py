@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_prune.adapters import require
+from ffcv_prune.adapters import check_schedule
 from ffcv_prune.errors import UserError
+from ffcv_prune.extras import require
 from ffcv_prune.pruner import Pruner
 
 require("transformers", "4.57")
+require("accelerate", "1.3")  # which the Trainer runs on
 
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
@@ -32,14 +34,16 @@ class PrunedTrainer(Trainer):
     save and evaluate by steps. Each folder that it saves holds the pruner's state, too.
 
     Args:
-        model, args: as a Trainer's. `args.num_train_epochs` must be the pruner's epochs.
+        model: as a Trainer's.
+        args: as a Trainer's; `num_train_epochs` must be the pruner's epochs.
         pruner: its loader serves mappings, as the model takes them; its score_loader (inputs, targets). Its task names
             the output of the model: tasks.Classification(output="logits"). With `with_ids`, the loss is that of the
             pruner's task, by `Pruner.batch_loss`; otherwise it is the model's own.
         options: the other arguments of a Trainer.
 
     Raises:
-        UserError: other epochs than the pruner's, a step limit, or a loader that not all processes share.
+        UserError: other epochs than the pruner's, a step limit, a loader that not all processes share, or a schedule
+            that would end before the plan.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, pruner: Pruner, **options: Any) -> None:
@@ -57,6 +61,8 @@ class PrunedTrainer(Trainer):
             )
         args = copy.copy(args)
         args.max_steps = pruner.total_steps() // args.gradient_accumulation_steps
+        if pruner.method.selector.has_fixed_size:
+            check_schedule(options.get("optimizers", (None, None))[1], args.max_steps)
         args.ignore_data_skip = True  # the loader itself goes on where it was
         super().__init__(model, args, **options)
         self.pruner = pruner

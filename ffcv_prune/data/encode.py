@@ -27,7 +27,7 @@ from ffcv_prune.data.allocator import SummingAllocator
 from ffcv_prune.data.jpeg import can_be_kept, opened
 from ffcv_prune.data.recipe import Image
 from ffcv_prune.data.tables import checksums_bytes, write_checksums
-from ffcv_prune.errors import UserError, uninterrupted
+from ffcv_prune.errors import UserError, first_line, uninterrupted
 
 NAMED = 20  # broken images that one message names
 CHUNK = 100  # samples handed to a worker at a time, as in FFCV
@@ -155,7 +155,7 @@ class _Samples:
         try:
             self._read(i)
         except Exception as error:
-            return (str(error) or type(error).__name__).strip().splitlines()[0]
+            return first_line(error)
         return "now it can be read"
 
 

@@ -33,6 +33,9 @@ class Source:
     """where the images come from: the first of these that is there"""
 
     folder: str = key("", "image folders DATA_DIR/<this>/SPLIT/CLASS/*, or DATA_DIR/SPLIT/CLASS/*")
+    huggingface: str = key("", "folder DATA_DIR/<this> that datasets reads: Parquet, WebDataset tars, save_to_disk")
+    image: str = key("", "huggingface: column of the images; empty: the only one")
+    label: str = key("", "huggingface: column of the labels; empty: the only one of classes, or label, or cls")
     torchvision: str = key(
         "none",
         "torchvision data set in DATA_DIR, downloaded where nothing else is there",
@@ -86,10 +89,14 @@ class Recipe:
         name = self.dataset.name
         if "/" in name or name.startswith("."):
             raise UserError(f"dataset.name={name}: not a plain folder name; --out-dir says where it goes")
-        if not self.source.folder and self.source.torchvision == "none":
-            raise UserError("the recipe names no source; set source.folder or source.torchvision")
-        if Path(self.source.folder).is_absolute():
-            raise UserError(f"source.folder={self.source.folder}: is relative; --data-dir says where it lies")
+        source = self.source
+        if not source.folder and not source.huggingface and source.torchvision == "none":
+            raise UserError("the recipe names no source; set source.folder, source.huggingface or source.torchvision")
+        for key_name, folder in (("folder", source.folder), ("huggingface", source.huggingface)):
+            if Path(folder).is_absolute():
+                raise UserError(f"source.{key_name}={folder}: is relative; --data-dir says where it lies")
+        if (source.image or source.label) and not source.huggingface:
+            raise UserError("source.image and source.label name columns of source.huggingface; set it too")
         if self.source.idx_files and not self.source.torchvision.endswith("MNIST"):
             raise UserError("source.idx_files needs source.torchvision=FashionMNIST, KMNIST or MNIST")
         if self.image.keep_jpeg and self.image.mode == "raw":

@@ -1,4 +1,4 @@
-"""Where images come from: image folders, torchvision's data sets, MNIST files as Debian packages them."""
+"""Where images come from: folders, Hugging Face's datasets, torchvision, MNIST files as Debian packages them."""
 
 from __future__ import annotations
 
@@ -74,8 +74,16 @@ def _open(recipe: Recipe, data_dir: Path) -> OpenSource:
         for root in (data_dir / source.folder, data_dir):
             if (root / wanted["train"][0]).is_dir():
                 return _open_folders(root, wanted)
+    if source.huggingface and (data_dir / source.huggingface).is_dir():
+        from ffcv_prune.data.huggingface import open_huggingface  # imports what has an extra of its own
+
+        return open_huggingface(data_dir / source.huggingface, wanted, source.image, source.label)
     if source.torchvision != "none":
         return _open_torchvision(source.torchvision, data_dir, source.idx_files, wanted)
+    if not source.folder:
+        raise UserError(
+            f"{data_dir / source.huggingface} is no folder; put the data set there, or name another with --data-dir"
+        )
     raise UserError(
         f"no images in {data_dir}; put them into {data_dir / source.folder}/SPLIT/CLASS/ "
         f"(splits: {', '.join(chain(*wanted.values()))}), name another folder with --data-dir, or for CLASS/ "

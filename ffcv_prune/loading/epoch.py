@@ -1,4 +1,4 @@
-"""One pass over the data: a thread that fills a ring of buffers, and the iterator that hands them out."""
+"""One pass over the data: a thread that has a ring of buffers filled, and the iterator that hands them out."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class Waiting:
 
 
 class _Producer(threading.Thread):
-    """Decodes the batches of one epoch into the ring. Its exceptions go to the consumer, never to the void."""
+    """Has the batches of one epoch made in the ring, in order. Its exceptions go to the consumer, never to the void."""
 
     def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64]) -> None:
         super().__init__(daemon=True, name="ffcv_prune-loader")
         self.decoding, self.ring = decoding, ring
         size, file, graph = decoding.batch_size, decoding.file, decoding.graph
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
-        self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(decoding.batches_ahead)
-        self.stop_requested = threading.Event()
+        self.output: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
+        self.begun = 0  # batches whose images are in the making, or made
+        self.held = -1  # the batch that the consumer has
+        self.stop_requested = False
         self.fields = graph.decoded_fields
         self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
-        # The stream that the consumer works on; __next__ keeps it up to date.
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
-        self.consumer_stream = torch.cuda.current_stream(self.cuda) if self.cuda else None
 
     def run(self) -> None:
         last: BaseException | None = None
@@ -59,44 +59,50 @@ class _Producer(threading.Thread):
                 torch.cuda.set_device(self.cuda)  # a new thread starts on device 0
             if self.read_ahead:
                 self.read_ahead.start()
-            for b, ids in enumerate(self.batches):
-                slot = b % self.ring.slots
-                if self.read_ahead:
-                    self.read_ahead.decoding(b)
-                outputs = self.ring.decode(self.decoding, ids, slot)
-                self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1)
-                if not self._put((slot, outputs)):
+            for number, ids in enumerate(self.batches):
+                if not self._made(number):
                     return
-                if self.consumer_stream is not None:
-                    # Batch b found room, so the consumer has taken batch b - batches_ahead, and all work on
-                    # the one before it is submitted: that one's slot is the next to be written.
-                    event = torch.cuda.Event()
-                    event.record(self.consumer_stream)
-                    self.ring.consumed[(slot + 1) % self.ring.slots] = event
+                slot = number % self.ring.slots
+                outputs = self.ring.finish_batch(self.decoding, ids, slot)
+                self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1)
+                self.output.put((slot, outputs))
         except BaseException as error:  # handed to the consumer, which raises it
             last = error
-        self._put(last)
+        finally:
+            self.ring.workers.clear()  # the buffers are then left alone
+        self.output.put(last)
 
-    def _put(self, item: tuple[int, Any] | BaseException | None) -> bool:
-        while not self.stop_requested.is_set():
-            try:
-                self.output.put(item, timeout=POLL_SECONDS)
+    def _made(self, number: int) -> bool:
+        """Wait until the images of a batch are made; False if the epoch was stopped. The next batches are begun."""
+        while not self.stop_requested:
+            while self.begun < len(self.batches) and self.begun < self.held + self.ring.slots:
+                self._begin(self.begun)
+                self.begun += 1
+            if self.ring.workers.wait(number):
                 return True
-            except queue.Full:
-                continue
         return False
+
+    def _begin(self, number: int) -> None:
+        slot = number % self.ring.slots
+        if self.read_ahead:
+            self.read_ahead.decoding(number)
+        self.ring.begin_batch(self.decoding, self.batches[number], slot)
+
+    def gone_on(self) -> None:
+        """The consumer has the next batch, and is done with the one before."""
+        self.held += 1
+        self.ring.workers.wake()
 
     def shut_down(self) -> None:
         """Stop the thread and wait for its end. May be called more than once."""
-        self.stop_requested.set()
+        self.stop_requested = True
         with uninterrupted():
-            while self.is_alive():
-                try:  # room for a put that waits
-                    self.output.get_nowait()
-                except queue.Empty:
-                    self.join(timeout=0.01)
+            if self.is_alive():
+                self.ring.workers.wake()
+                self.join()
         if self.read_ahead:
             self.read_ahead.stop()
+        self.ring.settle()
 
 
 class Epoch:
@@ -124,12 +130,11 @@ class Epoch:
         self._path, self._batch_size, self._with_ids = decoding.file.path, decoding.batch_size, decoding.with_ids
         self._waiting = waiting
         self._ids = torch.from_numpy(order)
-        self._cuda = decoding.graph.cuda_device
-        if self._cuda:
+        if decoding.graph.cuda_device:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
-        ring.begin(decoding.seed, start.epoch, self._cuda)
+        ring.begin(decoding.seed, start.epoch)
         self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :])
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
@@ -145,6 +150,7 @@ class Epoch:
             raise StopIteration
         if not self._shut_down.alive:
             raise LoaderError("this epoch was closed, by close() or by the beginning of a newer one")
+        self._ring.take_back()  # before a batch leaves the queue: the one that finds room there is written to this slot
         start = time.perf_counter()
         item = self._next_item()
         self._waiting.seconds += time.perf_counter() - start
@@ -161,10 +167,8 @@ class Epoch:
                 f"{type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
-        stream = self._ring.streams[slot]
-        if stream is not None:
-            self._producer.consumer_stream = torch.cuda.current_stream(self._cuda)
-            self._producer.consumer_stream.wait_stream(stream)
+        self._ring.hand_out(slot)
+        self._producer.gone_on()
         ids = self.next_ids
         self.position = self.position._replace(served=self.position.served + 1)
         return (*outputs, ids) if self._with_ids else outputs

@@ -164,11 +164,12 @@ class PrunedLoader(SelectableLoader, Loader):
 
         The compiled code takes the size from the buffers, so that nothing is compiled.
         """
-        if self._ring is None or self._ring.output_sizes != self.graph.output_sizes:
+        ring = self._ring
+        if ring is None or (ring.output_sizes, ring.process) != (self.graph.output_sizes, os.getpid()):
             # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
             with torch.inference_mode(False):
-                self._ring = Ring(self._decoding)
-        return self._ring
+                ring = self._ring = Ring(self._decoding)
+        return ring
 
     @property
     def _decoding(self) -> Decoding:

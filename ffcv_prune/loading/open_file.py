@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from ffcv_prune.data.beton import BetonTables, CustomFields, read_tables
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import kernels
+from ffcv_prune.loading.augment import made_images
 from ffcv_prune.loading.bus_errors import Guard
-from ffcv_prune.loading.graph import PipelineGraph
+from ffcv_prune.loading.graph import PipelineGraph, nothing
 
 FileState = tuple[int, ...] | None
 
@@ -157,11 +158,13 @@ _ffcv_compile = Compiler.compile
 
 
 def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
-    """FFCV's `Compiler.compile`, but that numba keeps our own kernels on the disk.
+    """FFCV's `Compiler.compile`, but that numba keeps our own kernels on the disk, and leaves what is no kernel alone.
 
     It cannot keep FFCV's: they hold addresses of C functions, and what they call is part of numba's key by an
     identity that is new in each process.
     """
+    if code in (made_images, nothing):
+        return code
     if code.__module__ != kernels.__name__ or not Compiler.is_enabled:
         return _ffcv_compile(code, signature)
     parallel = getattr(code, "is_parallel", False) and Compiler.num_threads > 1

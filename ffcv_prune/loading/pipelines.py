@@ -30,6 +30,8 @@ def train_pipelines(
     device: torch.device | str = "cpu",
     fill: tuple[int, int, int] = (0, 0, 0),
     target: str | None = None,
+    padding: int = 4,
+    flip: str = "random",
 ) -> dict[str, list[Any]]:
     """Pipelines of the fields of a `.beton` for training.
 
@@ -40,6 +42,8 @@ def train_pipelines(
         device: where the batches are delivered.
         fill: colour of the padding, for "pad_crop_flip".
         target: field of the targets: integers, floats or arrays; None for that of the labels.
+        padding: pixels on each side, for "pad_crop_flip".
+        flip: "random" or "alternating", for "pad_crop_flip".
     """
     if augment not in AUGMENTATIONS:
         raise UserError(f'data.augment is "{augment}"{nearest(augment, AUGMENTATIONS)}')
@@ -48,7 +52,7 @@ def train_pipelines(
     else:
         image = [_centre_decoder(info, size, ratio=1.0)]
         if augment == "pad_crop_flip":
-            image.append(PadCropFlip(padding=4, fill=fill))
+            image.append(PadCropFlip(padding, fill, alternating=flip == "alternating"))
     return _complete(info, image, device, target)
 
 

@@ -10,9 +10,9 @@ from ffcv.fields import FloatField, IntField, NDArrayField
 from ffcv.fields.base import Field
 from ffcv.types import TYPE_ID_HANDLER
 
-from ffcv_prune.config import Train
 from ffcv_prune.data.beton import BetonInfo, require_labels
 from ffcv_prune.errors import UserError
+from ffcv_prune.sections import Train
 from ffcv_prune.tasks import Classification, MultiLabel, Regression, Task
 
 CLASSIFICATION, MULTI_LABEL, REGRESSION = "classification", "multi_label", "regression"

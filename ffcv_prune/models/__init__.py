@@ -9,6 +9,9 @@ vgg16             VGG16 with batch norm, one linear layer as head            32x
 basic_cnn         2 convolutions, 2 fully connected layers                   28x28, 32x32
 resnet_small      3x3 stem with stride 1, 3 basic blocks, 32/64/128 wide     32x32, CPU
 resnet_tiny       3x3 stem with stride 2, 2 basic blocks, 32/64 wide         28x28, CPU
+cifar_fast        whitened patches, 6 convolutions, 32/128/128 wide          32x32, CPU
+cifar_fast_wide   the same, 64/256/256 wide, as in cifar10-airbench          32x32
+resnet18_blurpool ResNet-18 with blurred strides, as in ffcv-imagenet        224x224
 ================  =========================================================  ==============
 """
 
@@ -18,7 +21,7 @@ import inspect
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +32,10 @@ from torchvision import models
 
 from ffcv_prune.errors import UserError, nearest, wrong_kind
 from ffcv_prune.models.basic_cnn import basic_cnn
+from ffcv_prune.models.cifar_fast import Whitening, cifar_fast, cifar_fast_wide
 from ffcv_prune.models.normalize import Normalize
 from ffcv_prune.models.resnet import (
+    resnet18_blurpool,
     resnet18_cifar,
     resnet34_cifar,
     resnet_small,
@@ -45,9 +50,12 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "basic_cnn": basic_cnn,
     "resnet_small": resnet_small,
     "resnet_tiny": resnet_tiny,
+    "cifar_fast": cifar_fast,
+    "cifar_fast_wide": cifar_fast_wide,
+    "resnet18_blurpool": resnet18_blurpool,
 }
 
-MIN_SIDES = {"vgg16": 32, "basic_cnn": 14}  # pixels; the others take images of any side
+WHITENING_IMAGES = 5000
 
 
 def build_model(name: str, num_classes: int, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
@@ -71,6 +79,25 @@ def build_model(name: str, num_classes: int, mean: Sequence[float], std: Sequenc
         raise UserError(f"model.classes is {num_classes}; a model needs at least 1 class")
     layers = OrderedDict(normalize=Normalize(mean, std), network=_network(name, num_classes))
     return nn.Sequential(layers).to(memory_format=torch.channels_last)
+
+
+def whiten(model: nn.Sequential, batches: Iterable[Tensor]) -> None:
+    """Give the whitening layer of a model of `build_model` its training images, where it has one.
+
+    Args:
+        batches: uint8[B, 3, H, W] each; as many of them are taken as make `WHITENING_IMAGES`.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Whitening)]
+    if not layers:
+        return
+    images, found = list[Tensor](), 0
+    for batch in batches:
+        images.append(batch.clone())  # a view of a loader's ring
+        found += len(batch)
+        if found >= WHITENING_IMAGES:
+            break
+    for layer in layers:
+        layer.whiten(model.get_submodule("normalize")(torch.cat(images)))
 
 
 def _network(name: str, num_classes: int) -> nn.Module:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18, resnet34
 from torchvision.models.resnet import BasicBlock, conv1x1, conv3x3
 
@@ -58,4 +59,34 @@ def _small_resnet(num_classes: int, stem_width: int, stem_stride: int, widths: S
         channels = width
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
     init_convolutions(network)
+    return network
+
+
+class BlurredConv(nn.Module):
+    """A convolution with a stride above 1 behind a fixed 3x3 binomial blur, which keeps it from aliasing.
+
+    Zhang, "Making Convolutional Networks Shift-Invariant Again", arXiv:1904.11486, in the place that ffcv-imagenet
+    gives it: before the convolution.
+    """
+
+    blur: Tensor
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 2.0, 1.0])
+        self.register_buffer("blur", (row[:, None] * row / 16).expand(conv.in_channels, 1, 3, 3).clone())
+        self.conv = conv
+
+    def forward(self, maps: Tensor) -> Tensor:
+        blurred = nn.functional.conv2d(maps, self.blur.to(maps.dtype), padding=1, groups=self.conv.in_channels)
+        return self.conv(blurred)
+
+
+def resnet18_blurpool(num_classes: int) -> nn.Module:
+    """torchvision's ResNet-18 with a blur before each strided convolution but the first, as ffcv-imagenet has it."""
+    network = resnet18(num_classes=num_classes)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
+                setattr(module, name, BlurredConv(child))
     return network

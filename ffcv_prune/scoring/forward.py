@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
@@ -29,6 +30,7 @@ def score_dataset(
     criterion: Criterion | None = None,
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
+    certainty: bool = False,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
@@ -47,25 +49,12 @@ def score_dataset(
         task: what the model is trained for, None for `Classification()`; its loss is the score, unless there is a
             criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
+        certainty: return float32[3, n], with the task's `certainty` of each sample below its loss.
 
     Raises:
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
     """
-    return score_pass(model, score_loader, device, amp_dtype, criterion, task, ids)[0]
-
-
-def score_pass(
-    model: nn.Module,
-    score_loader: SampleLoader,
-    device: torch.device | str | None = None,
-    amp_dtype: AmpDtype = "auto",
-    criterion: Criterion | None = None,
-    task: Task | None = None,
-    ids: NDArray[np.int64] | None = None,
-    certainty: bool = False,
-) -> NDArray[np.float32]:
-    """Return float32[1, n]: what `score_dataset` returns. With `certainty` float32[3, n]: that of the task below it."""
     check_loader("scoring loader", score_loader)
     if score_loader.shuffle or score_loader.drop_last:
         raise UserError(
@@ -99,7 +88,7 @@ def score_pass(
     for row, own in zip(result, values, strict=True):
         gathered = collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own
         row[scored] = gathered.cpu().numpy()
-    return result
+    return result if certainty else result[0]
 
 
 def check_loader(what: str, loader: Any) -> None:
@@ -129,6 +118,7 @@ class _Scorer:
         self.model = model
         self.task, self.criterion = task, criterion
         self.label_range = label_range
+        self.ran = False
         self.piece: int | None = None  # samples a forward pass; None for the whole batch
 
     def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
@@ -142,7 +132,7 @@ class _Scorer:
                 for i in range(0, len(images), piece):
                     part = slice(i, i + piece)
                     own = None if targets is None else targets[part]
-                    outputs = self.model(images[part])
+                    outputs = self._outputs(images[part])
                     out[0, part] = self._scores(outputs, own, len(images[part]))
                     if len(out) > 1:
                         out[1:, part] = self.task.certainty(outputs, own)
@@ -156,6 +146,21 @@ class _Scorer:
                     ) from None
                 self.piece = piece // 2
             torch.cuda.empty_cache()  # here the error, whose traceback holds the activations, is gone
+
+    def _outputs(self, images: Tensor) -> Any:
+        try:
+            outputs = self.model(images)
+        except Exception as error:
+            if not self.ran and not _is_out_of_memory(error):
+                # The error itself is the model's, and keeps its traceback.
+                warnings.warn(
+                    f"the model fails on the first batch to score, {images.dtype} {list(images.shape)}: the scoring "
+                    "loader must serve inputs as the training loader does, of a size that the model takes",
+                    stacklevel=2,
+                )
+            raise
+        self.ran = True
+        return outputs
 
     def _scores(self, outputs: Any, targets: Any, samples: int) -> Tensor:
         if self.criterion is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives
 from ffcv_prune.errors import UserError
-from ffcv_prune.machine import AmpDtype, autocast, default_amp_dtype
+from ffcv_prune.machine import AmpDtype, amp_dtype_of, autocast
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.forward import device_of, on_device
 from ffcv_prune.tasks import Classification, Task
@@ -50,7 +50,7 @@ class Proxy:
         self.model, self.optimizer, self.lr, self.size = model, optimizer, lr, size
         self.task = Classification() if task is None else task
         device = device_of(model)
-        self.amp_dtype = default_amp_dtype(device) if amp_dtype == "auto" else amp_dtype
+        self.amp_dtype = amp_dtype_of(device, amp_dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp_dtype is torch.float16)
         self.windows = self.steps = self.forwards = 0
 
@@ -126,10 +126,12 @@ class Proxy:
 
     def _reduced(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] with a longer side of `size`, by area, of the same dtype; smaller ones as they are."""
-        if not self.size or images.ndim != 4 or max(images.shape[2:]) <= self.size:
+        if images.ndim != 4:
             return images
-        height, width = (max(1, round(side * self.size / max(images.shape[2:]))) for side in images.shape[2:])
-        reduced = F.interpolate(images.float(), (height, width), mode="area")
+        side = reduced_side((images.shape[2], images.shape[3]), self.size)
+        if side == images.shape[2:]:
+            return images
+        reduced = F.interpolate(images.float(), side, mode="area")
         if not images.is_floating_point():
             reduced.round_()
         return reduced.to(images.dtype, memory_format=torch.channels_last)
@@ -170,6 +172,14 @@ class Proxy:
         if state["scaler"]:  # empty where the run was saved by a machine that does without
             self.scaler.load_state_dict(state["scaler"])
         self.windows, self.steps, self.forwards = state["counts"]
+
+
+def reduced_side(side: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Height and width of an image of this `side` whose longer one is reduced to `longer`; 0: as it is."""
+    if not longer or max(side) <= longer:
+        return side
+    height, width = (max(1, round(pixels * longer / max(side))) for pixels in side)
+    return height, width
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.machine import AmpDtype
 from ffcv_prune.methods import State
 from ffcv_prune.methods.table import CERTAINTY, NonFiniteLossError
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.batch_forward import BatchChooser
-from ffcv_prune.scoring.forward import check_loader, known_labels, score_pass
+from ffcv_prune.scoring.forward import check_loader, known_labels, score_dataset
 from ffcv_prune.scoring.proxy import Proxy, check_proxy_loader
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.tasks import Task
@@ -56,6 +55,8 @@ class Values:
             raise UserError("losses of training go by sample: build the training loader with with_ids=True")
         if method.needs_certainty and type(self.task).certainty is Task.certainty:
             self.task.certainty(None, None)  # refuses
+        if self.proxy is not None and not isinstance(self.proxy, Proxy):
+            raise wrong_kind("proxy", self.proxy, "a Proxy(model, optimizer)")
         if self.proxy is None and method.source.by_proxy:
             raise UserError(f"method {method.name} selects by a proxy net: give proxy=Proxy(model, optimizer)")
         if self.proxy is not None and not method.source.by_proxy:
@@ -125,9 +126,10 @@ class Values:
                 raise UserError("the proxy diverged: lower its learning rate, which is prune.proxy_lr") from error
         self._scored += ids.size
         certainty = self.method.needs_certainty
-        values = score_pass(
+        scores = score_dataset(
             model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids, certainty=certainty
-        )[:, ids]
+        )
+        values = np.atleast_2d(scores)[:, ids]
         names = [column.name for column in CERTAINTY if certainty]
         facts: dict[str, Any] = dict(zip(names, values[1:], strict=True))
         return self.state.record(ids, values[0], epoch=epoch, **facts)
@@ -189,17 +191,26 @@ class Values:
         self._passes, self._scored = state["counts"]
 
 
-def check_arguments(losses: NDArray[Any] | Tensor, ids: Tensor, n: int) -> None:
+def check_arguments(losses: Tensor, ids: Tensor, n: int) -> None:
     """UserError unless there is one loss for each of the batch's int64 ids, on the CPU, of n samples."""
-    if losses.ndim != 1 or losses.shape != ids.shape or ids.dtype != torch.int64:
+    check_ids(ids, n)
+    if not isinstance(losses, Tensor):
+        raise wrong_kind("argument losses", losses, 'a tensor, one loss a sample (reduction="none")')
+    if losses.ndim != 1 or losses.shape != ids.shape:
         raise UserError(
             f"losses {list(losses.shape)} with ids {list(ids.shape)}, {ids.dtype}: hand over one loss a sample "
             '(reduction="none") and the ids of the batch as the loader gave them'
         )
+
+
+def check_ids(ids: Tensor, n: int) -> None:
+    """UserError unless these are positions among n samples, int64[B] on the CPU, as the loader gives them."""
+    if not isinstance(ids, Tensor):
+        raise wrong_kind("argument ids", ids, "the tensor that the loader gave, its last output")
+    remedy = "hand over the ids of the batch as the loader gave them"
+    if ids.dtype != torch.int64 or ids.ndim != 1:
+        raise UserError(f"the ids are {ids.dtype} {list(ids.shape)}, not torch.int64 [B]: {remedy}")
     if ids.device.type != "cpu":
         raise UserError(f"the ids are on {ids.device}: leave them on the CPU, where the loader gave them")
     if len(ids) and not (ids.min() >= 0 and ids.max() < n):
-        raise UserError(
-            f"ids from {ids.min()} to {ids.max()}, of a data set of {n} samples: hand over the ids of the batch as the "
-            "loader gave them"
-        )
+        raise UserError(f"ids from {ids.min()} to {ids.max()}, of a data set of {n} samples: {remedy}")

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ffcv_prune import collectives
-from ffcv_prune.config import Train
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import autocast, default_amp_dtype
 from ffcv_prune.protocols import SampleLoader, Step
+from ffcv_prune.sections import Train
 from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
 
@@ -26,7 +27,7 @@ Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None
 
 
 class Stepper:
-    """Model and optimiser: SGD, Nesterov momentum, weight decay on all parameters (paper, section 4).
+    """Model and optimiser: SGD, Nesterov momentum, weight decay (on all parameters: paper, section 4).
 
     Attributes:
         task: the loss of each sample; None given: a classification with the settings' label smoothing.
@@ -38,15 +39,27 @@ class Stepper:
         self, model: nn.Module, settings: Train, amp_dtype: torch.dtype | None, task: Task | None = None
     ) -> None:
         self.model = model
-        self.forward: nn.Module = model
+        self.compile_mode = settings.compile
+        self.forward = self._compiled(model)
+        self.averaged: AveragedModel | None = None
+        if settings.ema:
+            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
         self.lr_schedule = LRSchedule(settings)
         self.amp_dtype = amp_dtype
         self.task = Classification(settings.label_smoothing) if task is None else task
         self.observers: list[Callable[[Step], None]] = []
         self.device = next(model.parameters()).device
         # Fused: one kernel for all parameters, and the loss scaler's check for overflow stays on the device.
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained}]
+        if not settings.norm_decay:  # biases, and scale and shift of norms: one number a channel
+            flat = [parameter for parameter in trained if parameter.ndim <= 1]
+            groups = [
+                {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+                {"params": flat, "weight_decay": 0.0},
+            ]
         self.optimizer = torch.optim.SGD(
-            model.parameters(),
+            groups,
             lr=settings.lr,
             momentum=settings.momentum,
             nesterov=settings.nesterov,
@@ -55,7 +68,7 @@ class Stepper:
         )
         if settings.momentum > 0:
             # Else the fused kernel takes uninitialised memory, and keeps it if the scaler skips the first step.
-            for parameter in model.parameters():
+            for parameter in trained:
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         # Over the steps of the running epoch. The sum is on the device, so that no step waits for it.
@@ -67,7 +80,16 @@ class Stepper:
         # DDP sorts its buckets anew after the first step of a process, and with the buckets changes the order in which
         # three or more ranks add. It does not where it looks for unused parameters: a resumed run then adds alike.
         # On GPUs, where kernels differ in the last bits anyway, that is not worth its time.
-        self.forward = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
+        spread = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
+        self.forward = self._compiled(spread)
+
+    def _compiled(self, model: nn.Module) -> Callable[[Tensor], Any]:
+        return model if self.compile_mode == "off" else torch.compile(model, mode=self.compile_mode)
+
+    @property
+    def tested(self) -> nn.Module:
+        """The model to test and to write: the moving mean of the weights, if there is one."""
+        return self.model if self.averaged is None else self.averaged.module
 
     def train_epoch(
         self,
@@ -104,6 +126,8 @@ class Stepper:
         if loader.world_size > 1:
             loss_sum = collectives.total(loss_sum)
             collectives.share_buffers(self.model)
+            if self.averaged is not None:
+                collectives.share_buffers(self.averaged.module)
         return loss_sum.item() / made if made else None  # waits for the device: once an epoch
 
     def step(self, inputs: Tensor, targets: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
@@ -120,6 +144,8 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         self.loss_sum += losses.detach().mean()
         self.steps += 1
         self.samples += len(losses)
@@ -130,11 +156,14 @@ class Stepper:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
         if state["scaler"]:  # empty where the run was saved by a machine that does without
             self.scaler.load_state_dict(state["scaler"])
 
@@ -146,11 +175,17 @@ def mean_loss(losses: Tensor, ids: Tensor, outputs: Any, targets: Any) -> Tensor
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, loader: SampleLoader, task: Task, amp_dtype: torch.dtype | None, classes: int = 0
+    model: nn.Module,
+    loader: SampleLoader,
+    task: Task,
+    amp_dtype: torch.dtype | None,
+    classes: int = 0,
+    flip: bool = False,
 ) -> tuple[dict[str, float], list[float | None]]:
     """The task's metrics over the whole test set, by name, the headline first, and the accuracy of each of C `classes`.
 
-    That is None for a class without samples; 0 classes: of none, as where the targets are no classes.
+    That is None for a class without samples; 0 classes: of none, as where the targets are no classes. `flip`: by the
+    mean of the outputs for each image and for its mirror image.
 
     With a distributed loader each rank tests its share, no sample is tested twice, and all ranks return the same.
     """
@@ -162,6 +197,8 @@ def evaluate(
         for batch in batches:
             outputs = model(batch.inputs)
             task.check(outputs, batch.targets)
+            if flip:
+                outputs = (task.tensor(outputs) + task.tensor(model(batch.inputs.flip(-1)))) / 2
             metrics += task.counts(outputs, batch.targets)
             if classes:
                 samples.scatter_add_(0, batch.targets, torch.ones_like(batch.targets, dtype=sums.dtype))

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from ffcv_prune.config import Config, Data
+from ffcv_prune.config import Config
 from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint, require_labels
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.arguments import usable_cores
+from ffcv_prune.loading.augment import CropDecoder
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target
-from ffcv_prune.models import MIN_SIDES
+from ffcv_prune.models import build_model, whiten
+from ffcv_prune.models.dry_run import check_network
+from ffcv_prune.sections import Data
 from ffcv_prune.training.world import World, choose_device
 
+RAMP_STEP = 32
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -145,7 +151,7 @@ class Loaders:
     def __init__(self, config: Config, world: World | None = None) -> None:
         self.settings = settings_of(config, world or World(choose_device(config.train.device)))
         self.dataset = open_dataset(config.data, config.model.classes, config.train.task)
-        check_score_side(config, self.dataset)
+        check_score_side(config.data, self.dataset)
         self._data, self._batch_size, self._score_batch_size, self.world, _ = self.settings
         self._train: PrunedLoader | None = None
         self._proxy: PrunedLoader | None = None
@@ -166,6 +172,32 @@ class Loaders:
         self._proxy.seed = seed
         return self._proxy
 
+    def build_model(self, name: str, seed: int, sides: Mapping[tuple[int, int], str]) -> nn.Sequential:
+        """A network for these data on the device, with random weights; see `models.build_model` and `whiten`.
+
+        UserError if it cannot take images of one of `sides`, height and width, each with the key that sets it.
+        """
+        data = self.dataset
+        model = build_model(name, data.outputs, data.mean, data.std)
+        for side, key in sides.items():
+            check_network(model, name, side, key)
+        model = model.to(self.world.device)
+        whiten(model, self._training_images(seed))
+        return model
+
+    def _training_images(self, seed: int) -> Iterator[Tensor]:
+        with closing(self.train(seed).batches(0)) as batches:
+            for batch in batches:
+                yield batch.inputs
+
+    def resize(self, epoch: int, epochs: int) -> None:
+        """Give the training images the side of this epoch, where data.size_ramp has them grow."""
+        if not self._data.size_ramp or self._train is None:
+            return
+        side = ramp_side(self._data.size_ramp, epoch, epochs)
+        for _, decoder in self._train.graph.operations_of(CropDecoder):
+            decoder.output_size = (side, side)
+
     def _augmented(self, batch_size: int, **options: Any) -> PrunedLoader:
         red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
         pipelines = train_pipelines(
@@ -175,6 +207,8 @@ class Loaders:
             self.world.device,
             fill=(red, green, blue),
             target=self.dataset.target.field,
+            padding=self._data.padding,
+            flip=self._data.flip,
         )
         path, threads = self.dataset.train.path, self._num_workers()
         return _compiled(PrunedLoader(path, batch_size, threads, pipelines=pipelines, shuffle=True, **options))
@@ -187,7 +221,7 @@ class Loaders:
     @cached_property
     def test(self) -> PrunedLoader:
         """Serves the test set, each sample once."""
-        return self._in_order(self.dataset.test, self._data.size)
+        return self._in_order(self.dataset.test, self._data.test_size or self._data.size)
 
     def _in_order(self, info: BetonInfo, size: int) -> PrunedLoader:
         pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio, self.dataset.target.field)
@@ -216,24 +250,36 @@ class Loaders:
                 loader.close()
 
 
+def ramp_side(ramp: Sequence[float], epoch: int, epochs: int) -> int:
+    """Side in pixels of the training images of an epoch, see data.size_ramp; a multiple of 32, as ffcv-imagenet's."""
+    first, last, start, end = ramp
+    grown = float(np.interp(epoch / epochs, [start, end], [first, last]))
+    return max(1, round(grown / RAMP_STEP)) * RAMP_STEP
+
+
 def score_side(data: Data) -> int:
     """Side in pixels of the images that are scored; 0: as stored."""
     return data.score_size or (0 if data.score else data.size)
 
 
-def check_score_side(config: Config, dataset: Dataset) -> None:
-    """Refuse a side that the model cannot take, or stored images of different sizes: before anything is compiled."""
-    if not (config.data.score or config.data.score_size):
-        return
+def check_score_side(data: Data, dataset: Dataset) -> None:
+    """Refuse stored images of different sizes where they are scored as they are: before anything is compiled."""
     heights, widths = dataset.score.image_heights, dataset.score.image_widths
-    side = score_side(config.data)
-    if side == 0 and (heights.min() != heights.max() or (heights != widths).any()):
-        raise UserError(f"the images of data.score={config.data.score} differ in size: set data.score_size")
-    side, least = side or int(heights[0]), MIN_SIDES.get(config.model.name, 1)
-    if side < least:
-        raise UserError(
-            f"{config.model.name} needs images of {least} x {least}, scoring has {side}: set data.score_size"
-        )
+    if data.score and score_side(data) == 0 and (heights.min() != heights.max() or (heights != widths).any()):
+        raise UserError(f"the images of data.score={data.score} differ in size: set data.score_size")
+
+
+def image_sides(data: Data, dataset: Dataset) -> dict[tuple[int, int], str]:
+    """The heights and widths that the network is to take, each with the key that sets it."""
+    ramp = {(int(side), int(side)): "data.size_ramp" for side in data.size_ramp[:2]}
+    tested = {side_of(dataset.test, data.test_size or data.size): "data.test_size"}
+    scored = {side_of(dataset.score, score_side(data)): "data.score_size"}
+    return ramp | tested | scored | {side_of(dataset.train, data.size): "data.size"}
+
+
+def side_of(info: BetonInfo, size: int) -> tuple[int, int]:
+    """Height and width of images that are cut to `size`; 0: as they are stored."""
+    return (size, size) if size else (int(info.image_heights[0]), int(info.image_widths[0]))
 
 
 def settings_of(config: Config, world: World) -> tuple[Data, int, int, World, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ffcv_prune.config import Train
+from ffcv_prune.sections import Train
 
 # In epochs. Milestones are fractions of the run: 0.333333333 of 90 epochs must fall on epoch 30.
 _ROUNDING = 1e-6
@@ -20,9 +20,9 @@ _ROUNDING = 1e-6
 class LRSchedule:
     """Learning rate of each step of a run.
 
-    The shape ``step`` multiplies by lr_factor at each milestone; ``cosine`` falls to 0 at the end of the run. The
-    paper's 60/120/160 of 200 epochs are the milestones (0.3, 0.6, 0.8), and scale with the epochs. The learning rate
-    grows linearly from 0 in the warm-up.
+    The shape ``step`` multiplies by lr_factor at each milestone; ``cosine`` and ``linear`` fall to 0 at the end of the
+    run. The paper's 60/120/160 of 200 epochs are the milestones (0.3, 0.6, 0.8), and scale with the epochs. The
+    learning rate grows linearly from 0 in the warm-up.
     """
 
     settings: Train
@@ -33,8 +33,10 @@ class LRSchedule:
         if epoch + (step + 1) / steps <= run.warmup_epochs:
             return run.lr * (epoch + (step + 1) / steps) / run.warmup_epochs
         position = epoch + step / steps
+        done = max(0.0, position - run.warmup_epochs) / (run.epochs - run.warmup_epochs)
+        if run.lr_schedule == "linear":
+            return run.lr * (1.0 - done)
         if run.lr_schedule == "cosine":
-            done = max(0.0, position - run.warmup_epochs) / (run.epochs - run.warmup_epochs)
             return run.lr * 0.5 * (1.0 + math.cos(math.pi * done))
         passed = sum(position >= m * run.epochs - _ROUNDING for m in run.lr_milestones)
         return run.lr * run.lr_factor**passed

@@ -8,11 +8,10 @@ import torch
 
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
-from ffcv_prune.models import build_model
 from ffcv_prune.pruner import Pruner
-from ffcv_prune.scoring.proxy import Proxy
+from ffcv_prune.scoring.proxy import Proxy, reduced_side
 from ffcv_prune.tasks import Task
-from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.loaders import Loaders, side_of
 from ffcv_prune.training.lr import LRSchedule
 from ffcv_prune.training.score_file import with_static_scores
 
@@ -44,10 +43,11 @@ def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None
 
 def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> Proxy:
     """The proxy net of a run, trained as its main net is but for the learning rate."""
-    data, train, values = loaders.dataset, config.train, config.prune.values
-    model = build_model(values["proxy_model"], data.outputs, data.mean, data.std).to(loaders.world.device)
+    train, values = config.train, config.prune.values
+    side = reduced_side(side_of(loaders.dataset.train, config.data.size), values["proxy_size"])
+    model = loaders.build_model(values["proxy_model"], config.run.seed, {side: "prune.proxy_size"})
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=values["proxy_lr"],
         momentum=train.momentum,
         nesterov=train.nesterov,

@@ -20,14 +20,13 @@ from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.loading.targets import CLASSIFICATION
-from ffcv_prune.models import build_model
 from ffcv_prune.protocols import Step
 from ffcv_prune.scoring.forward import score_dataset
 from ffcv_prune.scoring.static_formulas import ForgetCounts, el2n, grand
 from ffcv_prune.training import score_file
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders, settings_of, side_of
 from ffcv_prune.training.run_folder import provenance
 from ffcv_prune.training.score_file import ScoreFile
 
@@ -133,7 +132,8 @@ class _Scorer:
     def _model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         name = self.config.static.model or self.config.model.name
-        return build_model(name, len(self.dataset.classes), self.dataset.mean, self.dataset.std).to(self.device)
+        side = side_of(self.dataset.train, self.config.data.size)
+        return self.loaders.build_model(name, seed, {side: "data.size"})
 
     def _train(self, stepper: Stepper, number: int, seed: int) -> None:
         epochs = self.config.static.epochs

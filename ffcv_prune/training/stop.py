@@ -67,6 +67,7 @@ class StopSignals:
         if self._announce:
             self._say(number)
         if self._at_once:
+            self._at_once = False  # another signal waits until what was begun is taken back
             raise BrokenOff
 
     @staticmethod

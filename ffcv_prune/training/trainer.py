@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,19 +18,20 @@ from tqdm import tqdm
 from ffcv_prune.config import Config, dotted, fixed_keys
 from ffcv_prune.errors import Terminated, UserError, uninterrupted
 from ffcv_prune.methods.warm_up import warm_up
-from ffcv_prune.models import build_model, load_weights
+from ffcv_prune.models import load_weights
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
-from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loaders import Loaders, image_sides, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.run_log import RunResult, epoch_line, kept_share, pruning_facts, result_row, scores_of
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
-from ffcv_prune.training.world import join, naming_lost_ranks
+from ffcv_prune.training.watch import LOST_RANK
+from ffcv_prune.training.world import join
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -85,13 +87,14 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 folder.describe(config.to_yaml(), data.classes, data.class_counts, train_samples, test_samples)
             if folder is not None:
                 folder.set_status("running")
+                world.last_act(partial(folder.set_status, "failed", LOST_RANK))
                 tracker = open_tracker(config.run.tracker, folder.path, dotted(config.sections))
                 if tracker is not None:
                     trainer.tracker = stack.enter_context(closing(tracker))
         try:
-            with naming_lost_ranks():  # here, too, for the reason in status.json
+            with world.naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
-                with world.together():
+                with world.together(setup=True):  # a slow disk is no lost rank
                     result = None if folder is None else _finish(trainer, folder, setup_seconds)
                 result = world.share(result)
         except BaseException as error:
@@ -113,7 +116,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
 
 def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunResult:
     """Write what came out."""
-    folder.save_weights(trainer.stepper.model)
+    folder.save_weights(trainer.stepper.tested)
     last = folder.rows[-1]
     saving = trainer.clock.take()  # the last save came after the last row
     seconds = {phase: saving[phase] + sum(row["seconds"][phase] for row in folder.rows) for phase in saving}
@@ -150,15 +153,17 @@ class Trainer:
 
     def __init__(self, config: Config, loaders: Loaders) -> None:
         self.config = config
+        self.loaders = loaders
         self.world = loaders.world
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model.name, self.dataset.outputs, self.dataset.mean, self.dataset.std)
+        sides = image_sides(config.data, self.dataset)
+        model = loaders.build_model(config.model.name, config.run.seed, sides)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
         task = self.dataset.target.build_task(config.train)
-        self.stepper = Stepper(model.to(self.world.device), config.train, amp_dtype, task)
+        self.stepper = Stepper(model, config.train, amp_dtype, task)
         self.pruner, self.static_seconds = build_pruner(config, loaders, amp_dtype, self.stepper.task)
         if self.pruner.method.prunes:
             warm_up()
@@ -181,9 +186,8 @@ class Trainer:
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):
-            signal = self.world.agree(stop.requested)
-            if signal:
-                raise stopped(signal, folder)
+            self._save_if_asked(folder, stop)
+            self.loaders.resize(epoch, epochs)
             loss, steps = self._train_epoch(epoch, folder, stop)
             if loss is not None:
                 check_converges(loss)
@@ -197,7 +201,14 @@ class Trainer:
             if (epoch + 1) % self.config.train.eval_every == 0 or epoch + 1 == epochs:
                 stepper = self.stepper
                 classes = len(self.dataset.classes)
-                metrics, by_class = evaluate(stepper.model, self.test_loader, stepper.task, stepper.amp_dtype, classes)
+                metrics, by_class = evaluate(
+                    stepper.tested,
+                    self.test_loader,
+                    stepper.task,
+                    stepper.amp_dtype,
+                    classes,
+                    self.config.data.test_flip,
+                )
             self.clock.lap("eval")
             with self.world.together():
                 if folder is not None:
@@ -206,7 +217,8 @@ class Trainer:
                     if self.tracker is not None:
                         self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
-            self._save(folder)
+            self.clock.lap()  # the log is in no phase
+        self._save(folder)
 
     def _row(
         self,
@@ -262,7 +274,7 @@ class Trainer:
                 epoch,
                 self.pruner.batch_loss,
                 bar,
-                lambda: self._after_step(folder, stop),
+                lambda: self._save_if_asked(folder, stop, training=True),
                 self.pruner.lr_factor,
                 partial(self.pruner.choose, self.stepper.model),
             )
@@ -271,17 +283,24 @@ class Trainer:
 
     def _begin_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> Swap | None:
         """Score and select if it is due. One process breaks off at a signal: a resumed run repeats this."""
+        if self.world.size > 1 or not self.pruner.state.is_due(epoch):
+            return self.pruner.begin_epoch(epoch, self.stepper.model)
+        before = self.state_dict()
+        before["pruning"] = copy.deepcopy(before["pruning"])  # a selection changes it; the model it leaves alone
         try:
-            with stop.at_once() if self.world.size == 1 else nullcontext():
+            with stop.at_once():
                 return self.pruner.begin_epoch(epoch, self.stepper.model)
         except BrokenOff:
+            self._save(folder, before)
             raise stopped(stop.requested, folder) from None
 
-    def _after_step(self, folder: RunFolder | None, stop: StopSignals) -> None:
-        due = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
-        request = self.world.agree(stop.requested or (SAVE if due else 0))
-        if request:
+    def _save_if_asked(self, folder: RunFolder | None, stop: StopSignals, training: bool = False) -> None:
+        """Save if it is time, or if a signal came on any rank, and then end; `training`: between two steps."""
+        late = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
+        request = self.world.agree(stop.requested or (SAVE if late else 0))
+        if request and training:
             self._lap_training()
+        if request:
             self._save(folder)
         if request > SAVE:
             raise stopped(request, folder)
@@ -291,10 +310,11 @@ class Trainer:
         self._waited = self.loader.wait_seconds
         self.clock.lap("train", load=waited)
 
-    def _save(self, folder: RunFolder | None) -> None:
-        state = self.state_dict()
+    def _save(self, folder: RunFolder | None, state: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint of `state`, None: that of now. All ranks must call."""
+        state = self.state_dict() if state is None else state
         check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
-        with self.world.together():
+        with self.world.together(setup=True):  # a slow disk is no lost rank
             if folder is not None:
                 checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)
         self.clock.lap("save")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,12 +15,13 @@ import torch.distributed as dist
 
 from ffcv_prune import collectives
 from ffcv_prune.errors import Terminated, UserError
+from ffcv_prune.training.watch import LOST_RANK, Watch
 
 T = TypeVar("T")
 
-# A rank that has died is noticed at once, by its closed connection; one whose machine has vanished, after this. On GPUs
-# by those that do not wait for their device just then.
+# A rank that has died is noticed at once, by its closed connection; one whose machine has vanished, after this.
 SILENCE = timedelta(seconds=60)
+CUDA_SILENCE = timedelta(minutes=5)  # where a loader may stall on a slow disk, and a restart costs more
 # Ranks open files and compile at their own pace, and may do so on machines of different speed.
 SETUP = timedelta(minutes=10)
 # A lost rank in the words of gloo and NCCL, which have no exception of its own for it.
@@ -49,6 +50,7 @@ class World:
     local_size: int = 1
     _group: Any = field(default=None, compare=False)
     _setup_group: Any = field(default=None, compare=False)
+    _watch: Watch | None = field(default=None, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -94,18 +96,21 @@ class World:
             error.agreed = self.size > 1
             raise error
 
+    @contextmanager
+    def naming_lost_ranks(self) -> Iterator[None]:
+        """UserError in place of what gloo, NCCL and CUDA raise when another rank has ended or fallen silent."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = self._watch is not None and self._watch.lost
+            if self.size > 1 and (lost or (BACKEND.search(str(error)) and LOST.search(str(error)))):
+                raise UserError(LOST_RANK) from error
+            raise
 
-@contextmanager
-def naming_lost_ranks() -> Iterator[None]:
-    """UserError in place of what gloo and NCCL raise when another rank has ended or fallen silent."""
-    try:
-        yield
-    except RuntimeError as error:
-        if dist.is_initialized() and BACKEND.search(str(error)) and LOST.search(str(error)):
-            raise UserError(
-                "another rank ended or cannot be reached; see its output, then go on with --resume"
-            ) from error
-        raise
+    def last_act(self, act: Callable[[], None]) -> None:
+        """What to do before this process is ended because another rank is gone and it waits for that."""
+        if self._watch is not None:
+            self._watch.last_act = act
 
 
 @contextmanager
@@ -129,20 +134,27 @@ def join(device: str) -> Iterator[World]:
     except ValueError as error:
         raise UserError(f"a variable that torchrun sets is not a number: {error}") from None
     own = choose_device(device, local_rank, local_size)
-    cuda = own.type == "cuda"
-    if cuda:
-        torch.cuda.set_device(own)
-        torch.backends.cudnn.benchmark = True  # the batches of training all have one shape
+    prepare(own)
     if size == 1:
         yield World(own)
         return
-    # NCCL kills a process that waits longer, as it may for one that scores more slowly; gloo notices who is gone.
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=SETUP if cuda else SILENCE)
-    agreed = False
+    cuda = own.type == "cuda"
+    silence = CUDA_SILENCE if cuda else SILENCE
+    if cuda:
+        # It kills a process that waits longer, as it may for one that scores more slowly. With its device it connects
+        # now, so that what is wrong with NCCL shows in set-up.
+        dist.init_process_group("nccl", timeout=SETUP, device_id=own)
+    else:
+        dist.init_process_group("gloo", timeout=silence)
+    agreed, watch, world = False, None, World(own, rank, size, local_rank, local_size)
     try:
-        with naming_lost_ranks():
-            groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (SILENCE, SETUP)]
-            yield World(own, rank, size, local_rank, local_size, *groups)
+        with world.naming_lost_ranks():
+            group, setup, watched = (dist.new_group(backend="gloo", timeout=t) for t in (silence, SETUP, silence))
+            watch = Watch(watched)
+            world = replace(world, _group=group, _setup_group=setup, _watch=watch)
+            watch.start()
+        with world.naming_lost_ranks():
+            yield world
         agreed = True
     except Terminated:
         agreed = True
@@ -151,8 +163,20 @@ def join(device: str) -> Iterator[World]:
         agreed, error.alone = error.agreed, not error.agreed
         raise
     finally:
+        if watch is not None:
+            watch.end(agreed)
         if agreed:  # otherwise other ranks may be gone, and NCCL would wait for them
             dist.destroy_process_group()
+
+
+def prepare(device: torch.device) -> None:
+    """Make `device` this process's own, and let cuDNN try out its algorithms where it is a GPU.
+
+    The batches of training all have one shape; `machine.untuned` is for those that have another.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
 
 
 def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:

@@ -1,0 +1,114 @@
+"""The page of the referee: tables and the panels of the figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from benchmarks.harness.tables import Row, mean_and_spread, table
+from benchmarks.payoff.grid import Entry, Grid
+from benchmarks.payoff.judge import Judged
+from benchmarks.payoff.saving import Payoff
+from ffcv_prune.analysis.intervals import Correction, correction, difference
+
+NULL = " null"  # ends the name of a null twin
+
+
+def text(grid: Grid, conditions: Sequence[Judged]) -> str:
+    """The tables of all conditions, with the number of runs that are missing."""
+    parts = []
+    for judged in conditions:
+        found = {entry.name: judged.payoff(entry) for entry in grid.methods}
+        level = correction(one.saving.p() for one in found.values() if one is not None)
+        parts.append(f"## {judged.condition}\n\n{_curve(grid, judged)}\n\n{_methods(grid, judged, level)}")
+        left = [entry.name for entry in grid.methods if judged.hopeless(entry)]
+        if left:
+            parts.append(
+                f"No more seeds after tuning, for they lay more than {grid.hopeless:g} points below full data at their "
+                f"cost: {', '.join(left)}."
+            )
+        missing = sum(len(judged.left(entry)) for entry in grid.entries)
+        if missing:
+            parts.append(f"{missing} runs or more are still to do.")
+        parts.append(f"± is the {level} over paired seeds.")
+    return "\n\n".join(parts)
+
+
+def _curve(grid: Grid, judged: Judged) -> str:
+    lines = []
+    for entry in grid.budgets:
+        rows = list(judged.counted(entry).values())
+        if rows:
+            lines.append({"full data": entry.name.removeprefix("full "), **_numbers(rows)})
+    return table(lines) if lines else "Full data has not been run yet."
+
+
+def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
+    lines = []
+    for entry in grid.methods:
+        rows, found = list(judged.counted(entry).values()), judged.payoff(entry)
+        if found is None:
+            continue
+        seconds = judged.payoff(entry, "seconds")
+        lines.append(
+            {
+                "method": entry.name,
+                **_numbers(rows),
+                "saving in work, %": _saving(found, level),
+                "saving in seconds, %": "" if seconds is None else _saving(seconds, level),
+                "gain at equal work, points": found.gain.in_words(level.level),
+                "of it by the score": _score(grid, judged, entry, level),
+            }
+        )
+    return table(lines) if lines else "No method has been run yet."
+
+
+def _numbers(rows: Sequence[Row]) -> dict[str, str]:
+    return {
+        "choice": rows[0]["choice"],
+        "seeds": f"{len(rows)}",
+        "accuracy, %": mean_and_spread([100 * float(row["accuracy"]) for row in rows]),
+        "work, samples": f"{statistics.mean(float(row['work']) for row in rows):,.0f}",
+        "seconds": mean_and_spread([float(row["seconds"]) for row in rows], 0),
+    }
+
+
+def _saving(found: Payoff, level: Correction) -> str:
+    percent = type(found.saving)(100 * found.saving.mean, 100 * found.saving.error, found.saving.freedom)
+    return ("at least " if found.beyond else "") + percent.in_words(level.level)
+
+
+def _score(grid: Grid, judged: Judged, entry: Entry, level: Correction) -> str:
+    """Points of accuracy above the null twin, whose cost is nearly the same; empty where there is none yet."""
+    twin = next((other for other in grid.methods if other.name == entry.name + NULL), None)
+    if twin is None:
+        return ""
+    own, null = (
+        {seed: 100 * float(row["accuracy"]) for seed, row in judged.counted(one).items()} for one in (entry, twin)
+    )
+    return difference(own, null).in_words(level.level) if own and null else ""
+
+
+def plot(axes: Axes, judged: Judged) -> None:
+    """Means over the seeds: the curve of full data, and each method as a point."""
+
+    def means(entry: Entry) -> tuple[float, float] | None:
+        rows = judged.counted(entry).values()
+        if not rows:
+            return None
+        work, accuracy = ([float(row[name]) for row in rows] for name in ("work", "accuracy"))
+        return statistics.mean(work), 100 * statistics.mean(accuracy)
+
+    budgets = [point for point in map(means, judged.grid.budgets) if point is not None]
+    if budgets:
+        axes.plot(*zip(*budgets, strict=True), "k.-", label="full data")
+    for i, entry in enumerate(judged.grid.methods):
+        point = means(entry)
+        if point is not None:
+            axes.plot(*point, "osD^vP*X"[i % 8], color=f"C{i % 10}", label=entry.name)
+    axes.set(xscale="log", xlabel="work, samples", ylabel="test accuracy, %", title=judged.condition)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="x-small", ncols=2)

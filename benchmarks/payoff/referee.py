@@ -1,0 +1,162 @@
+"""Does pruning pay? Every method against full data trained for less, each with a complete schedule of its own.
+
+    python -m benchmarks.payoff.data            compile the data sets that only this benchmark has
+    python -m benchmarks.payoff --hours 3       the next runs of grid.yaml, until the time is up
+    python -m benchmarks.payoff --redraw        page and figure again, without training
+
+grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
+start it again. "Work" counts samples trained on: a forward pass without a step is a third of one, a sample of the proxy
+counts by its share of the arithmetic, and decoding by its share of the seconds. Seconds leave out tests and
+compilation.
+
+How to read the page: "saving" is 1 less a method's cost over the cost at which the curve of full data reaches its
+accuracy, seed by seed; "gain" is its accuracy less that of the curve at its cost. "At least" stands where full data
+reaches the accuracy at no budget. "Of it by the score" is the accuracy above the null twin, whose scores say nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.harness.machine import ROOT, measured_on
+from benchmarks.harness.plots import save
+from benchmarks.harness.rows import Results, read_csv
+from benchmarks.harness.tables import Row
+from benchmarks.harness.training import SharedLoaders
+from benchmarks.payoff import grid as grids
+from benchmarks.payoff import page
+from benchmarks.payoff.grid import Case, Grid
+from benchmarks.payoff.judge import Judged, next_case
+from benchmarks.speed.proxy import flops
+from ffcv_prune.config import Config
+from ffcv_prune.models import build_model
+from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.trainer import train
+
+TITLE = "Does pruning pay?"
+COUNTS = ("samples_seen", "passes", "forwards", "decoded", "proxy_forwards", "proxy_steps")
+SECONDS = ("load", "score", "select", "swap", "train", "eval", "save", "total")
+COLUMNS = (
+    *("condition", "entry", "choice", "seed", "method", "keep", "epochs", "accuracy", "work", "seconds"),
+    *COUNTS,
+    *(f"{phase}_seconds" for phase in SECONDS),
+    *("proxy_share", "decode_share"),
+)
+SETTINGS = ("grid",)
+DECODED_BATCHES = 20  # that the share of decoding is measured on
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
+    parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
+    parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """The next runs of the grid, one after the other."""
+    grid = grids.load(ROOT / args.grid)
+    results.left([], _case)  # refuses rows of another grid or machine
+    end = time.monotonic() + 3600 * args.hours
+    with TemporaryDirectory() as out, SharedLoaders() as loaders:
+        while time.monotonic() < end:
+            rows = results.read() if results.path.exists() else []
+            case = next_case(grid, rows)
+            if case is None:
+                print("all runs of the grid are done", flush=True)
+                return
+            print(f"\n{case.condition}, {case.entry}, {case.choice}, seed {case.seed}", flush=True)
+            config = grid.config(case, out)
+            results.append([measure(case, config, loaders.of(config))])
+
+
+def measure(case: Case, config: Config, loaders: Loaders) -> dict[str, Any]:
+    """Train, and return the row."""
+    (result,) = read_csv(train(config, loaders).folder / "result.csv")
+    row: dict[str, Any] = {
+        "condition": case.condition,
+        "entry": case.entry,
+        "choice": case.choice,
+        "seed": case.seed,
+        **{name: result[name] for name in ("method", "keep", "epochs", "accuracy")},
+        **{name: int(result[name]) for name in COUNTS},
+        **{f"{phase}_seconds": float(result[f"{phase}_seconds"]) for phase in SECONDS},
+        "proxy_share": proxy_share(config, loaders),
+        "decode_share": 0.0,
+    }
+    row["seconds"] = row["total_seconds"] - row["eval_seconds"]
+    if row["decoded"]:
+        of_training = (row["load_seconds"] + row["train_seconds"]) / row["samples_seen"]
+        row["decode_share"] = decode_seconds(loaders, config) / of_training
+    row["work"] = work(row, config)
+    return row
+
+
+def work(row: Row | dict[str, Any], config: Config) -> float:
+    """Samples trained on, and what else was computed in the same unit: a forward pass is a third of a step."""
+    values = config.prune.values
+    chosen = values.get("keep", 1.0) * values.get("window", 0) if row["proxy_steps"] else 0.0
+    by_proxy = float(row["proxy_forwards"]) / 3 + 2 / 3 * float(row["proxy_steps"]) * chosen
+    return (
+        float(row["samples_seen"])
+        + float(row["forwards"]) / 3
+        + float(row["proxy_share"]) * by_proxy
+        + float(row["decode_share"]) * float(row["decoded"])
+    )
+
+
+def proxy_share(config: Config, loaders: Loaders) -> float:
+    """The arithmetic of the proxy as a share of the main net's; 0 without one."""
+    values = config.prune.values
+    if "proxy_model" not in values:
+        return 0.0
+    data = loaders.dataset
+    side = config.data.size or int(data.train.image_heights[0])
+    main, proxy = (
+        flops(build_model(name, data.outputs, data.mean, data.std), pixels)
+        for name, pixels in ((config.model.name, side), (values["proxy_model"], values["proxy_size"] or side))
+    )
+    return proxy / main
+
+
+def decode_seconds(loaders: Loaders, config: Config) -> float:
+    """Of an image, by the training loader alone."""
+    loader, served = loaders.train(config.run.seed), 0
+    with closing(loader.batches(0)) as batches:
+        next(batches)
+        start = time.perf_counter()
+        for batch in islice(batches, DECODED_BATCHES):
+            served += len(batch.ids)
+    return (time.perf_counter() - start) / max(1, served)
+
+
+def _case(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("condition", "entry", "choice", "seed"))
+
+
+def _judged(rows: Sequence[Row]) -> tuple[Grid, list[Judged]]:
+    grid = grids.load(ROOT / rows[0]["settings"].removeprefix("grid="))
+    return grid, [judged for judged in (Judged(grid, name, rows) for name in grid.conditions) if judged.rows]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The page: of each condition the curve of full data, and the methods against it."""
+    grid, conditions = _judged(rows)
+    return f"{page.text(grid, conditions)}\n\n{measured_on(rows)}"
+
+
+def draw(rows: Sequence[Row], path: Path) -> Path:
+    """Accuracy against work, a panel for each condition."""
+    _, conditions = _judged(rows)
+    figure = Figure(figsize=(8, 5 * len(conditions)), layout="constrained")
+    for axes, judged in zip(figure.subplots(len(conditions), 1, squeeze=False).ravel(), conditions, strict=True):
+        page.plot(axes, judged)
+    return save(figure, path)

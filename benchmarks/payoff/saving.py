@@ -1,0 +1,78 @@
+"""What a method saves: its cost against that of full data trained to the same accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffcv_prune.analysis.intervals import Difference, difference
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy of full data against cost, each budget with a complete schedule of its own.
+
+    Between the budgets it is linear in the logarithm of the cost. It does not fall: a budget that ends below a cheaper
+    one counts as that one, for nobody would pay more for less.
+
+    Attributes:
+        costs: rising.
+        accuracies: of the budgets, as measured.
+    """
+
+    costs: Sequence[float]
+    accuracies: Sequence[float]
+
+    def accuracy_at(self, cost: float) -> float:
+        """What full data reaches at this cost; at costs outside the curve, that of its nearest end."""
+        return float(np.interp(np.log(cost), np.log(self.costs), self._rising))
+
+    def cost_of(self, accuracy: float) -> float:
+        """The least cost at which full data reaches it; outside the curve, that of its nearest end."""
+        rising = self._rising
+        if accuracy <= rising[0]:
+            return float(self.costs[0])
+        if accuracy >= rising[-1]:
+            return float(self.costs[int(np.argmax(rising == rising[-1]))])
+        after = int(np.argmax(rising >= accuracy))
+        logs = np.log(self.costs)
+        share = (accuracy - rising[after - 1]) / (rising[after] - rising[after - 1])
+        return float(np.exp(logs[after - 1] + share * (logs[after] - logs[after - 1])))
+
+    def beyond(self, accuracy: float) -> bool:
+        """Whether full data never reaches it: what is saved is then more than `saving` says."""
+        return accuracy > self._rising[-1]
+
+    @property
+    def _rising(self) -> np.ndarray:
+        return np.maximum.accumulate(np.asarray(self.accuracies, float))
+
+
+@dataclass(frozen=True)
+class Payoff:
+    """Of a method, over paired seeds.
+
+    Attributes:
+        saving: 1 − its cost ÷ the cost at which full data reaches its accuracy.
+        gain: points of accuracy above full data at its cost.
+        beyond: seeds in which full data never reaches its accuracy.
+    """
+
+    saving: Difference
+    gain: Difference
+    beyond: int
+
+
+def payoff(curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: Mapping[int, float]) -> Payoff:
+    """Of the seeds that the method and full data share. `accuracies` 0 to 1, costs in any unit.
+
+    Each seed is judged by the curve of the same seed, so that what a seed does to both does not count.
+    """
+    seeds = sorted(curves.keys() & costs.keys())
+    savings = {seed: 1 - costs[seed] / curves[seed].cost_of(accuracies[seed]) for seed in seeds}
+    gains = {seed: 100 * (accuracies[seed] - curves[seed].accuracy_at(costs[seed])) for seed in seeds}
+    nothing = dict.fromkeys(seeds, 0.0)
+    beyond = sum(curves[seed].beyond(accuracies[seed]) for seed in seeds)
+    return Payoff(difference(savings, nothing), difference(gains, nothing), beyond)

@@ -1,0 +1,147 @@
+/* Threads that make the images of several batches side by side.
+
+   A batch is taken piece by piece, by whichever thread is free, and the next one is begun when no piece is left: no
+   thread waits for the slowest, all work on the batch that is needed first, and a core that has something else to do
+   delays but its own piece. None of it needs Python's lock. */
+
+#include "images.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+typedef struct {
+    const image_task *tasks;
+    int count;
+    int64_t samples, piece, next, left; /* `next` is the first sample that nobody has taken, `left` are not yet made */
+    int failed;
+} batch;
+
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t work, news;
+    int threads, ends, woken;
+    int64_t submitted, taken; /* batches, by number: those from `taken` on have samples that nobody has taken */
+    int64_t slots;
+    batch *batches; /* [slots], a ring */
+    pthread_t thread[];
+} pool;
+
+static void make_piece(pool *p, image_maker *maker, batch *b) {
+    int64_t first = b->next, end = first + b->piece < b->samples ? first + b->piece : b->samples;
+    b->next = end;
+    if (end == b->samples) p->taken++;
+    pthread_mutex_unlock(&p->lock);
+    int failed = 0;
+    for (int t = 0; t < b->count && !failed; t++) failed = make_images(maker, &b->tasks[t], first, end);
+    pthread_mutex_lock(&p->lock);
+    if (failed) b->failed = 1;
+    b->left -= end - first;
+    if (!b->left) pthread_cond_broadcast(&p->news);
+}
+
+static void *work(void *argument) {
+    pool *p = argument;
+    image_maker maker = {0};
+    pthread_mutex_lock(&p->lock);
+    while (!p->ends)
+        if (p->taken < p->submitted)
+            make_piece(p, &maker, &p->batches[p->taken % p->slots]);
+        else
+            pthread_cond_wait(&p->work, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+    release(&maker);
+    return NULL;
+}
+
+/* End the threads. What they have begun is finished. */
+EXPORT void ffcv_prune_end(pool *p) {
+    pthread_mutex_lock(&p->lock);
+    p->ends = 1;
+    pthread_cond_broadcast(&p->work);
+    pthread_mutex_unlock(&p->lock);
+    for (int t = 0; t < p->threads; t++) pthread_join(p->thread[t], NULL);
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->work);
+    pthread_cond_destroy(&p->news);
+    free(p->batches);
+    free(p);
+}
+
+/* So many threads, for at most so many batches at a time. NULL where there are none to be had. */
+EXPORT pool *ffcv_prune_begin(int threads, int64_t slots) {
+    pool *p = calloc(1, sizeof *p + sizeof(pthread_t) * (size_t)threads);
+    if (!p) return NULL;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->work, NULL);
+    pthread_cond_init(&p->news, NULL);
+    p->slots = slots;
+    p->batches = calloc((size_t)slots, sizeof *p->batches);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* Python's handlers are for its own threads */
+    if (p->batches)
+        while (p->threads < threads && pthread_create(&p->thread[p->threads], NULL, work, p) == 0) p->threads++;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (p->threads == threads) return p;
+    ffcv_prune_end(p);
+    return NULL;
+}
+
+/* Add a batch; its tasks, their jobs and their images belong to the pool until it is made. */
+EXPORT void ffcv_prune_submit(pool *p, const image_task *tasks, int count, int64_t samples, int64_t piece) {
+    pthread_mutex_lock(&p->lock);
+    p->batches[p->submitted++ % p->slots] = (batch){tasks, count, samples, piece, 0, samples, 0};
+    int64_t pieces = (samples + piece - 1) / piece;
+    for (int64_t t = 0; t < pieces && t < p->threads; t++) pthread_cond_signal(&p->work);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Wait until batch `number` is made, or for `ffcv_prune_wake`. 1, 0 if it is not made yet, or -1 without memory. */
+EXPORT int ffcv_prune_wait(pool *p, int64_t number) {
+    pthread_mutex_lock(&p->lock);
+    batch *b = &p->batches[number % p->slots];
+    while (!p->woken && (number >= p->submitted || b->left)) pthread_cond_wait(&p->news, &p->lock);
+    p->woken = 0;
+    int made = number < p->submitted && !b->left, failed = b->failed;
+    pthread_mutex_unlock(&p->lock);
+    return !made ? 0 : failed ? -1 : 1;
+}
+
+/* End the waiting, or the next one. */
+EXPORT void ffcv_prune_wake(pool *p) {
+    pthread_mutex_lock(&p->lock);
+    p->woken = 1;
+    pthread_cond_broadcast(&p->news);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Forget what no thread has begun, wait for what some have, and count batches from 0 again. */
+EXPORT void ffcv_prune_clear(pool *p) {
+    pthread_mutex_lock(&p->lock);
+    for (; p->taken < p->submitted; p->taken++) {
+        batch *b = &p->batches[p->taken % p->slots];
+        b->left -= b->samples - b->next;
+        b->next = b->samples;
+    }
+    for (int64_t s = 0; s < p->slots; s++)
+        while (p->batches[s].left) pthread_cond_wait(&p->news, &p->lock);
+    p->submitted = p->taken = p->woken = 0;
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Make images in the thread that calls. 0, or -1 without memory. */
+EXPORT int ffcv_prune_make(const image_task *task, int64_t first, int64_t end) {
+    image_maker maker = {0};
+    int failed = make_images(&maker, task, first, end);
+    release(&maker);
+    return failed;
+}
+
+/* Whether this was built from the files that the caller has, and for the libjpeg that was found. */
+EXPORT int ffcv_prune_works(int64_t job_bytes, int64_t task_bytes) {
+    if (job_bytes != sizeof(image_job) || task_bytes != sizeof(image_task)) return 0;
+    return jpeg_is_usable();
+}

@@ -1,0 +1,80 @@
+"""The native code of `native/`: what it is given, and how its library is found.
+
+setup.py builds it where there is a C compiler and libjpeg-turbo's headers. Elsewhere `library` is None.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+
+import numpy as np
+
+# One stored image and what to make of it; `native/images.h` has the same. All int64, so that compiled code can fill
+# them as rows of an array.
+JOB = (
+    *("source", "bytes"),  # address; bytes of a JPEG image, 0 for raw pixels
+    *("rows", "columns"),  # of the stored image
+    *("top", "left", "height", "width"),  # of the region that is resized
+    "flip",  # mirrored
+    *("down", "right", "turned"),  # moved and then mirrored, where the task moves images
+)
+
+
+class Task(ctypes.Structure):
+    """What to make of the images of a batch, see `native/images.h`."""
+
+    _fields_ = (
+        ("jobs", ctypes.c_void_p),
+        ("destination", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "scaled", "moved", "fill")),
+    )
+
+
+def task(jobs: np.ndarray, images: np.ndarray, scaled: bool = False, fill: tuple[int, int, int] | None = None) -> Task:
+    """Make uint8[B, rows, columns, 3] of int64[B, len(JOB)], both C-contiguous. The task keeps both, but not what the
+    jobs point to.
+
+    Args:
+        scaled: JPEG images may be decoded at a scale (1/8, 1/4, 1/2) that leaves the pixels that are wanted.
+        fill: colour of where a moved image has nothing; None: images are not moved.
+    """
+    red, green, blue = fill or (0, 0, 0)
+    rows, columns = images.shape[1:3]
+    colour = red | green << 8 | blue << 16
+    made = Task(jobs.ctypes.data, images.ctypes.data, rows, columns, scaled, fill is not None, colour)
+    made.kept = jobs, images
+    return made
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library; None where it was not built or does not work, see `bind`."""
+    found = importlib.util.find_spec("ffcv_prune.loading._native")
+    return None if found is None or found.origin is None else bind(found.origin)
+
+
+def bind(path: str) -> ctypes.CDLL | None:
+    """The library in a file; None if it cannot be loaded, or is of another version of these files or of libjpeg."""
+    try:
+        library = ctypes.CDLL(path)
+        works = library.ffcv_prune_works(ctypes.c_int64(8 * len(JOB)), ctypes.c_int64(ctypes.sizeof(Task)))
+    except (OSError, AttributeError):
+        return None
+    if not works:
+        return None
+    pool, tasks, number = ctypes.c_void_p, ctypes.POINTER(Task), ctypes.c_int64
+    types = {
+        "make": (ctypes.c_int, (tasks, number, number)),
+        "begin": (pool, (ctypes.c_int, number)),
+        "submit": (None, (pool, tasks, ctypes.c_int, number, number)),
+        "wait": (ctypes.c_int, (pool, number)),
+        "wake": (None, (pool,)),
+        "clear": (None, (pool,)),
+        "end": (None, (pool,)),
+    }
+    for name, (result, arguments) in types.items():
+        function = getattr(library, f"ffcv_prune_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,183 @@
+"""The referee: curve and saving against figures worked out by hand, the order of its runs, and a whole small grid."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.harness.rows import benchmark, read_csv
+from benchmarks.payoff import grid as grids
+from benchmarks.payoff import referee
+from benchmarks.payoff.data import Images, variants
+from benchmarks.payoff.grid import Case, Grid
+from benchmarks.payoff.judge import Judged, next_case
+from benchmarks.payoff.saving import Curve, payoff
+from ffcv_prune.errors import UserError
+from tests.betons import Beton
+
+CURVE = Curve([1.0, 2.0, 4.0], [0.5, 0.7, 0.8])
+SMALL = """\
+config: base.yaml
+epochs: 4
+seeds: 2
+hopeless: 100
+budgets: [0.5, 1.0]
+choices:
+  train.lr: [0.02, 0.1]
+conditions:
+  small: {{data.train: {train}, data.test: {test}}}
+methods:
+  recent: {{prune.method: recent_loss, prune.keep: 0.5}}
+  recent null: {{prune.method: recent_loss, prune.keep: 0.5, prune.null: true}}
+  proxy: {{prune.method: proxy_batch, prune.proxy_model: resnet_tiny, prune.window: 64}}
+  ucb: {{prune.method: ucb, prune.keep: 0.5, prune.period: 2}}
+"""
+
+
+def test_the_curve_is_linear_in_the_logarithm_of_the_cost() -> None:
+    assert CURVE.accuracy_at(2.0) == pytest.approx(0.7)
+    assert CURVE.accuracy_at(math.sqrt(2)) == pytest.approx(0.6)
+    assert CURVE.cost_of(0.6) == pytest.approx(math.sqrt(2))
+    assert CURVE.cost_of(0.8) == 4.0 and CURVE.cost_of(0.9) == 4.0 and CURVE.cost_of(0.1) == 1.0
+    assert CURVE.beyond(0.81) and not CURVE.beyond(0.8)
+
+
+def test_a_dearer_budget_that_ends_lower_counts_as_the_cheaper_one() -> None:
+    curve = Curve([1.0, 2.0, 4.0], [0.5, 0.8, 0.7])
+    assert curve.cost_of(0.8) == 2.0 and curve.accuracy_at(4.0) == 0.8
+
+
+@given(st.lists(st.floats(0.1, 0.9), min_size=2, max_size=6), st.floats(0.1, 0.9))
+def test_no_cheaper_cost_reaches_an_accuracy(accuracies: list[float], accuracy: float) -> None:
+    curve = Curve([2.0**i for i in range(len(accuracies))], accuracies)
+    cost = curve.cost_of(accuracy)
+    if curve.costs[0] < cost and not curve.beyond(accuracy):
+        assert curve.accuracy_at(cost) == pytest.approx(accuracy)
+        assert curve.accuracy_at(cost * 0.999) <= accuracy + 1e-9
+
+
+def test_saving_and_gain_are_paired_by_seed() -> None:
+    """Half the work of full data at 0.7 in one seed, all of it in the other; a seed without a curve does not count."""
+    shifted = Curve([1.0, 2.0, 4.0], [0.4, 0.6, 0.7])
+    found = payoff({1: CURVE, 2: shifted}, {1: 1.0, 2: 2.0, 3: 1.0}, {1: 0.7, 2: 0.6, 3: 0.9})
+    assert found.saving.mean == pytest.approx((0.5 + 0.0) / 2)
+    assert found.gain.mean == pytest.approx((20.0 + 0.0) / 2)
+    assert found.saving.freedom == 1 and found.beyond == 0
+    assert payoff({1: CURVE}, {1: 1.0}, {1: 0.85}).beyond == 1
+
+
+def row(case: Case, accuracy: float, work: float) -> dict[str, str]:
+    return {
+        "condition": case.condition,
+        "entry": case.entry,
+        "choice": case.choice,
+        "seed": str(case.seed),
+        "accuracy": str(accuracy),
+        "work": str(work),
+        "seconds": str(work),
+    }
+
+
+@pytest.fixture
+def small(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
+    (tmp_path / "base.yaml").write_text(
+        "data: {train: x, test: x}\nmodel: {name: resnet_tiny}\n"
+        "train: {epochs: 4, batch_size: 32, device: cpu, warmup_epochs: 1, lr_schedule: linear}\n"
+    )
+    path = tmp_path / "grid.yaml"
+    path.write_text(SMALL.format(train=beton.path, test=test_beton.path))
+    return path
+
+
+def drive(grid: Grid, accuracy: Any) -> list[Case]:
+    """All cases in the order in which they are asked for, with these accuracies of the entries and choices."""
+    rows: list[dict[str, str]] = []
+    order = []
+    while (case := next_case(grid, rows)) is not None:
+        order.append(case)
+        budget = next(entry.budget for entry in grid.entries if entry.name == case.entry)
+        rows.append(row(case, accuracy(case), 1000 * (budget or 0.7)))
+    return order
+
+
+def test_each_entry_is_tuned_by_one_seed_and_run_for_the_others(small: Path) -> None:
+    grid = grids.load(small)
+    order = drive(grid, lambda case: 0.5 if case.choice == "lr=0.02" else 0.6)
+    first = [(case.choice, case.seed) for case in order if case.entry == "full 0.5"]
+    assert first == [("lr=0.02", 0), ("lr=0.1", 0), ("lr=0.1", 1), ("lr=0.1", 2)]
+    assert len(order) == len(set(order)) == 4 * 6
+    assert [case.entry for case in order[::4]] == ["full 0.5", "full 1", "recent", "recent null", "proxy", "ucb"]
+
+
+def test_a_method_far_below_the_curve_gets_no_more_seeds(small: Path) -> None:
+    small.write_text(small.read_text().replace("hopeless: 100", "hopeless: 1"))
+    grid = grids.load(small)
+    order = drive(grid, lambda case: 0.4 if case.entry == "ucb" else 0.6)
+    assert [case.seed for case in order if case.entry == "ucb"] == [0, 0]
+    assert [case.seed for case in order if case.entry == "recent"] == [0, 0, 1, 2]
+
+
+def test_every_run_of_the_grid_is_one(small: Path) -> None:
+    """All methods and conditions of the grid that comes with the benchmark make a configuration."""
+    grid = grids.load()
+    for condition in grid.conditions:
+        for entry in grid.entries:
+            for choice in list(grid.choices)[:1]:
+                made = grid.config(Case(condition, entry.name, choice, 1), "runs")
+                assert made.run.seed == 1 and made.train.warmup_epochs < made.train.epochs
+    assert len(grid.budgets) >= 6 and len(grid.choices) >= 6 and grid.seeds >= 3
+
+
+def test_a_grid_with_an_unknown_key_is_refused(small: Path) -> None:
+    small.write_text(small.read_text().replace("seeds:", "sedes:"))
+    with pytest.raises(UserError, match='unknown key "sedes"; did you mean "seeds"'):
+        grids.load(small)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_small_grid_from_end_to_end(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = small.with_name("payoff.csv")
+    words = ["--csv", str(csv), "--grid", str(small)]
+    benchmark(referee, words=words)
+    rows = read_csv(csv)
+    assert len(rows) == 6 * 4
+    by_entry = {name: [own for own in rows if own["entry"] == name] for name in ("full 1", "recent", "proxy", "ucb")}
+    full, recent, proxy, ucb = (own[-1] for own in by_entry.values())
+    assert float(full["work"]) == int(full["samples_seen"]) == 4 * 6 * 32
+    assert float(recent["work"]) == int(recent["samples_seen"]) < int(full["samples_seen"])
+    assert float(ucb["work"]) > int(ucb["samples_seen"]) + int(ucb["forwards"]) / 3 > int(ucb["samples_seen"])
+    assert float(proxy["proxy_share"]) == 1 and float(proxy["work"]) > int(proxy["proxy_forwards"]) / 3
+    text = csv.with_suffix(".md").read_text()
+    for words_of_page in ("## small", "| full data |", "saving in work, %", "of it by the score", "± is the"):
+        assert words_of_page in text
+    assert "still to do" not in text
+    before = csv.read_text()
+    benchmark(referee, words=words)  # nothing is repeated
+    assert csv.read_text() == before
+    assert "all runs of the grid are done" in capsys.readouterr().out
+    judged = Judged(grids.load(small), "small", rows)
+    assert set(judged.curves["seconds"]) == {1, 2}
+
+
+def test_the_data_sets_are_what_they_say() -> None:
+    n, classes = 2000, 10
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (n, 4, 4, 3)).astype(np.uint8)
+    whole = Images(images, np.arange(n) % classes)
+    made = variants(whole, classes)
+    for percent in (20, 40):
+        assert (made[f"wrong_{percent}"].labels != whole.labels).mean() == percent / 100
+    assert len(made["redundant"]) == n
+    of_image = {image.tobytes(): label for image, label in zip(whole.images, whole.labels, strict=True)}
+    assert all(
+        of_image[image.tobytes()] == label
+        for image, label in zip(made["redundant"].images, made["redundant"].labels, strict=True)
+    )
+    assert len({image.tobytes() for image in made["redundant"].images}) <= 500
+    assert np.bincount(made["fifth"].labels).tolist() == [n // classes // 5] * classes

@@ -1,0 +1,176 @@
+"""The keys of training recipes: decay, moving mean of weights, test by mirror images, sides that grow, compilation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ffcv_prune import config, tasks
+from ffcv_prune.errors import UserError
+from ffcv_prune.sections import Train
+from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
+from ffcv_prune.training.loaders import Loaders, ramp_side
+from ffcv_prune.training.trainer import train
+from tests.betons import Beton, write_run
+from tests.nets import SmallNet
+
+Settings = Callable[..., config.Config]
+PLAIN = Train(epochs=1, lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.5)
+pytestmark = pytest.mark.usefixtures("unpainted")
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton, test_beton: Beton) -> Path:
+    return write_run(tmp_path_factory.mktemp("config") / "small.yaml", beton, test_beton, 4, data="augment: none")
+
+
+def step(stepper: Stepper, images: Tensor, labels: Tensor) -> None:
+    stepper.step(images, labels, torch.arange(len(labels)), mean_loss, 0.1)
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator), torch.arange(8) % 10
+
+
+def test_without_norm_decay_only_weights_decay(batch: tuple[Tensor, Tensor]) -> None:
+    """The gradients are equal: what differs is the decay of one step, lr times decay times the parameter."""
+    models = [SmallNet(), SmallNet()]
+    models[1].load_state_dict(models[0].state_dict())
+    for norm_decay, model in zip((True, False), models, strict=True):
+        step(Stepper(model, replace(PLAIN, norm_decay=norm_decay), None), *batch)
+    start = SmallNet()
+    start.load_state_dict(models[0].state_dict())
+    flat = 0
+    for (name, decayed), spared in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        if decayed.ndim > 1:
+            assert torch.equal(decayed, spared), name
+        elif spared.abs().max() > 0:
+            flat += not torch.equal(decayed, spared)
+    assert flat  # a norm's scale begins at 1
+
+
+def test_parameters_that_are_not_trained_stay(batch: tuple[Tensor, Tensor]) -> None:
+    model = SmallNet()
+    frozen = next(model.parameters()).requires_grad_(False)
+    before = frozen.clone()
+    step(Stepper(model, Train(epochs=1), None), *batch)
+    assert torch.equal(frozen, before)
+
+
+def test_the_moving_mean_is_of_all_steps(batch: tuple[Tensor, Tensor]) -> None:
+    stepper = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    assert stepper.tested is not stepper.model
+    mean: dict[str, Tensor] = {}
+    for _ in range(3):
+        step(stepper, *batch)
+        for name, value in stepper.model.named_parameters():
+            now = value.detach().clone()
+            mean[name] = 0.75 * mean[name] + 0.25 * now if name in mean else now
+    for name, value in stepper.tested.named_parameters():
+        torch.testing.assert_close(value, mean[name])
+    other = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    other.load_state_dict(copy.deepcopy(stepper.state_dict()))
+    for one in (stepper, other):
+        step(one, *batch)
+    for own, same in zip(stepper.tested.state_dict().values(), other.tested.state_dict().values(), strict=True):
+        assert torch.equal(own, same)
+    assert Stepper(SmallNet(), Train(epochs=1), None).averaged is None
+
+
+class RightHalf(nn.Module):
+    """Says 1 where the right half of an image is the brighter one, by how much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        left, right = images.float().mean(dim=(1, 2)).chunk(2, dim=-1)
+        difference = (right - left).mean(dim=-1)
+        return torch.stack([-difference - 1, difference], dim=-1)
+
+
+def test_mirror_images_are_tested_too(loaders: Loaders) -> None:
+    """The mean of both directions is the same for all images: class 1, by the constant."""
+    model, loader = RightHalf(), loaders.test
+    _, one_way = evaluate(model, loader, tasks.Classification(), None, 10)
+    found, both = evaluate(model, loader, tasks.Classification(), None, 10, flip=True)
+    assert one_way != both
+    assert both == [0.0 if label != 1 else 1.0 for label in range(10)]
+    assert found["accuracy"] < 1
+
+
+@pytest.mark.parametrize(
+    ("ramp", "sides"),
+    [
+        ((160, 192, 0.5, 0.75), [160, 160, 160, 160, 160, 192, 192, 192]),
+        ((32, 128, 0.0, 1.0), [32, 32, 64, 64, 96, 96, 96, 128]),
+        ((128, 64, 0.0, 0.5), [128, 128, 96, 64, 64, 64, 64, 64]),
+    ],
+)
+def test_sides_grow_in_steps_of_32(ramp: tuple[float, ...], sides: list[int]) -> None:
+    found = [ramp_side(ramp, epoch, 8) for epoch in range(8)]
+    assert found[0] == ramp[0] and found[-1] == sides[-1]
+    assert all(side % 32 == 0 for side in found)
+    assert found == sorted(found, reverse=ramp[0] > ramp[1])
+
+
+def test_a_run_trains_on_images_of_growing_side(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    original = Stepper.step
+
+    def watched(self: Stepper, inputs: Tensor, *rest: object) -> None:
+        seen.append(tuple(inputs.shape[2:]))
+        original(self, inputs, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stepper, "step", watched)
+    ramp = {"data__augment": "random_resized_crop", "data__size": 64, "data__size_ramp": "32,64,0.25,0.5"}
+    result = train(settings(**ramp, data__test_size=32, data__test_flip="true", train__ema=0.5, train__norm_decay="no"))
+    assert [side for i, side in enumerate(seen) if side != seen[i - 1] or i == 0] == [(32, 32), (64, 64)]
+    assert len(seen) == 4 * 6 and seen.count((32, 32)) == 2 * 6
+    assert 0 <= result.metrics["accuracy"] <= 1
+
+
+def test_a_run_of_cifar_fast_whitens_and_resumes(settings: Settings, loaders: Loaders) -> None:
+    keys = {"model__name": "cifar_fast", "train__lr_schedule": "linear", "train__ema": 0.9}
+    first, second = (train(settings(**keys, run__name=name), loaders).folder for name in ("a", "b"))
+    weights = [torch.load(folder / "weights.pt") for folder in (first, second)]
+    assert all(torch.equal(own, weights[1][name]) for name, own in weights[0].items())
+    stem = weights[0]["network.0.weight"]
+    assert not torch.allclose(stem[:12].flatten(1) @ stem[:12].flatten(1).T, torch.eye(12), atol=0.1)  # not as made
+
+
+def test_a_compiled_step_computes_the_same(batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    images = batch[0].float() / 255
+    for mode, model in zip(("off", "default"), models, strict=True):
+        stepper = Stepper(model, Train(epochs=1, compile=mode), None)
+        for _ in range(2):
+            step(stepper, images, batch[1])
+        assert (stepper.forward is stepper.model) == (mode == "off")
+    for eager, compiled in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+@pytest.mark.parametrize(
+    ("ramp", "augment", "complaint"),
+    [
+        ("160,192,0.5", "random_resized_crop", "expected two sides in pixels and two rising fractions"),
+        ("160,192,0.8,0.5", "random_resized_crop", "expected two sides"),
+        ("160.5,192,0.2,0.5", "random_resized_crop", "expected two sides"),
+        ("160,192,0.2,0.5", "none", "needs data.augment=random_resized_crop"),
+    ],
+)
+def test_a_ramp_that_cannot_be(settings: Settings, ramp: str, augment: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        settings(data__size_ramp=ramp, data__augment=augment)
