@@ -63,9 +63,7 @@ class Image:
     max_resolution: int = key(0, "longer side, to which larger images are shrunk; 0: as they are", within="[0, 16384]")
     compress_probability: float = key(0.5, "proportion: share of images stored as JPEG", within="[0, 1]")
     jpeg_quality: int = key(90, "quality of the JPEG images", within="[1, 100]")
-    keep_jpeg: bool = key(
-        False, "jpg, proportion: store files of image folders that are JPEG, and need no change, as they are"
-    )
+    keep_jpeg: bool = key(False, "jpg, proportion: keep files of folders that are JPEG and need no change, as they are")
 
 
 @dataclass(frozen=True, kw_only=True)
