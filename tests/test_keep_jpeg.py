@@ -174,6 +174,11 @@ def test_raw_pixels_keep_no_file(source: Path) -> None:
         write(source, mode="raw")
 
 
+def test_a_source_without_files_keeps_none() -> None:
+    with pytest.raises(UserError, match=r"image\.keep_jpeg keeps files of image folders; set source\.folder"):
+        load_recipe("fashion_mnist", {"image.mode": "jpg", "image.keep_jpeg": "true"})
+
+
 def test_a_manifest_from_before_the_option(source: Path) -> None:
     path = write(source, keep_jpeg=False)
     content = json.loads(manifest_path(path).read_text())
