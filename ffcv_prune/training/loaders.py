@@ -191,12 +191,13 @@ class Loaders:
                 yield batch.inputs
 
     def resize(self, epoch: int, epochs: int) -> None:
-        """Give the training images the side of this epoch, where data.size_ramp has them grow."""
-        if not self._data.size_ramp or self._train is None:
+        """Give the training images the side of this epoch, where data.size_ramp has them grow; those of a proxy too."""
+        if not self._data.size_ramp:
             return
         side = ramp_side(self._data.size_ramp, epoch, epochs)
-        for _, decoder in self._train.graph.operations_of(CropDecoder):
-            decoder.output_size = (side, side)
+        for loader in filter(None, (self._train, self._proxy)):
+            for _, decoder in loader.graph.operations_of(CropDecoder):
+                decoder.output_size = (side, side)
 
     def _augmented(self, batch_size: int, **options: Any) -> PrunedLoader:
         red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
