@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives
 from ffcv_prune.errors import UserError, wrong_kind
-from ffcv_prune.machine import AmpDtype, autocast
+from ffcv_prune.machine import AmpDtype, autocast, untuned
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from ffcv_prune.tasks import Classification, Task
@@ -30,6 +30,7 @@ def score_dataset(
     criterion: Criterion | None = None,
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
+    fold: bool | None = None,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
@@ -48,12 +49,14 @@ def score_dataset(
         task: what the model is trained for, None for `Classification()`; its loss is the score, unless there is a
             criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
+        fold: whether to fold batch norms into convolutions; None: on the CPU only. cuDNN adds the bias that comes of it
+            in a pass of its own over memory, which is what the batch norm costs there.
 
     Raises:
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
     """
-    return score_pass(model, score_loader, device, amp_dtype, criterion, task, ids)[0]
+    return score_pass(model, score_loader, device, amp_dtype, criterion, task, ids, fold=fold)[0]
 
 
 def score_pass(
@@ -65,6 +68,7 @@ def score_pass(
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
     certainty: bool = False,
+    fold: bool | None = None,
 ) -> NDArray[np.float32]:
     """Return float32[1, n]: what `score_dataset` returns. With `certainty` float32[3, n]: that of the task below it."""
     check_loader("scoring loader", score_loader)
@@ -73,7 +77,7 @@ def score_pass(
             "the scoring loader must serve every sample in order: build it with shuffle=False, drop_last=False"
         )
     device = torch.device(device) if device is not None else device_of(model)
-    plain = unwrap(model)
+    plain, folds = unwrap(model), device.type == "cpu" if fold is None else fold
     scorer: _Scorer | None = None
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
@@ -82,7 +86,8 @@ def score_pass(
     with (
         evaluating(model),
         torch.inference_mode(),
-        nullcontext(fold_batch_norm(plain)) as folded,  # before the loader's thread runs, which may hold modules
+        # Before the loader's thread runs, which may hold modules.
+        nullcontext(fold_batch_norm(plain) if folds else None) as folded,
         closing(score_loader.batches(0, scored)) as batches,
         autocast(device, amp_dtype),
     ):
@@ -93,7 +98,8 @@ def score_pass(
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion)
+                about = score_loader.label_range, task or Classification(), criterion, score_loader.batch_size
+                scorer = _Scorer(chosen, *about)
             scorer.score(images, targets, values[:, position : position + len(images)])
             position += len(images)
     result = np.full((len(values), score_loader.num_samples), np.nan, dtype=np.float32)
@@ -125,13 +131,18 @@ class _Scorer:
     """Scores batches, in smaller pieces once a batch did not fit into the device's memory."""
 
     def __init__(
-        self, model: nn.Module, label_range: tuple[int, int] | None, task: Task, criterion: Criterion | None
+        self,
+        model: nn.Module,
+        label_range: tuple[int, int] | None,
+        task: Task,
+        criterion: Criterion | None,
+        batch_size: int,
     ) -> None:
         self.model = model
         self.task, self.criterion = task, criterion
         self.label_range = label_range
         self.ran = False
-        self.piece: int | None = None  # samples a forward pass; None for the whole batch
+        self.piece = batch_size  # samples a forward pass
 
     def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
         """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out[0], float32[…, B].
@@ -139,7 +150,7 @@ class _Scorer:
         The rows below, where there are any, hold the task's certainty.
         """
         while True:
-            piece = min(self.piece or len(images), len(images))
+            piece = min(self.piece, len(images))
             try:
                 for i in range(0, len(images), piece):
                     part = slice(i, i + piece)
@@ -161,7 +172,8 @@ class _Scorer:
 
     def _outputs(self, images: Tensor) -> Any:
         try:
-            outputs = self.model(images)
+            with untuned(len(images) < self.piece):
+                outputs = self.model(images)
         except Exception as error:
             if not self.ran and not _is_out_of_memory(error):
                 # The error itself is the model's, and keeps its traceback.
