@@ -6,6 +6,8 @@ import os
 import platform
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +74,24 @@ def warn_if_busy() -> None:
             "times slower: import ffcv_prune before torch, or set OMP_WAIT_POLICY=PASSIVE",
             stacklevel=3,
         )
+
+
+@contextmanager
+def untuned(odd: bool) -> Iterator[None]:
+    """Where the batch is of an `odd` size, take cuDNN's first guess of an algorithm.
+
+    With `torch.backends.cudnn.benchmark` each new size tries out those of all convolutions, for a second or so. That
+    never pays for a last batch, whose size is another one at each checkpoint where a pass scores some samples only.
+    """
+    cudnn = torch.backends.cudnn
+    if not (odd and cudnn.benchmark):
+        yield
+        return
+    cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = True
 
 
 def _cpu_flags() -> set[str]:

@@ -59,7 +59,7 @@ class Data:
     score_batch_size: int = key(
         0, "images per batch in scoring and test, over all processes; 0: twice train.batch_size", within="[0, inf)"
     )
-    num_workers: int = key(-1, "loader threads; -1: all cores available", within="[-1, inf)")
+    num_workers: int = key(-1, "loader threads; -1: all cores available, with a GPU but one", within="[-1, inf)")
 
 
 @dataclass(frozen=True, kw_only=True)

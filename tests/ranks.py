@@ -45,6 +45,8 @@ def check_everything(path: str) -> None:
         check_budget(world, shared, whole)
         check_training(shared, whole)
         check_resuming(shared[0])
+        check_buffers(shared[0])
+        check_choosing(shared[0])
         check_training_losses(world, shared[0])
         check_methods(world, path, shared, whole)
         check_work_of_main(world)
@@ -159,6 +161,70 @@ def check_resuming(loader: PrunedLoader) -> None:
     loader.set_epoch(0, 3)
     for name, tensor in train(stepper, lambda: None).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def check_buffers(loader: PrunedLoader) -> None:
+    """No step shares the buffers: the main rank's are as if each did, and at the end of the epoch everybody's."""
+    states = []
+    for shares in (False, True):
+        torch.manual_seed(0)
+        stepper = Stepper(build_model("resnet_tiny", 10, [0.5] * 3, [0.25] * 3), config.Train(epochs=1, lr=0.01), None)
+        stepper.distribute()
+        spread = stepper.forward
+        assert isinstance(spread, nn.parallel.DistributedDataParallel)
+        assert not spread.broadcast_buffers and spread.gradient_as_bucket_view
+        spread.broadcast_buffers = shares
+        loader.set_epoch(0)
+        with tqdm(disable=True) as bar:
+            stepper.train_epoch(loader, 0, mean_loss, bar, lambda: None)
+        states.append(stepper.model.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+        first = tensor.clone()
+        torch.distributed.broadcast(first, src=0)
+        assert torch.equal(first, tensor), name
+
+
+def check_choosing(loader: PrunedLoader) -> None:
+    """What a rank chooses by its model after a resume is what it would have chosen without."""
+
+    def make() -> tuple[Stepper, Pruner]:
+        torch.manual_seed(0)
+        model = build_model("resnet_tiny", 10, [0.5] * 3, [0.25] * 3)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0  # the statistics are those of the rank's last batch: they differ as far as can be
+        stepper = Stepper(model, config.Train(epochs=2, lr=0.05), None)
+        stepper.distribute()
+        pruner = Pruner(loader, None, "selective_backprop", epochs=2, amp_dtype=None, start=0, end=1, interrupt=0)
+        for epoch in range(2):  # the first trains on all of each batch
+            pruner.begin_epoch(epoch, stepper.model)
+        return stepper, pruner
+
+    def train(stepper: Stepper, pruner: Pruner, first: int, after_step: Callable[[], None]) -> list[list[int]]:
+        chosen: list[list[int]] = []
+
+        def choose(*batch: torch.Tensor) -> Any:
+            made = pruner.choose(stepper.model, *batch)
+            assert made is not None
+            chosen.append(made[2].tolist())
+            return made
+
+        loader.set_epoch(1, first)
+        with tqdm(disable=True) as bar:
+            stepper.train_epoch(loader, 1, mean_loss, bar, after_step, choose=choose)
+        return chosen
+
+    states: list[dict[str, Any]] = []
+    whole, pruner = make()
+    expected = train(whole, pruner, 0, lambda: states.append(copy.deepcopy(whole.state_dict())))
+    shared = [states[2]]
+    torch.distributed.broadcast_object_list(shared, src=0)  # the main rank alone saves
+    stepper, again = make()
+    stepper.load_state_dict(shared[0])
+    again._batch = 3
+    assert train(stepper, again, 3, lambda: None) == expected[3:]
+    assert all(len(chosen) < BATCH // loader.world_size for chosen in expected)
 
 
 def check_training_losses(world: World, loader: PrunedLoader) -> None:

@@ -9,8 +9,9 @@
 What is timed, on the same images of a compiled CIFAR-10:
 
     bare model      the forward pass alone: channels_last, mixed precision, inference mode, batches already in memory
-    folded model    the same with batch norms folded into the convolutions, as `score_dataset` does
-    score_dataset   `ffcv_prune.score_dataset`: decode, forward pass, losses, back to the host by dataset position
+    folded model    the same with batch norms folded into the convolutions
+    score_dataset   `ffcv_prune.score_dataset`: decode, forward pass, losses, back to the host by dataset position;
+                    folded on a CPU only: the two rows above say whether that is right for a GPU
     naive loop      float32, contiguous, torchvision's ToTensor and Normalize in a torch DataLoader, `.cpu()` a batch
     compiled model  the bare model through `torch.compile`, whose compilation is timed apart ("compile, s")
 
@@ -51,7 +52,7 @@ from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.machine import default_amp_dtype
 from ffcv_prune.models import build_model
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
-from ffcv_prune.training.world import choose_device
+from ffcv_prune.training.world import choose_device, prepare
 
 TITLE = "The scoring pass"
 BARE, FOLDED, SCORE = "bare model", "folded model", "score_dataset"
@@ -59,6 +60,7 @@ NAIVE, COMPILED, SMALL = "naive loop", "compiled model", "score_dataset, small r
 IMAGENET = "resnet18"  # its images come from --imagenet
 SAMPLES = {"resnet18_cifar": 1024, IMAGENET: 512}  # a repeat; other models: LIGHT_SAMPLES
 LIGHT_SAMPLES = 16_384
+CUDA_TIMES = 50  # as many on a GPU: a repeat would be a few milliseconds
 SIDE, SMALL_SIDE = 224, 80  # of ImageNet's photographs
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
 COLUMNS = (
@@ -223,6 +225,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, results: Results) -> None:
     """Measure each model at each batch size that has no rows yet."""
     torch.set_num_threads(args.threads)
+    prepare(torch.device(args.device))
     sizes = [int(size) for size in args.batch_sizes.split(",")]
     for path in filter(None, (args.beton, args.imagenet, args.imagenet_score)):
         check_beton(path)  # before the first model is measured for minutes
@@ -233,7 +236,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
             if not args.imagenet:
                 raise UserError(f"{IMAGENET} is measured on photographs: name them with --imagenet")
             setting = replace(setting, beton=args.imagenet, side=SIDE, small=args.imagenet_score)
-        wanted = args.samples or SAMPLES.get(name, LIGHT_SAMPLES)
+        wanted = args.samples or SAMPLES.get(name, LIGHT_SAMPLES) * (CUDA_TIMES if args.device == "cuda" else 1)
         settings[name] = replace(setting, samples=min(wanted, check_beton(setting.beton).num_samples))
         cases += [(name, size) for size in sorted({min(size, settings[name].samples) for size in sizes})]
     for name, size in results.left(cases, lambda row: (row["model"], int(row["batch_size"]))):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives
 from ffcv_prune.errors import UserError, wrong_kind
-from ffcv_prune.machine import AmpDtype, autocast
+from ffcv_prune.machine import AmpDtype, autocast, untuned
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from ffcv_prune.tasks import Classification, Task
@@ -32,6 +32,7 @@ def score_dataset(
     ids: NDArray[np.int64] | None = None,
     certainty: bool = False,
     gradients: bool = False,
+    fold: bool | None = None,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
@@ -52,6 +53,8 @@ def score_dataset(
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
         certainty: return float32[3, n], with the task's `certainty` of each sample below its loss.
         gradients: return one row more, the last one, with the task's `gradient_norms`.
+        fold: whether to fold batch norms into convolutions; None: on the CPU only. cuDNN adds the bias that comes of it
+            in a pass of its own over memory, which is what the batch norm costs there.
 
     Raises:
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
@@ -63,7 +66,7 @@ def score_dataset(
             "the scoring loader must serve every sample in order: build it with shuffle=False, drop_last=False"
         )
     device = torch.device(device) if device is not None else device_of(model)
-    plain = unwrap(model)
+    plain, folds = unwrap(model), device.type == "cpu" if fold is None else fold
     scorer: _Scorer | None = None
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
@@ -73,7 +76,8 @@ def score_dataset(
     with (
         evaluating(model),
         torch.inference_mode(),
-        nullcontext(fold_batch_norm(plain)) as folded,  # before the loader's thread runs, which may hold modules
+        # Before the loader's thread runs, which may hold modules.
+        nullcontext(fold_batch_norm(plain) if folds else None) as folded,
         closing(score_loader.batches(0, scored)) as batches,
         autocast(device, amp_dtype),
     ):
@@ -84,7 +88,8 @@ def score_dataset(
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                scorer = _Scorer(chosen, score_loader.label_range, task or Classification(), criterion, gradients)
+                about = score_loader.label_range, task or Classification(), criterion, score_loader.batch_size
+                scorer = _Scorer(chosen, *about, gradients)
             scorer.score(images, targets, values[:, position : position + len(images)])
             position += len(images)
     result = np.full((len(values), score_loader.num_samples), np.nan, dtype=np.float32)
@@ -121,13 +126,14 @@ class _Scorer:
         label_range: tuple[int, int] | None,
         task: Task,
         criterion: Criterion | None,
+        batch_size: int,
         gradients: bool,
     ) -> None:
         self.model = model
         self.task, self.criterion, self.gradients = task, criterion, gradients
         self.label_range = label_range
         self.ran = False
-        self.piece: int | None = None  # samples a forward pass; None for the whole batch
+        self.piece = batch_size  # samples a forward pass
 
     def score(self, images: Tensor, targets: Any, out: Tensor) -> None:
         """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out[0], float32[…, B].
@@ -135,7 +141,7 @@ class _Scorer:
         The rows below hold the certainty and the gradient norms of the task, where they are asked for.
         """
         while True:
-            piece = min(self.piece or len(images), len(images))
+            piece = min(self.piece, len(images))
             try:
                 for i in range(0, len(images), piece):
                     part = slice(i, i + piece)
@@ -159,7 +165,8 @@ class _Scorer:
 
     def _outputs(self, images: Tensor) -> Any:
         try:
-            outputs = self.model(images)
+            with untuned(len(images) < self.piece):
+                outputs = self.model(images)
         except Exception as error:
             if not self.ran and not _is_out_of_memory(error):
                 # The error itself is the model's, and keeps its traceback.

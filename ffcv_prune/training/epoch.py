@@ -1,7 +1,9 @@
-"""One pass of training and one of testing. Nothing in them waits for a CUDA device but their last line."""
+"""One pass of training and one of testing. On CUDA a step waits for the step before the last, see `RunAhead`, and for
+nothing else but where the pass ends."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from ffcv_prune import collectives
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.loader import PrunedLoader
-from ffcv_prune.machine import autocast, default_amp_dtype
+from ffcv_prune.machine import autocast, default_amp_dtype, untuned
 from ffcv_prune.protocols import SampleLoader, Step
 from ffcv_prune.sections import Train
 from ffcv_prune.tasks import Classification, Task
@@ -25,6 +27,30 @@ from ffcv_prune.training.optimizer import build_optimizer
 BatchLoss = Callable[[Tensor, Tensor, Any, Any], Tensor]
 # Inputs, targets, ids of a batch -> those to train on; None: nothing this time.
 Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None]
+
+
+class RunAhead:
+    """Keeps this process at most `STEPS` steps ahead of a CUDA device; on the CPU there is nothing to keep.
+
+    What limits it otherwise is the device's queue, or the loader's ring where a step has few kernels (graphs, compiled
+    models). It would then wait inside of the loader, and a run held up by its model would look held up by its loader.
+    """
+
+    STEPS = 2
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._running: deque[torch.cuda.Event] = deque()
+
+    def step_submitted(self) -> None:
+        """Wait until the step before the last is done."""
+        if self._device is None:
+            return
+        event = torch.cuda.Event(blocking=True)  # this thread sleeps, and leaves its core to the decoder
+        event.record(torch.cuda.current_stream(self._device))
+        self._running.append(event)
+        if len(self._running) > self.STEPS:
+            self._running.popleft().synchronize()
 
 
 class Stepper:
@@ -54,6 +80,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         # Over the steps of the running epoch. The sum is on the device, so that no step waits for it.
         self.steps = self.samples = self.trained = 0
+        self.run_ahead = RunAhead(self.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def distribute(self) -> None:
@@ -61,7 +88,12 @@ class Stepper:
         # DDP sorts its buckets anew after the first step of a process, and with the buckets changes the order in which
         # three or more ranks add. It does not where it looks for unused parameters: a resumed run then adds alike.
         # On GPUs, where kernels differ in the last bits anyway, that is not worth its time.
-        spread = nn.parallel.DistributedDataParallel(self.model, find_unused_parameters=self.device.type == "cpu")
+        spread = nn.parallel.DistributedDataParallel(
+            self.model, find_unused_parameters=self.device.type == "cpu", gradient_as_bucket_view=True
+        )
+        # `train_epoch` shares the buffers at its end: in training the statistics of batch norms enter nothing. The
+        # argument of this name is deprecated in newer versions, and its successor unknown to older ones.
+        spread.broadcast_buffers = False
         self.forward = self._compiled(spread)
 
     def _compiled(self, model: nn.Module) -> Callable[[Tensor], Any]:
@@ -93,6 +125,9 @@ class Stepper:
         first, steps = loader.first_batch, loader.first_batch + len(loader)
         with closing(iter(loader)) as batches:
             for step, batch in enumerate(batches, first):
+                if choose is not None and loader.world_size > 1:
+                    # It looks at the statistics of batch norms: ranks that went on from here would have the main one's.
+                    collectives.share_buffers(self.model)
                 chosen = batch if choose is None else choose(*batch)
                 if chosen is not None:
                     inputs, targets, ids = chosen
@@ -130,6 +165,7 @@ class Stepper:
         self.loss_sum += losses.detach().mean()
         self.steps += 1
         self.samples += len(losses)
+        self.run_ahead.step_submitted()
 
     def state_dict(self) -> dict[str, Any]:
         """Model, optimiser and loss scaler: the same on all ranks. The learning rate follows from the position."""
@@ -176,10 +212,11 @@ def evaluate(
     metrics, right, samples = sums.split([len(task.metrics), classes, classes])
     with closing(loader.batches(0)) as batches, autocast(device, amp_dtype):
         for batch in batches:
-            outputs = model(batch.inputs)
-            task.check(outputs, batch.targets)
-            if flip:
-                outputs = (task.tensor(outputs) + task.tensor(model(batch.inputs.flip(-1)))) / 2
+            with untuned(len(batch.ids) < loader.batch_size):
+                outputs = model(batch.inputs)
+                task.check(outputs, batch.targets)
+                if flip:
+                    outputs = (task.tensor(outputs) + task.tensor(model(batch.inputs.flip(-1)))) / 2
             metrics += task.counts(outputs, batch.targets)
             if classes:
                 samples.scatter_add_(0, batch.targets, torch.ones_like(batch.targets, dtype=sums.dtype))

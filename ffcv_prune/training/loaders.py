@@ -238,9 +238,13 @@ class Loaders:
         )
 
     def _num_workers(self) -> int:
-        """All cores, shared by the processes on this machine, unless data.num_workers says otherwise."""
+        """All cores, shared by the processes on this machine, unless data.num_workers says otherwise.
+
+        With a GPU one less: what submits its work needs a core too.
+        """
         if self._data.num_workers == -1:
-            return max(1, usable_cores() // self.world.local_size)
+            spare = 1 if self.world.device.type == "cuda" else 0
+            return max(1, usable_cores() // self.world.local_size - spare)
         return self._data.num_workers
 
     def close(self) -> None:

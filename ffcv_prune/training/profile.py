@@ -21,6 +21,8 @@ from ffcv_prune.training.loaders import Dataset
 from ffcv_prune.training.run_folder import RunFolder
 
 SECONDS = 1.0  # that each measurement takes, about
+CUDA_SECONDS = 5.0  # where a second is a dozen of steps
+WARM_UP = 5  # steps: compilation, cuDNN's search, the allocator
 LIMITS = {  # key of `speedup_limits` -> the words for it
     "ideal": "ideal 1/keep",
     "scoring": "with the scoring pass",
@@ -51,8 +53,8 @@ def profile(
 
     Returns:
         "epochs"; "seconds" of a mean epoch by phase, "other" (in no phase) and "total"; "reached", images/s while
-        training; "waiting", the share of that time in which the trainer waited for a batch (on a GPU: in which its
-        process did, which runs ahead of the device); what is in `alone`; "bottleneck", the slower of the two alone;
+        training; "waiting", the share of that time in which the trainer waited for a batch (a GPU is then two steps
+        from idle, see `RunAhead`); what is in `alone`; "bottleneck", the slower of the two alone;
         for a run that has pruned, its "keep" and what `speedup_limits` makes of it.
     """
     totals = {phase: sum(row["seconds"][phase] for row in rows) for phase in (*PHASES, "total")}
@@ -113,15 +115,17 @@ def speedup_limits(keep: float, full: float, score: float, swap: float, fixed: f
 def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dict[str, float]:
     """Run the loader without the model, then the model without the loader, for some batches; the run is left as it is.
 
-    Of several ranks, one measures, with nothing to share with the others: times their number.
+    Of several ranks, one measures, times their number. The others are idle then: what they share, the cores of a
+    machine and its memory, is this rank's alone, and its loader faster than in training.
 
     Returns:
         "loader_alone" and "model_alone", images/s; "first_batch_seconds" from the start of an epoch to its first batch.
     """
     device, ranks = stepper.device, loader.world_size
+    seconds = CUDA_SECONDS if device.type == "cuda" else SECONDS
     served, first = 0, []
     start = now(device)
-    while time.perf_counter() - start < SECONDS:
+    while time.perf_counter() - start < seconds:
         begun = time.perf_counter()
         with closing(loader.batches(loader.next_epoch, loader.selection)) as batches:
             for step, served_batch in enumerate(batches):
@@ -129,14 +133,15 @@ def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dic
                     first.append(time.perf_counter() - begun)
                     batch = served_batch.inputs.clone(), served_batch.targets.clone(), served_batch.ids.clone()
                 served += len(served_batch.ids)
-                if time.perf_counter() - start >= SECONDS:
+                if time.perf_counter() - start >= seconds:
                     break
     loader_alone = ranks * served / (now(device) - start)
     own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype, stepper.task)
     own.model.train()
-    own.step(*batch, mean_loss, lr=0.0)
+    for _ in range(WARM_UP):
+        own.step(*batch, mean_loss, lr=0.0)
     steps, start = 0, now(device)
-    while time.perf_counter() - start < SECONDS:
+    while time.perf_counter() - start < seconds:
         own.step(*batch, mean_loss, lr=0.0)
         steps += 1
     model_alone = ranks * steps * len(batch[0]) / (now(device) - start)

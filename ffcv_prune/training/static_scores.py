@@ -29,6 +29,7 @@ from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
 from ffcv_prune.training.loaders import Loaders, settings_of, side_of
 from ffcv_prune.training.run_folder import provenance
 from ffcv_prune.training.score_file import ScoreFile
+from ffcv_prune.training.world import prepare
 
 # Keys that decide the scores, besides the network: not how runs prune with them, nor what is only reported.
 _RECIPE_SECTIONS = ("data", "train", "static")
@@ -57,6 +58,7 @@ def compute(config: Config, loaders: Loaders | None = None) -> ScoreFile:
             loaders = stack.enter_context(closing(Loaders(config)))
         elif loaders.settings != settings_of(config, loaders.world):
             raise ValueError("these loaders were made for other data settings")
+        prepare(loaders.world.device)
         if loaders.dataset.target.task != CLASSIFICATION:
             raise UserError(f"static scores are made of classes, and the targets of {config.data.train} are none")
         data = loaders.dataset.fingerprints["train"]

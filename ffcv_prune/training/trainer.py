@@ -287,7 +287,7 @@ class Trainer:
                 bar,
                 lambda: self._save_if_asked(folder, stop, training=True),
                 self.pruner.lr_factor,
-                partial(self.pruner.choose, self.stepper.model),
+                None if self.pruner.values.chooser is None else partial(self.pruner.choose, self.stepper.model),
             )
             self._lap_training()
         return loss, steps
