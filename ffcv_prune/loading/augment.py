@@ -71,7 +71,7 @@ class CentreCrop(CropDecoder, CenterCropRGBImageDecoder):
 
     Args:
         scaled: decode JPEG images at 1/8, 1/4 or 1/2 where that leaves half as many pixels again as `size` in both
-            directions: less time, and pixels that differ a little (docs/speed.md).
+            directions: less time, and pixels that differ a little (docs/cheaper_scores.md).
     """
 
     def __init__(self, size: int, ratio: float, scaled: bool = False) -> None:

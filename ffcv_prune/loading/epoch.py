@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +39,9 @@ class Waiting:
 class _Producer(threading.Thread):
     """Has the batches of one epoch made in the ring, in order. Its exceptions go to the consumer, never to the void."""
 
-    def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64]) -> None:
+    def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64], once_begun: Callable[[], None]) -> None:
         super().__init__(daemon=True, name="ffcv_prune-loader")
-        self.decoding, self.ring = decoding, ring
+        self.decoding, self.ring, self.once_begun = decoding, ring, once_begun
         size, file, graph = decoding.batch_size, decoding.file, decoding.graph
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
         self.output: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
@@ -78,6 +79,8 @@ class _Producer(threading.Thread):
             while self.begun < len(self.batches) and self.begun < self.held + self.ring.slots:
                 self._begin(self.begun)
                 self.begun += 1
+                if self.begun == len(self.batches):
+                    self.once_begun()  # while the workers make the last batches
             if self.ring.workers.wait(number):
                 return True
         return False
@@ -112,6 +115,8 @@ class Epoch:
         position: where it is; the batches that were skipped at the start count as served.
         order: int64[m], the ids in the order they are served.
 
+    `once_begun` is called in the thread when the last batch is in the making.
+
     Batches are views into a ring of buffers: clone what outlives the step. Those on the CPU are overwritten without
     asking any device, so copy them to one without `non_blocking`. Dropping the iterator, or calling
     `close`, ends its thread.
@@ -124,6 +129,7 @@ class Epoch:
         start: Position,
         order: NDArray[np.int64],
         waiting: Waiting,
+        once_begun: Callable[[], None],
     ) -> None:
         self.position = start
         self.order = order
@@ -135,7 +141,7 @@ class Epoch:
             self._ids = self._ids.pin_memory()
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
         ring.begin(decoding.seed, start.epoch)
-        self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :])
+        self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :], once_begun)
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
@@ -150,7 +151,8 @@ class PrunedLoader(SelectableLoader, Loader):
                 Compiler.set_num_threads(self.num_workers)
                 self.generate_code()
         order = self._whole_order(start.epoch, start.selection)
-        epoch = Epoch(self._decoding, self.ring, start, order, self._waiting)
+        draw_ahead = partial(self.traversal_order.draw_ahead, start.epoch + 1)
+        epoch = Epoch(self._decoding, self.ring, start, order, self._waiting, draw_ahead)
         self._epoch = weakref.ref(epoch)
         return epoch
 

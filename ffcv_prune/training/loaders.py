@@ -217,15 +217,17 @@ class Loaders:
     @cached_property
     def score(self) -> PrunedLoader:
         """Serves the training set in the order of the file, without augmentation; maybe from a smaller file."""
-        return self._in_order(self.dataset.score, score_side(self._data))
+        # A side of its own is asked for to save time: JPEG images are then decoded no larger than it needs.
+        return self._in_order(self.dataset.score, score_side(self._data), scaled=self._data.score_size > 0)
 
     @cached_property
     def test(self) -> PrunedLoader:
         """Serves the test set, each sample once."""
         return self._in_order(self.dataset.test, self._data.test_size or self._data.size)
 
-    def _in_order(self, info: BetonInfo, size: int) -> PrunedLoader:
-        pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio, self.dataset.target.field)
+    def _in_order(self, info: BetonInfo, size: int, scaled: bool = False) -> PrunedLoader:
+        ratio, target = self._data.test_ratio, self.dataset.target.field
+        pipelines = score_pipelines(info, size, self.world.device, ratio, target, scaled)
         return _compiled(
             PrunedLoader(
                 info.path,

@@ -78,7 +78,8 @@ static int make_image(image_maker *maker, const image_task *task, const image_jo
     int failed = open_image(maker, task, job, entire ? made : NULL, &window);
     if (failed < 0) return -1;
     if (failed) memset(made, 0, size);
-    if (!failed && !(entire && (job->bytes || task->moved)) &&
+    if (!failed && entire && !job->bytes && !task->moved) memcpy(made, window.pixels, size);
+    if (!failed && !entire &&
         resize_area(&window, made, (int)task->rows, (int)task->columns, job->flip != 0, &maker->resized))
         return -1;
     if (failed || !entire) window.pixels = made, window.stride = 3 * (ptrdiff_t)task->columns;
@@ -86,9 +87,18 @@ static int make_image(image_maker *maker, const image_task *task, const image_jo
     return 0;
 }
 
+/* Samples lie anywhere in memory: small ones are fetched while the one before is made. */
+static void prefetch(const image_job *job) {
+    const char *stored = (const char *)(intptr_t)job->source;
+    int64_t size = job->bytes ? job->bytes : 3 * job->rows * job->columns;
+    for (int64_t at = 0; at < size && at < 4096; at += 64) __builtin_prefetch(stored + at);
+}
+
 int make_images(image_maker *maker, const image_task *task, int64_t first, int64_t end) {
     size_t size = 3 * (size_t)task->rows * (size_t)task->columns;
-    for (int64_t i = first; size && i < end; i++)
+    for (int64_t i = first; size && i < end; i++) {
+        if (i + 1 < end) prefetch(&task->jobs[i + 1]);
         if (make_image(maker, task, &task->jobs[i], task->destination + size * (size_t)i)) return -1;
+    }
     return 0;
 }
