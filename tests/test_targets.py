@@ -13,8 +13,7 @@ import pytest
 from ffcv.fields import FloatField, IntField, NDArrayField, RGBImageField
 from ffcv.writer import DatasetWriter
 
-import train_imagenet
-from ffcv_prune import config, tasks
+from ffcv_prune import commands, config, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.targets import Target, find_target
@@ -63,7 +62,7 @@ def run(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The log's rows and the result of ``python train_imagenet.py``."""
     monkeypatch.setattr(sys, "argv", ["train_imagenet.py", *arguments])
-    train_imagenet.main()
+    commands.train()
     rows = [json.loads(line) for line in (out / "runs/small/log.jsonl").read_text().splitlines()]
     with (out / "runs/small/result.csv").open(newline="") as file:
         (result,) = csv.DictReader(file)

@@ -279,7 +279,7 @@ def test_a_selection_that_loses_classes_warns_once(
     monkeypatch.setattr(pruning, "with_static_scores", lambda *_: made)
     with pytest.warns(UserWarning, match="epoch 0: .* of 10 classes hold less than 20%.*least: 0.0% of 0,") as caught:
         train(settings(prune__method="ucb", prune__keep=KEEP, train__epochs=3), loaders)
-    assert len(caught) == 1
+    assert sum("classes hold less" in str(warning.message) for warning in caught) == 1
 
 
 def test_a_finished_run_is_gone_on_from(settings: Settings, loaders: Loaders, tmp_path: Path) -> None:
