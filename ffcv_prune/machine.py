@@ -71,7 +71,7 @@ def warn_if_busy() -> None:
     if threads > 1 and load + threads > cores + 0.5 and not torch.cuda.is_available():
         warnings.warn(
             f"this machine is busy (load {load:.1f} on {cores} cores), where torch's threads can make training many "
-            "times slower: import ffcv_prune before torch, or set OMP_WAIT_POLICY=PASSIVE",
+            "times slower: import ffcv_prune before torch, or set GOMP_SPINCOUNT=1000",
             stacklevel=3,
         )
 

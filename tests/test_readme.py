@@ -15,7 +15,7 @@ import pytest
 from benchmarks import demo
 from benchmarks.harness.rows import read_csv
 from benchmarks.loading import cold, startup, swap, throughput
-from benchmarks.speed import agreement, long_run, scoring, speedup, top_k
+from benchmarks.speed import agreement, long_run, proxy, scoring, speedup, top_k, waiting
 from tests.betons import write_beton
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +57,8 @@ PAGES = {  # of benchmarks/results: what makes them
     "agreement": agreement,
     "scoring": scoring,
     "top_k": top_k,
+    "proxy": proxy,
+    "waiting": waiting,
     "long_run": long_run,
     "loading_swap": swap,
     "loading_throughput": throughput,

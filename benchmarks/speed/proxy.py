@@ -1,6 +1,6 @@
 """What a proxy net costs beside the net that it selects for: seconds against arithmetic.
 
-    python -m benchmarks.speed.proxy                  CIFAR-10, ResNet-18, 3 repeats: about half an hour on 2 cores
+    python -m benchmarks.speed.proxy                  CIFAR-10, ResNet-18, 3 repeats: about 10 minutes on 2 cores
     python -m benchmarks.speed.proxy --redraw         the table again, without measuring
     python -m benchmarks.speed.proxy --main resnet_small --sides 18 --csv small.csv
 
