@@ -36,8 +36,8 @@ class PrunedDataModule(LightningDataModule):
         val_dataloaders: as Lightning takes them; None: no validation.
 
     Raises:
-        UserError: at the beginning of the fit, if Lightning would not ask again before each epoch, if the loader is
-            not shared by as many processes as train, or if a schedule of steps would end before the plan.
+        UserError: at the beginning of the fit. Lightning would not ask again before each epoch; or other processes
+            share the loader than train; or a schedule of steps would end before the plan.
     """
 
     def __init__(self, pruner: Pruner | Callable[[], Pruner], val_dataloaders: Any = None) -> None:

@@ -1,8 +1,8 @@
 """How much a selection could gain at most: how unevenly the gradient is spread over the samples.
 
-The norm of the gradient at the outputs (of p − y, for a classification) bounds the norm of a sample's whole gradient up
-to a factor that all samples share (Katharopoulos and Fleuret, ICML 2018). Where all samples have about the
-same, no selection can be much better than a random one.
+The gradient at the outputs is p − y for a classification. Its norm bounds the norm of a sample's whole gradient, up to
+a factor that all samples share (Katharopoulos and Fleuret, ICML 2018). Where all samples have about the same, no
+selection can be much better than a random one.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ class Values:
 
     Attributes:
         chooser: of a method that chooses in batches; else None.
-        headroom: by the last scoring pass, and the epoch that it was made for; None before the first.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Values:
         self.chooser = BatchChooser(state, task, amp_dtype, ranks) if self.method.chooses_in_batches else None
         self._recorded = TrainingLosses(state.n, ranks > 1, facts) if self.method.records_losses else None
         self._passes = self._scored = 0
-        self.headroom: tuple[int, Headroom] | None = None
+        self._headroom: tuple[int, Headroom] | None = None
 
     def _check(self, loader: SampleLoader) -> None:
         """UserError for loaders or a proxy that do not fit the method."""
@@ -102,6 +101,11 @@ class Values:
             "proxy_steps": proxy_steps,
         }
 
+    def headroom_at(self, epoch: int) -> Headroom | None:
+        """What the scoring pass before the epoch told of the gradient; None where there was no such pass."""
+        made_for, found = self._headroom or (None, None)
+        return found if made_for == epoch else None
+
     def collect(self, epoch: int, model: nn.Module) -> int:
         """Record what is wanted before the selection of `epoch`; returns how many losses were not finite."""
         return self._record_training(epoch) + self._record_pass(epoch, model)
@@ -140,7 +144,7 @@ class Values:
             gradients=True,
         )[:, ids]
         found = headroom_of(values[-1], self._trained_until_next(epoch))
-        self.headroom = None if found is None else (epoch, found)
+        self._headroom = None if found is None else (epoch, found)
         names = [column.name for column in CERTAINTY if certainty]
         facts: dict[str, Any] = dict(zip(names, values[1:-1], strict=True))
         return self.state.record(ids, values[0], epoch=epoch, **facts)
@@ -177,12 +181,12 @@ class Values:
     @contextmanager
     def whole_or_not_at_all(self) -> Iterator[None]:
         """Take back what a proxy learned and what was counted inside if an exception leaves it."""
-        counts = self._passes, self._scored, self.headroom
+        counts = self._passes, self._scored, self._headroom
         try:
             with nullcontext() if self.proxy is None else self.proxy.whole_or_not_at_all():
                 yield
         except BaseException:
-            self._passes, self._scored, self.headroom = counts
+            self._passes, self._scored, self._headroom = counts
             raise
 
     @property
@@ -192,7 +196,7 @@ class Values:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers. With training losses and a distributed loader, all ranks must call."""
         own = {name: None if part is None else part.state_dict() for name, part in self._parts.items()}
-        headroom = self.headroom and [self.headroom[0], asdict(self.headroom[1])]
+        headroom = self._headroom and [self._headroom[0], asdict(self._headroom[1])]
         return own | {"counts": [self._passes, self._scored], "headroom": headroom}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -208,7 +212,7 @@ class Values:
                 part.load_state_dict(state[name])
         self._passes, self._scored = state["counts"]
         saved = state["headroom"]
-        self.headroom = saved and (saved[0], Headroom(**saved[1]))
+        self._headroom = saved and (saved[0], Headroom(**saved[1]))
 
 
 def check_arguments(losses: Tensor, ids: Tensor, n: int) -> None:

@@ -78,10 +78,8 @@ def pruning_facts(
 
 def _headroom(pruner: Pruner, epoch: int) -> dict[str, float] | None:
     """What the scoring pass of this epoch told of the gradient, if there was one."""
-    found = pruner.values.headroom
-    if found is None or found[0] != epoch:
-        return None
-    return {name: round(value, 4) for name, value in asdict(found[1]).items()}
+    found = pruner.values.headroom_at(epoch)
+    return None if found is None else {name: round(value, 4) for name, value in asdict(found).items()}
 
 
 def scores_of(state: State, epoch: int) -> NDArray[np.float32] | None:

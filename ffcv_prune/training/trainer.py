@@ -224,12 +224,12 @@ class Trainer:
 
     def _tell_headroom(self, epoch: int) -> None:
         """One line where pruning cannot pay yet, once until it can."""
-        found = self.pruner.values.headroom
-        if found is None or found[0] != epoch:
+        found = self.pruner.values.headroom_at(epoch)
+        if found is None:
             return
-        if found[1].is_little and not self._told_little:
-            print(found[1].in_words(), flush=True)
-        self._told_little = found[1].is_little
+        if found.is_little and not self._told_little:
+            print(found.in_words(), flush=True)
+        self._told_little = found.is_little
 
     def _row(
         self,
