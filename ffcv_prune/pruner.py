@@ -213,8 +213,9 @@ class Pruner:
             losses: [B], of each sample (``reduction="none"``).
             ids: int64[B], its dataset positions: the last output of a loader with `with_ids`, on the CPU, in pinned
                 memory where the loader delivers to a CUDA device.
-            outputs, targets: what the model returned for the batch, and its targets; for a method that needs to know
-                whether the model was right (kakurenbo).
+            outputs: what the model returned for the batch; for a method that needs to know whether it was right
+                (kakurenbo).
+            targets: of the batch, for the same.
         """
         check_arguments(losses, ids, self.state.n)
         self._check_begun()
@@ -259,6 +260,7 @@ class Pruner:
 
     @property
     def lr_factor(self) -> float:
+        """By which the method wants the learning rate multiplied now; 1.0 for nearly all of them."""
         return 1.0 if self.state.selection is None else self.state.selection.lr_factor
 
     def _set_weights(self) -> None:

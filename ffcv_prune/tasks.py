@@ -47,6 +47,13 @@ class Task(ABC):
             "take another method, or tasks.Classification()"
         )
 
+    def gradient_norms(self, outputs: Any, targets: Any) -> Tensor:
+        """Return float32[B]: the norm of the gradient of each sample's loss at its outputs, in inference mode too."""
+        with torch.inference_mode(False), torch.enable_grad():
+            found = self.tensor(outputs).detach().float().clone().requires_grad_()
+            (gradients,) = torch.autograd.grad(self.losses(found, targets.clone()).sum(), found)
+        return gradients.view(len(gradients), -1).norm(dim=1)
+
     def summarise(self, sums: Tensor, n: int) -> dict[str, float]:
         """Return the metrics by name, the headline first, of n samples with the added `counts`. Waits for a device."""
         return dict(zip(self.metrics, (sums.cpu() / n).tolist(), strict=True))

@@ -165,6 +165,7 @@ module = fit(data, Path(sys.argv[1]), devices=2, strategy="ddp", enable_checkpoi
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_each_step(tmp_path: Path) -> None:
     shares = run_ranks(RANK, tmp_path)
     expected, _ = plain_run(make_pruner("random", keep=0.4))

@@ -109,14 +109,28 @@ def test_jpeg_and_shrinking(tmp_path: Path) -> None:
 
 
 class Stream(IterableDataset[Any]):
+    """Without a length."""
+
     def __iter__(self) -> Any:
         return iter([(PIXELS[0], 0)])
+
+
+class LongStream(Stream):
+    def __len__(self) -> int:
+        return 1
+
+
+class NoLength:
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return PIXELS[i], 0
 
 
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (Stream(), "Stream has no length: give a map-style dataset"),
+        (Stream(), "Stream is iterable, and serves no sample by its position: read it into a list"),
+        (LongStream(), "LongStream is iterable, and serves no sample by its position: read it into a list"),
+        (NoLength(), "NoLength has no length: give a map-style dataset"),
         ([], "list has no samples"),
         ({(PIXELS[0].tobytes(), 0)}, "set has no __getitem__"),
         ([(PIXELS[0], 0, 1)], r"sample 0 of list: it is tuple, no pair: give \(image, target\)"),

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from ffcv.loader import Loader
 from ffcv.transforms import ToTensor, ToTorchImage
 from hypothesis import given
 from hypothesis import strategies as st
-from numba import njit
 from numpy.typing import NDArray
 
 from ffcv_prune import PrunedLoader
@@ -21,7 +19,7 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.augment import PadCropFlip
-from ffcv_prune.loading.kernels import flip_in_place, next_stretch, random_resized_crop, stream_key, uniform
+from ffcv_prune.loading.kernels import flip_in_place, random_resized_crop, stream_key, uniform
 from ffcv_prune.loading.pipelines import score_pipelines, stored_size, train_pipelines
 from tests.betons import Beton, write_beton, write_images
 
@@ -157,42 +155,14 @@ def test_jpeg_images_are_the_same_in_any_batch_on_any_threads(tmp_path: Path, au
                 for i, image in zip(ids.tolist(), images.clone().numpy(), strict=True)
             }
         )
-        assert [len(scratch) for _, scratch in loader.ring.shared.values()] == [loader.num_workers]
     for other in served[1:]:
         assert sorted(other) == list(range(len(images)))
         for i, image in served[0].items():
             np.testing.assert_array_equal(other[i], image)
     stock = {"image": [CenterCropRGBImageDecoder((16, 16), 1.0), ToTensor(), ToTorchImage()]}
     batch, *_ = next(iter(Loader(str(path), len(images), 1, os_cache=True, pipelines=stock, drop_last=False)))
-    assert augment != "none" or all((batch.numpy()[i] == image).all() for i, image in served[0].items())
-
-
-@given(st.integers(1, 9), st.integers(0, 300))
-def test_threads_share_the_samples_of_a_batch(threads: int, samples: int) -> None:
-    taken = np.zeros(1, np.int64)
-    served: list[int] = []
-    while len(stretch := range(*next_stretch(taken, threads, samples))):
-        served += stretch
-    assert served == list(range(samples))
-    assert len(range(*next_stretch(taken, threads, samples))) == 0
-
-
-def test_no_sample_is_taken_twice_by_threads_at_once() -> None:
-    threads, samples = 4, 5000
-
-    @njit(nogil=True)
-    def work(taken, times_taken):
-        first, end = next_stretch(taken, threads, samples)
-        while first < end:
-            times_taken[first:end] += 1
-            first, end = next_stretch(taken, threads, samples)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(50):
-            taken, times_taken = np.zeros(1, np.int64), np.zeros(samples, np.int64)
-            for done in [pool.submit(work, taken, times_taken) for _ in range(threads)]:
-                done.result()
-            assert (times_taken == 1).all()
+    for i, image in served[0].items() if augment == "none" else ():
+        assert np.abs(batch.numpy()[i].astype(int) - image).max() <= 1
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path, beton: Beton) -> None:

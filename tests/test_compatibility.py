@@ -268,23 +268,19 @@ def test_tasks(name: str, kind: str) -> None:
     scores = start(method).table.fixed if "scores" in method.parameters else None
     if scores is not None and "c" in method.parameters:
         scores = np.random.default_rng(1).random((3, N))
-    pruner = Pruner(loader, other, method, epochs=3, task=task, proxy=proxy, scores=scores)
-    refused = TABLE[name]["tasks"] == "classification" and kind != "classification"
-
-    def train() -> None:
-        for epoch in range(3):
-            pruner.begin_epoch(epoch, model)
-            for batch in loader:
-                chosen = pruner.choose(model, *batch)
-                if chosen is None:
-                    continue
-                inputs, labels, ids = chosen
-                outputs = model(inputs)
-                pruner.batch_loss(task.losses(outputs, labels), ids, outputs, labels).backward()
-
-    if refused:
+    options: dict[str, Any] = {"epochs": 3, "task": task, "proxy": proxy, "scores": scores}
+    if TABLE[name]["tasks"] == "classification" and kind != "classification":
         with pytest.raises(UserError, match=f"tasks.{type(task).__name__} cannot tell"):
-            train()
-    else:
-        train()
-        assert pruner.state.selection is not None and pruner.state.selection.ids.size
+            Pruner(loader, other, method, **options)
+        return
+    pruner = Pruner(loader, other, method, **options)
+    for epoch in range(3):
+        pruner.begin_epoch(epoch, model)
+        for batch in loader:
+            chosen = pruner.choose(model, *batch)
+            if chosen is None:
+                continue
+            inputs, labels, ids = chosen
+            outputs = model(inputs)
+            pruner.batch_loss(task.losses(outputs, labels), ids, outputs, labels).backward()
+    assert pruner.state.selection is not None and pruner.state.selection.ids.size

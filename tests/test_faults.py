@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import runpy
@@ -25,9 +26,10 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import _BetonWriter
 from ffcv_prune.data.recipe import load_recipe
 from ffcv_prune.data.writer import write_dataset
-from ffcv_prune.errors import UserError, uninterrupted
+from ffcv_prune.errors import UserError, run_command, uninterrupted
+from ffcv_prune.loading.bus_errors import Guard
 from ffcv_prune.loading.pipelines import score_pipelines
-from tests.betons import Beton
+from tests.betons import Beton, write_beton
 from tests.data_helpers import write_images, write_recipe
 from tests.nets import SmallNet
 from tests.processes import expect_no_leak, shared_memory, wait_for_epochs
@@ -97,17 +99,82 @@ def test_a_file_that_changes_during_an_epoch_ends_it_with_one_line(
     assert batches < -(-len(beton) // 8)
 
 
-def read_while_truncated(path: str) -> None:
-    print(read_while(lambda file: os.truncate(file, 0), Path(path)))
+def read_while_truncated(path: str, workers: str) -> None:
+    def main() -> None:
+        loader = PrunedLoader(path, 8, int(workers), pipelines=score_pipelines(check_beton(path)), drop_last=False)
+        for batch, _ in enumerate(loader):
+            if batch == 0:
+                time.sleep(0.5)  # until the queue is full: batch 5 is decoded from what is no longer there
+                os.truncate(path, int(loader.file.memory_manager.ptrs[5 * 8]))
+            print(batch)
+
+    run_command(main)
 
 
-def test_a_file_truncated_during_an_epoch_is_noticed_before_the_next_batch(beton: Beton, tmp_path: Path) -> None:
-    """Reading a mapping beyond the file's end kills the process (SIGBUS): in a process of its own."""
-    path = shutil.copy(beton.path, tmp_path / "train.beton")
-    process = start(*call(read_while_truncated), path)
+@pytest.mark.parametrize(("mode", "workers"), [("raw", 2), ("jpg", 1)])
+def test_a_file_truncated_while_it_is_decoded_ends_the_epoch_with_one_line(
+    mode: str, workers: int, tmp_path: Path
+) -> None:
+    """Reading a mapping beyond the file's end raises SIGBUS: in a process of its own."""
+    path = write_beton(tmp_path / "train.beton", n=203, size=32, mode=mode).path
+    process = start(*call(read_while_truncated), path, workers)
     output, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
-    assert "was replaced, changed or deleted" in output
+    expected = f"error: {path} was replaced, changed or deleted since it was opened: build a new loader"
+    assert [line for line in errors.splitlines() if not line.startswith("notice: ")] == [expected]
+    assert process.returncode == 2
+    assert output.split() == ["0", "1", "2", "3", "4"]  # those that were decoded before
+
+
+def read_where_the_disk_fails(path: str) -> None:
+    loader = make_loader(Path(path))
+    before = os.stat(path)
+    content = Path(path).read_bytes()
+    os.truncate(path, 0)
+    assert loader.file.memory_manager.context.mmap[-1] == 0
+    Path(path).write_bytes(content)  # nothing has changed: what failed was the reading
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run_command(lambda: print(len(list(loader))))
+
+
+def test_a_disk_that_fails_ends_the_epoch_with_one_line(beton: Beton, tmp_path: Path) -> None:
+    path = shutil.copy(beton.path, tmp_path / "train.beton")
+    process = start(*call(read_where_the_disk_fails), path)
+    output, errors = process.communicate(timeout=100)
+    assert errors == f"error: {path} cannot be read, the disk reports an error: write it again on another one\n"
+    assert (process.returncode, output) == (2, "")
+
+
+def read_a_file_that_is_not_ours(path: str, fault_handler: str) -> None:
+    if fault_handler == "before":
+        faulthandler.enable()
+    loader = make_loader(Path(path))
+    if fault_handler == "after":
+        faulthandler.enable()
+    other = np.memmap(f"{path}.other", np.uint8, mode="w+", shape=(8192,))
+    os.truncate(f"{path}.other", 0)
+    print(len(list(loader)), flush=True)
+    print(other[5000])
+
+
+@pytest.mark.parametrize("fault_handler", ["before", "after"])
+def test_a_bus_error_elsewhere_still_ends_the_process(fault_handler: str, beton: Beton, tmp_path: Path) -> None:
+    path = shutil.copy(beton.path, tmp_path / "train.beton")
+    process = start(*call(read_a_file_that_is_not_ours), path, fault_handler)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == -signal.SIGBUS
+    assert output == f"{-(-len(beton) // 8)}\n"
+    assert "Fatal Python error: Bus error" in errors
+
+
+def test_as_many_files_as_are_guarded(beton: Beton) -> None:
+    mapped = np.memmap(beton.path, np.uint8, mode="r")
+    guards = []
+    with pytest.raises(UserError, match=r"1024 \.beton files are open in this process"):
+        for _ in range(2000):
+            guards.append(Guard(mapped))
+    assert 1000 < len(guards) <= 1024
+    guards.clear()
+    assert not Guard(mapped).failed
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
@@ -241,8 +308,8 @@ def test_ctrl_c_twice_in_training_leaves_a_readable_log(beton: Beton, tmp_path: 
 
 def write_slowly(recipe: str, data_dir: str, out_dir: str) -> None:
     """The command write_datasets.py, with images that take their time."""
-    fast = sources.pil_loader
-    sources.pil_loader = lambda file: (time.sleep(0.05), fast(file))[1]
+    fast = sources.read_file
+    sources.read_file = lambda file: (time.sleep(0.05), fast(file))[1]
     sys.argv = ["write_datasets.py", "--dataset", recipe, "--data-dir", data_dir, "--out-dir", out_dir, "--workers=2"]
     runpy.run_path(str(ROOT / "write_datasets.py"), run_name="__main__")
 

@@ -413,6 +413,15 @@ class TestEvolved:
         w, _ = self.scores(losses, beta1=0.0, beta2=0.8)
         assert w == pytest.approx(np.array(losses[-1]))
 
+    def test_the_slow_mean_is_the_projects_but_for_its_start(self) -> None:
+        """(e): β2 = 0.2 is α = 0.8; s starts at 1/n and not at the first loss, which fades with β2^t."""
+        losses = np.random.default_rng(1).random((6, 4)).astype(np.float32)
+        table = ScoreTable(4, alpha=0.8)
+        for step, own in enumerate(losses, 1):
+            table.update(own)
+            _, slow = self.scores(losses[:step].tolist(), beta1=0.2, beta2=0.2)
+            assert slow - table.mean == pytest.approx(0.2**step * (1 / 4 - losses[0]), abs=1e-6)
+
     def test_equal_scores_draw_as_random_does_and_the_ends_are_on_all_data(self) -> None:
         """(d)."""
         found = frequencies("evolved", [1.0] * 8, epoch=5, keep=0.25)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -203,6 +204,14 @@ def test_what_cannot_be_taken_is_refused_in_one_line(
     assert expected in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.glob("betons/**/*"))
+
+
+def test_the_recipe_of_the_page_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "write_datasets" / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    recipe = load_recipe(write_recipe(tmp_path, text))
+    assert recipe.source.huggingface == "imagenet-1k"
+    assert recipe.split_sources() == {"train": ["train"], "val": ["validation"]}
 
 
 def test_a_broken_image_is_named_as_a_command_names_it(tmp_path: Path) -> None:

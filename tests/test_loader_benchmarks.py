@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.rows import Results
-from benchmarks.loading import startup, swap
+from benchmarks.loading import startup, swap, writer
 from benchmarks.loading.__main__ import main
 from ffcv_prune.errors import UserError
 
@@ -61,6 +61,33 @@ def test_cold_and_its_table(tmp_path: Path, run: Callable[..., str]) -> None:
 def test_cold_without_photographs(tmp_path: Path, run: Callable[..., str]) -> None:
     with pytest.raises(UserError, match="--photographs: name a folder"):
         run("cold", f"--csv={tmp_path / 'cold.csv'}")
+
+
+def test_writer_and_its_table(tmp_path: Path, run: Callable[..., str]) -> None:
+    photographs = tmp_path / "train/n01"
+    photographs.mkdir(parents=True)
+    for i, side in enumerate((40, 50, 60)):
+        down, right = np.mgrid[0:side, 0:side] * 4
+        Image.fromarray(np.stack([down, right, down], axis=2).astype(np.uint8)).save(
+            photographs / f"{i}.JPEG", format="JPEG", quality=95
+        )
+    csv = tmp_path / "writer.csv"
+    words = ["writer", "--images=9", "--max-resolution=50", "--workers=1", "--repeats=1", f"--csv={csv}"]
+    with pytest.raises(UserError, match="--imagenet-dir: name a folder"):
+        run(*words)
+    run(*words, f"--imagenet-dir={tmp_path}")
+    rows = {(row["writer"], row["stored"]): row for row in Results(csv, writer.COLUMNS, "").read()}
+    assert tuple(rows) == writer.CASES
+    assert [row["kept"] for row in rows.values()] == ["0.0", "", "0.0", "", "0.6666667", ""]  # one is too large
+    assert float(rows[writer.OURS, writer.RAW]["difference"]) == 0
+    compressed, kept = (float(rows[writer.OURS, stored]["difference"]) for stored in (writer.JPG, writer.KEPT))
+    assert 0 < kept < compressed
+    assert rows[writer.STOCK, writer.JPG]["difference"] == rows[writer.OURS, writer.JPG]["difference"]
+    files = sum(file.stat().st_size for file in photographs.iterdir())
+    assert rows[writer.FOLDER, writer.FILES]["bytes"] == str(3 * files)
+    page = csv.with_suffix(".md").read_text()
+    assert page.count("| ffcv_prune |") == 3 and page.count("| torchvision | the files |") == 1
+    assert page in run("writer", "--redraw", f"--csv={csv}")
 
 
 def test_startup_and_its_table(tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

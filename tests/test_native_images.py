@@ -230,7 +230,7 @@ def test_a_moved_image_equals_its_twin(height: int, width: int, down: int, right
     padded = np.full((height + 90, width + 90, 3), fill, np.uint8)
     padded[45 : 45 + height, 45 : 45 + width] = image
     expected = padded[45 + down : 45 + down + height, 45 + right : 45 + right + width]
-    more = {"flip": flip, "down": down, "right": right}
+    more = {"turned": flip, "down": down, "right": right}
     ours = make(image, image.shape, (0, 0, height, width), (height, width), fill=fill, **more)
     np.testing.assert_array_equal(ours, expected[:, ::-1] if flip else expected)
     stored = encoded(image)

@@ -82,6 +82,19 @@ def test_epochs_and_seeds_differ() -> None:
     assert (order.sample_order(0) != other.sample_order(0)).any()
 
 
+def test_a_permutation_drawn_ahead_is_that_of_its_seed_and_epoch() -> None:
+    ids = np.arange(3, 90, 2)
+    drawn, plain = make_order(100, shuffle=True), make_order(100, shuffle=True)
+    drawn.draw_ahead(4)
+    for epoch in (4, 5, 4):
+        for selection in (None, ids):
+            np.testing.assert_array_equal(drawn.order_of(epoch, selection), plain.order_of(epoch, selection))
+    drawn.order_of(4, None)[:] = 0  # what is served is a copy
+    np.testing.assert_array_equal(drawn.order_of(4, None), plain.order_of(4, None))
+    drawn.loader.seed = plain.loader.seed = 9
+    np.testing.assert_array_equal(drawn.order_of(4, ids), plain.order_of(4, ids))
+
+
 def test_without_shuffle_the_order_is_that_of_the_file() -> None:
     order = make_order(10, shuffle=False)
     order.select(validate_ids([7, 2, 5], 10))

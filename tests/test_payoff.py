@@ -72,8 +72,9 @@ def test_saving_and_gain_are_paired_by_seed() -> None:
     assert payoff({1: CURVE}, {1: 1.0}, {1: 0.85}).beyond == 1
 
 
-def row(case: Case, accuracy: float, work: float) -> dict[str, str]:
+def row(grid: Grid, case: Case, accuracy: float, work: float) -> dict[str, str]:
     return {
+        "key": str(grid.key(case)),
         "condition": case.condition,
         "entry": case.entry,
         "choice": case.choice,
@@ -102,7 +103,7 @@ def drive(grid: Grid, accuracy: Any) -> list[Case]:
     while (case := next_case(grid, rows)) is not None:
         order.append(case)
         budget = next(entry.budget for entry in grid.entries if entry.name == case.entry)
-        rows.append(row(case, accuracy(case), 1000 * (budget or 0.7)))
+        rows.append(row(grid, case, accuracy(case), 1000 * (budget or 0.7)))
     return order
 
 
@@ -181,3 +182,21 @@ def test_the_data_sets_are_what_they_say() -> None:
     )
     assert len({image.tobytes() for image in made["redundant"].images}) <= 500
     assert np.bincount(made["fifth"].labels).tolist() == [n // classes // 5] * classes
+
+
+def test_a_row_that_other_settings_made_does_not_count(small: Path) -> None:
+    """A rule that changes after runs were made has them repeated: those that it concerns, and no others."""
+    grid = grids.load(small)
+    rows = [row(grid, case, 0.6, 1000) for case in drive(grid, lambda case: 0.6)]
+    assert next_case(grid, rows) is None
+    small.write_text(small.read_text().replace("ucb, prune.keep: 0.5", "ucb, prune.keep: 0.4"))
+    changed = grids.load(small)
+    assert next_case(changed, rows) == Case("small", "ucb", "lr=0.02", 0)
+    assert len(Judged(changed, "small", rows).rows) == len(rows) - 4
+    small.write_text(small.read_text().replace("  ucb: ", "  renamed: "))
+    assert len(Judged(grids.load(small), "small", rows).rows) == len(rows) - 4
+
+
+def test_below_the_cheapest_budget_a_saving_is_a_bound() -> None:
+    found = payoff({1: CURVE, 2: CURVE}, {1: 2.0, 2: 2.0}, {1: 0.3, 2: 0.3})
+    assert (found.below, found.beyond, found.saving.mean) == (2, 0, -1.0)

@@ -177,9 +177,9 @@ def test_losses_that_are_not_finite_are_counted_and_the_count_resumed(
     loaders: tuple[PrunedLoader, PrunedLoader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pruner = make_pruner(loaders, "ucb")
-    losses = np.ones((1, N), np.float32)
-    losses[0, 3] = np.inf
-    monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", lambda *args, **options: losses)
+    rows = np.ones((2, N), np.float32)  # losses, and norms of gradients
+    rows[0, 3] = np.inf
+    monkeypatch.setattr(ffcv_prune.scoring.values, "score_dataset", lambda *args, **options: rows)
     made = pruner.begin_epoch(0, SmallNet())
     assert made is not None and made.nonfinite == pruner.state.nonfinite == 1
     resumed = make_pruner(loaders, "ucb")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.sections import Train
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.loaders import Loaders, ramp_side
+from ffcv_prune.training.pruning import build_proxy
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
 from tests.nets import SmallNet
@@ -55,6 +57,29 @@ def test_without_norm_decay_only_weights_decay(batch: tuple[Tensor, Tensor]) -> 
         elif spared.abs().max() > 0:
             flat += not torch.equal(decayed, spared)
     assert flat  # a norm's scale begins at 1
+
+
+def test_a_proxy_is_trained_as_its_main_net_is(settings: Settings, loaders: Loaders) -> None:
+    """With all of its keys but the learning rate: here, no decay on norms and biases."""
+    keys = {"prune__method": "proxy_batch", "prune__proxy_model": "resnet_tiny", "prune__window": 64}
+    made = settings(**keys, prune__proxy_lr=0.3, train__norm_decay="no", train__weight_decay=0.01)
+    proxy = build_proxy(made, loaders, None, tasks.Classification())
+    groups = proxy.optimizer.param_groups
+    assert [(group["weight_decay"], group["lr"]) for group in groups] == [(0.01, 0.3), (0.0, 0.3)]
+    assert all(parameter.ndim > 1 for parameter in groups[0]["params"])
+    assert all(parameter.ndim <= 1 for parameter in groups[1]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(proxy.model.parameters()))
+
+
+def test_a_proxy_sees_images_of_the_side_that_its_main_net_sees(settings: Settings) -> None:
+    made = settings(data__augment="random_resized_crop", data__size=64, data__size_ramp="32,64,0.25,0.5")
+    with closing(Loaders(made)) as own:
+        train_loader, proxy_loader = own.train(0), own.proxy(0, 64)
+        for epoch, side in ((0, 32), (3, 64)):
+            own.resize(epoch, 4)
+            for loader in (train_loader, proxy_loader):
+                with closing(loader.batches(epoch)) as batches:
+                    assert next(batches).inputs.shape[2:] == (side, side)
 
 
 def test_parameters_that_are_not_trained_stay(batch: tuple[Tensor, Tensor]) -> None:

@@ -59,6 +59,8 @@ class Machine:
             path.mkdir()
         for name in ("run", "setup.py", "pyproject.toml"):
             shutil.copy(ROOT / name, self.root)
+        native = Path("ffcv_prune", "loading", "native")
+        shutil.copytree(ROOT / native, self.root / native)
         for tool in [*TOOLS, "chmod"]:
             (self.bin / tool).symlink_to(shutil.which(tool) or tool)
         self.stub("python3", PYTHON)
@@ -70,6 +72,7 @@ class Machine:
         self.stub(
             "pkg-config",
             'case "$2" in opencv4) [ ! -e "$STATE/no-libopencv-dev" ] ;; '
+            'libjpeg) [ ! -e "$STATE/no-libjpeg-dev" ] ;; '
             '*) [ ! -e "$STATE/no-libturbojpeg0-dev" ] ;; esac',
         )
 
@@ -129,13 +132,14 @@ def test_complete_machine_is_not_touched_and_a_repeat_installs_nothing(machine: 
 
 
 @needs_certificates
-def test_root_installs_what_is_missing_and_nothing_else(machine: Machine) -> None:
-    machine.set("no-libopencv-dev")
+@pytest.mark.parametrize("package", ["libopencv-dev", "libjpeg-dev"])
+def test_root_installs_what_is_missing_and_nothing_else(machine: Machine, package: str) -> None:
+    machine.set(f"no-{package}")
     done = machine.run("true")
-    assert "run: installing libopencv-dev (apt)" in done.stderr
+    assert f"run: installing {package} (apt)" in done.stderr
     update, install = machine.calls("apt-get")
     assert update.endswith(" update")
-    assert install.endswith(" install -y --no-install-recommends libopencv-dev")
+    assert install.endswith(f" install -y --no-install-recommends {package}")
 
 
 @needs_certificates
@@ -228,9 +232,10 @@ def test_an_interrupted_installation_starts_anew(machine: Machine) -> None:
 
 
 @needs_certificates
-def test_changed_dependencies_are_installed_into_the_same_environment(machine: Machine) -> None:
+@pytest.mark.parametrize("changed", ["setup.py", "ffcv_prune/loading/native/pool.c"])
+def test_changed_dependencies_are_installed_into_the_same_environment(machine: Machine, changed: str) -> None:
     machine.run("python")
-    with (machine.root / "setup.py").open("a") as file:
+    with (machine.root / changed).open("a") as file:
         file.write("# changed\n")
     assert machine.run("python").returncode == 0
     calls = [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]

@@ -60,7 +60,7 @@ def test_an_infobatch_run_tells_the_truth(
     unbiased: str, configure: Configure, loaders: Loaders, beton: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = []
-    monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", lambda *args, **options: scored.append(args))
+    monkeypatch.setattr(ffcv_prune.scoring.values, "score_dataset", lambda *args, **options: scored.append(args))
     result = train(configure(epochs=8, **INFOBATCH, ratio=0.6, unbiased=unbiased), loaders)
     rows, selections = read(result)
     n, seen = len(beton), 0
@@ -103,14 +103,14 @@ class Passes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.served: list[np.ndarray] = []
-        real = ffcv_prune.scoring.values.score_pass
+        real = ffcv_prune.scoring.values.score_dataset
 
         def score(model: nn.Module, loader: Any, **options: Any) -> np.ndarray:
             ids = options.get("ids")
             self.served.append(np.arange(loader.num_samples) if ids is None else ids)
             return real(model, loader, **options)
 
-        monkeypatch.setattr(ffcv_prune.scoring.values, "score_pass", score)
+        monkeypatch.setattr(ffcv_prune.scoring.values, "score_dataset", score)
 
 
 def test_both_sources_pass_over_what_was_not_trained_on(
@@ -119,10 +119,10 @@ def test_both_sources_pass_over_what_was_not_trained_on(
     passes, tables = Passes(monkeypatch), []
     real = ScoreTable.update
 
-    def update(self: ScoreTable, losses: Any, ids: Any = None) -> int:
+    def update(self: ScoreTable, losses: Any, ids: Any = None, *most: float) -> int:
         if self.n == len(beton):  # not a table of the warm-up
             tables.append(np.arange(self.n) if ids is None else np.array(ids))
-        return real(self, losses, ids)
+        return real(self, losses, ids, *most)
 
     monkeypatch.setattr(ScoreTable, "update", update)
     trained: list[set[int]] = []
@@ -250,7 +250,7 @@ def test_runs_of_the_field_repeat_and_count_their_costs(
         assert hidden[0] == 0 and max(hidden) > 10
         assert cost["forwards"] == cost["decoded"] == sum(hidden[:-1])
         rates = [row["lr"] for row in rows]
-        raised = 0.2 * 0.02 * n / (n - int(0.4 * 0.8 * n))  # past a milestone, and at four fifths of the fraction
+        raised = 0.2 * 0.02 * n / (n - int(0.4 * n))  # past a milestone; the fraction falls from epoch 1.2 on
         assert rates[:2] == pytest.approx([0.02, raised])
     else:
         assert not any(cost.values())

@@ -13,8 +13,10 @@ from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from torch import nn
 
-from ffcv_prune import config, score_dataset
+from ffcv_prune import PrunedLoader, config, score_dataset
+from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models import build_model
 from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.training import checkpoint, static_scores
@@ -67,6 +69,24 @@ def test_scoring_at_another_size_of_the_same_file(beton: Beton) -> None:
     assert sides(loaders) == [(16, 16), (12, 12), (16, 16)]
     assert set(loaders.dataset.fingerprints) == {"train", "test"}
     loaders.close()
+
+
+def test_only_scoring_at_a_side_of_its_own_decodes_at_a_scale(jpg_beton: Beton) -> None:
+    info = check_beton(jpg_beton.path)
+
+    def images(pipelines: dict[str, Any]) -> torch.Tensor:
+        return next(iter(PrunedLoader(jpg_beton.path, 50, pipelines=pipelines, drop_last=False)))[0].clone()
+
+    scaled, whole = (images(score_pipelines(info, 8, scaled=scaled)) for scaled in (True, False))
+    assert (scaled != whole).any()
+    small, as_stored = (
+        Loaders(settings(jpg_beton, data__test_size=8, data__score_batch_size=50, **changes))
+        for changes in ({"data__score_size": 8}, {"data__size": 8})
+    )
+    for loaders, of_scoring in ((small, scaled), (as_stored, whole)):
+        assert torch.equal(next(iter(loaders.score))[0], of_scoring)
+        assert torch.equal(next(iter(loaders.test))[0], whole)
+        loaders.close()
 
 
 def test_other_samples_are_refused(beton: Beton, tmp_path: Path) -> None:

@@ -81,9 +81,22 @@ def test_the_last_selection_before_the_epoch_counts(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "run")
     for epoch, ids in ((2, [0, 1, 2]), (10_000, [1, 2, 3, 4]), (10_005, [9])):  # the last is of a run before a resume
         folder.save_selection(epoch, np.array(ids))
-    assert folder.overlap(10_003, np.array([1, 4, 7, 8])) == 0.5
-    assert folder.overlap(2, np.array([0])) is None
     folder.close()
+    with closing(RunFolder(folder.path)) as reopened:
+        assert reopened.overlap(10_003, np.array([1, 4, 7, 8])) == 0.5
+    with closing(RunFolder(folder.path)) as reopened:
+        assert reopened.overlap(2, np.array([0])) is None
+
+
+def test_a_running_loop_does_not_read_its_selections_again(tmp_path: Path) -> None:
+    with closing(RunFolder.create(tmp_path, "run")) as folder:
+        found = []
+        for epoch, ids in ((0, [0, 1]), (1, [1, 2]), (4, [1, 2]), (5, [7, 8])):
+            folder.save_selection(epoch, np.array(ids))
+            found.append(folder.overlap(epoch, np.array(ids)))
+            for file in (folder.path / "selections").iterdir():
+                file.unlink()
+        assert found == [None, 0.5, 1.0, 0.0]
 
 
 def test_numbers_of_a_row() -> None:

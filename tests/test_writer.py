@@ -260,23 +260,23 @@ def test_splits_of_a_folder_without_splits(source: Path) -> None:
 
 
 def test_killed_worker(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(file: str) -> Image.Image:
+    def load(file: str) -> bytes:
         if file.endswith("dog/0007.png"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return pil_loader(file)
+        return Path(file).read_bytes()
 
-    monkeypatch.setattr(sources, "pil_loader", load)
+    monkeypatch.setattr(sources, "read_file", load)
     expect_failure(lambda: write(source), source, "exit code -9")
 
 
 def test_interrupted_writer(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(file: str) -> Image.Image:
+    def load(file: str) -> bytes:
         if file.endswith("dog/0007.png"):
             os.kill(os.getppid(), signal.SIGINT)
             time.sleep(60)
-        return pil_loader(file)
+        return Path(file).read_bytes()
 
-    monkeypatch.setattr(sources, "pil_loader", load)
+    monkeypatch.setattr(sources, "read_file", load)
     with pytest.raises(KeyboardInterrupt):
         write(source)
     assert not temporaries(source)
@@ -309,8 +309,8 @@ def test_sigkill_leaves_nothing_under_the_final_name(source: Path) -> None:
         "from ffcv_prune.data import sources\n"
         "from ffcv_prune.data.recipe import load_recipe\n"
         "from ffcv_prune.data.writer import write_dataset\n"
-        "fast = sources.pil_loader\n"
-        "sources.pil_loader = lambda file: (time.sleep(0.5), fast(file))[1]\n"
+        "fast = sources.read_file\n"
+        "sources.read_file = lambda file: (time.sleep(0.5), fast(file))[1]\n"
         "source = Path(sys.argv[1])\n"
         "write_dataset(load_recipe(str(source / 'small.yaml')), source, source / 'out', 2)\n"
     )

@@ -3,6 +3,7 @@
 throughput    images/s and CPU time an image on changing subsets, against other loaders
 swap          what exchanging the selection costs, against building a new FFCV loader
 cold          data that is not in the page cache
+writer        images/s and bytes of writing a data set, against FFCV's writer and a folder of files
 startup       what the loaders compile, and what imports and commands cost
 """
 
@@ -14,7 +15,7 @@ import sys
 from benchmarks.harness.rows import benchmark
 from ffcv_prune.errors import UserError, nearest, run_command
 
-COMMANDS = ("throughput", "swap", "cold", "startup")
+COMMANDS = ("throughput", "swap", "cold", "writer", "startup")
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ class Run:
     @property
     def key(self) -> str:
         """Hash of all that decides the result: the keys whose values are not the default."""
-        return _hash(significant(self.config))
+        return key_of(self.config)
 
     def __str__(self) -> str:
         words = [self.part, self.method]
@@ -138,6 +138,11 @@ def significant(config: Config, sections: Sequence[str] = ()) -> dict[str, Any]:
     }
     aside = ("run.name", "run.out", "run.save_every", "run.profile", "data.num_workers", "train.eval_every")
     return {name: list(v) if isinstance(v, tuple) else v for name, v in own.items() if name not in aside}
+
+
+def key_of(config: Config) -> str:
+    """A hash of the keys that decide the outcome of a training."""
+    return _hash(significant(config))
 
 
 def _hash(keys: Mapping[str, Any]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paper.grid import key_of
 from ffcv_prune import strict_args
 from ffcv_prune.config import Config, resolve
 from ffcv_prune.errors import UserError, nearest
@@ -58,6 +59,16 @@ class Grid:
     entries: tuple[Entry, ...]
     choices: dict[str, Settings]
     conditions: dict[str, Settings]
+    keys: dict[Case, str] = field(default_factory=dict, compare=False)  # those that were asked for
+
+    def key(self, case: Case) -> str | None:
+        """Of all that decides a run: a row that was made by other settings does not count. None: not of this grid."""
+        if case not in self.keys:
+            known = case.condition in self.conditions and case.choice in self.choices
+            if not known or case.entry not in {entry.name for entry in self.entries}:
+                return None
+            self.keys[case] = key_of(self.config(case, "runs"))
+        return self.keys[case]
 
     @property
     def budgets(self) -> list[Entry]:

@@ -16,12 +16,12 @@ class Judged:
     """A condition.
 
     Attributes:
-        rows: of this condition, in the order in which they were made.
+        rows: of this condition, in the order in which they were made; none that was made by other settings.
     """
 
     def __init__(self, grid: Grid, condition: str, rows: Sequence[Row]) -> None:
         self.grid, self.condition = grid, condition
-        self.rows = [row for row in rows if row["condition"] == condition]
+        self.rows = [row for row in rows if row["condition"] == condition and row["key"] == grid.key(case_of(row))]
 
     def tuned(self, entry: Entry) -> Row | None:
         """The run of the tuning seed with the highest last accuracy; None until all choices were tried."""
@@ -90,6 +90,11 @@ class Judged:
 
     def _of(self, entry: Entry) -> list[Row]:
         return [row for row in self.rows if row["entry"] == entry.name]
+
+
+def case_of(row: Row) -> Case:
+    """The run that a row is of."""
+    return Case(row["condition"], row["entry"], row["choice"], int(row["seed"]))
 
 
 def next_case(grid: Grid, rows: Sequence[Row]) -> Case | None:

@@ -77,7 +77,8 @@ def _numbers(rows: Sequence[Row]) -> dict[str, str]:
 
 def _saving(found: Payoff, level: Correction) -> str:
     percent = type(found.saving)(100 * found.saving.mean, 100 * found.saving.error, found.saving.freedom)
-    return ("at least " if found.beyond else "") + percent.in_words(level.level)
+    bound = {(True, False): "at least ", (False, True): "at most "}.get((found.beyond > 0, found.below > 0), "")
+    return bound + percent.in_words(level.level)
 
 
 def _score(grid: Grid, judged: Judged, entry: Entry, level: Correction) -> str:

@@ -46,7 +46,7 @@ TITLE = "Does pruning pay?"
 COUNTS = ("samples_seen", "passes", "forwards", "decoded", "proxy_forwards", "proxy_steps")
 SECONDS = ("load", "score", "select", "swap", "train", "eval", "save", "total")
 COLUMNS = (
-    *("condition", "entry", "choice", "seed", "method", "keep", "epochs", "accuracy", "work", "seconds"),
+    *("condition", "entry", "choice", "seed", "key", "method", "keep", "epochs", "accuracy", "work", "seconds"),
     *COUNTS,
     *(f"{phase}_seconds" for phase in SECONDS),
     *("proxy_share", "decode_share"),
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
                 return
             print(f"\n{case.condition}, {case.entry}, {case.choice}, seed {case.seed}", flush=True)
             config = grid.config(case, out)
-            results.append([measure(case, config, loaders.of(config))])
+            results.append([{"key": grid.key(case), **measure(case, config, loaders.of(config))}])
 
 
 def measure(case: Case, config: Config, loaders: Loaders) -> dict[str, Any]:

@@ -41,6 +41,10 @@ class Curve:
         share = (accuracy - rising[after - 1]) / (rising[after] - rising[after - 1])
         return float(np.exp(logs[after - 1] + share * (logs[after] - logs[after - 1])))
 
+    def below(self, accuracy: float) -> bool:
+        """Whether the cheapest budget reaches more: what is saved is then less than `saving` says."""
+        return accuracy < self._rising[0]
+
     def beyond(self, accuracy: float) -> bool:
         """Whether full data never reaches it: what is saved is then more than `saving` says."""
         return accuracy > self._rising[-1]
@@ -58,11 +62,13 @@ class Payoff:
         saving: 1 − its cost ÷ the cost at which full data reaches its accuracy.
         gain: points of accuracy above full data at its cost.
         beyond: seeds in which full data never reaches its accuracy.
+        below: seeds in which the cheapest budget of full data reaches more.
     """
 
     saving: Difference
     gain: Difference
     beyond: int
+    below: int
 
 
 def payoff(curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: Mapping[int, float]) -> Payoff:
@@ -75,4 +81,5 @@ def payoff(curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: 
     gains = {seed: 100 * (accuracies[seed] - curves[seed].accuracy_at(costs[seed])) for seed in seeds}
     nothing = dict.fromkeys(seeds, 0.0)
     beyond = sum(curves[seed].beyond(accuracies[seed]) for seed in seeds)
-    return Payoff(difference(savings, nothing), difference(gains, nothing), beyond)
+    below = sum(curves[seed].below(accuracies[seed]) for seed in seeds)
+    return Payoff(difference(savings, nothing), difference(gains, nothing), beyond, below)

@@ -34,7 +34,8 @@ class PrunedTrainer(Trainer):
     save and evaluate by steps. Each folder that it saves holds the pruner's state, too.
 
     Args:
-        model, args: as a Trainer's. `args.num_train_epochs` must be the pruner's epochs.
+        model: as a Trainer's.
+        args: as a Trainer's; `num_train_epochs` must be the pruner's epochs.
         pruner: its loader serves mappings, as the model takes them; its score_loader (inputs, targets). Its task names
             the output of the model: tasks.Classification(output="logits"). With `with_ids`, the loss is that of the
             pruner's task, by `Pruner.batch_loss`; otherwise it is the model's own.

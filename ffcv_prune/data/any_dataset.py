@@ -16,7 +16,7 @@ from ffcv.fields import FloatField, IntField, NDArrayField
 from ffcv.fields.base import Field
 from PIL.Image import Image as Picture
 from PIL.Image import fromarray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import BrokenImages, encode_split
@@ -115,6 +115,8 @@ class _Samples:
 
     def __init__(self, dataset: Any) -> None:
         name = type(dataset).__name__
+        if isinstance(dataset, IterableDataset):
+            raise UserError(f"{name} is iterable, and serves no sample by its position: read it into a list")
         try:
             self._length = len(dataset)
         except (TypeError, NotImplementedError):

@@ -18,12 +18,13 @@ import cv2
 import numpy as np
 from ffcv.fields import RGBImageField
 from ffcv.fields.base import Field
-from ffcv.fields.rgb_image import resizer
+from ffcv.fields.rgb_image import IMAGE_MODES, resizer
 from ffcv.writer import MIN_PAGE_SIZE, DatasetWriter
 from PIL.Image import Image as Picture
 from tqdm import tqdm
 
 from ffcv_prune.data.allocator import SummingAllocator
+from ffcv_prune.data.jpeg import can_be_kept, opened
 from ffcv_prune.data.recipe import Image
 from ffcv_prune.data.tables import checksums_bytes, write_checksums
 from ffcv_prune.errors import UserError, first_line, uninterrupted
@@ -42,8 +43,8 @@ class Readable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> tuple[Picture, Any]:
-        """The image of a sample and its target, as the field `target` takes it."""
+    def read(self, i: int) -> tuple[Picture | bytes, Any]:
+        """The image of a sample, or its file, and its target, as the field `target` takes it."""
 
     def describe(self, i: int) -> str:
         """The sample's name in an error message."""
@@ -105,7 +106,7 @@ class BrokenImages(UserError):
 
 
 class _Samples:
-    """What FFCV's writer indexes: ``((pixels uint8[h, w, 3], whether to compress), target)``.
+    """What FFCV's writer indexes: ``((pixels uint8[h, w, 3], whether to compress, JPEG file to keep), target)``.
 
     `broken` says, by sample, which images could not be read: the workers share it, go on, and store one pixel.
     """
@@ -116,6 +117,7 @@ class _Samples:
         self.nothing = np.zeros(split.target.shape, split.target.dtype) if hasattr(split.target, "shape") else 0
         self.max_resolution = image.max_resolution or None
         self.page_size = page_size(image.max_resolution)
+        self.keep_jpeg = image.keep_jpeg
         # FFCV's own mode "proportion" draws from an unseeded generator in each worker.
         share = {"raw": 0.0, "jpg": 1.0, "proportion": image.compress_probability}[image.mode]
         n = len(split)
@@ -126,22 +128,28 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, i: int) -> tuple[tuple[np.ndarray, bool], Any]:
+    def __getitem__(self, i: int) -> tuple[tuple[np.ndarray, bool, bytes], Any]:
         try:
-            pixels, target = self._read(i)
+            pixels, kept, target = self._read(i)
         except Exception:  # whatever Pillow and OpenCV raise on a damaged or odd file
             self.broken[i] = True
-            return (np.zeros((1, 1, 3), np.uint8), False), self.nothing
+            return (np.zeros((1, 1, 3), np.uint8), False, b""), self.nothing
         if max(pixels.shape) > MAX_SIDE or pixels.nbytes > self.page_size:
             raise UserError(
                 f"{self.split.describe(i)} is too large ({pixels.shape[1]} x {pixels.shape[0]} pixels); "
                 "shrink images with --image.max_resolution=N, or max_resolution=N of ffcv_prune.write"
             )
-        return (pixels, bool(self.compress[i])), target
+        return (pixels, bool(self.compress[i]), kept), target
 
-    def _read(self, i: int) -> tuple[np.ndarray, Any]:
-        picture, target = self.split.read(i)
-        return resizer(np.array(picture.convert("RGB")), self.max_resolution), target
+    def _read(self, i: int) -> tuple[np.ndarray, bytes, Any]:
+        """Pixels, the JPEG file if it is kept as it is, and target."""
+        image, target = self.split.read(i)
+        content = image if isinstance(image, bytes) else b""
+        picture = opened(image) if isinstance(image, bytes) else image
+        keep = self.keep_jpeg and self.compress[i]
+        keep = keep and can_be_kept(content, picture, self.max_resolution or MAX_SIDE, self.page_size)
+        pixels = resizer(np.array(picture.convert("RGB")), self.max_resolution)
+        return pixels, content if keep else b"", target
 
     def why_broken(self, i: int) -> str:
         try:
@@ -162,9 +170,17 @@ class _ImageEncoder:
         self.jpg = RGBImageField(write_mode="jpg", jpeg_quality=jpeg_quality)
         self.histogram = np.zeros((3, 256), dtype=np.int64)
 
-    def encode(self, destination: np.ndarray, sample: tuple[np.ndarray, bool], malloc: Callable[[int], Any]) -> None:
-        pixels, compress = sample
-        (self.jpg if compress else self.raw).encode(destination, pixels, malloc)
+    def encode(
+        self, destination: np.ndarray, sample: tuple[np.ndarray, bool, bytes], malloc: Callable[[int], Any]
+    ) -> None:
+        pixels, compress, kept = sample
+        if kept:
+            destination["mode"] = IMAGE_MODES["jpg"]
+            destination["height"], destination["width"] = pixels.shape[:2]
+            destination["data_ptr"], storage = malloc(len(kept))
+            storage[:] = np.frombuffer(kept, np.uint8)
+        else:
+            (self.jpg if compress else self.raw).encode(destination, pixels, malloc)
         for channel in range(3):
             counts = cv2.calcHist([pixels], [channel], None, [256], [0, 256])
             self.histogram[channel] += counts.ravel().astype(np.int64)

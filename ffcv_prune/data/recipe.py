@@ -63,6 +63,7 @@ class Image:
     max_resolution: int = key(0, "longer side, to which larger images are shrunk; 0: as they are", within="[0, 16384]")
     compress_probability: float = key(0.5, "proportion: share of images stored as JPEG", within="[0, 1]")
     jpeg_quality: int = key(90, "quality of the JPEG images", within="[1, 100]")
+    keep_jpeg: bool = key(False, "jpg, proportion: keep files of folders that are JPEG and need no change, as they are")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,10 @@ class Recipe:
             raise UserError("source.image and source.label name columns of source.huggingface; set it too")
         if self.source.idx_files and not self.source.torchvision.endswith("MNIST"):
             raise UserError("source.idx_files needs source.torchvision=FashionMNIST, KMNIST or MNIST")
+        if self.image.keep_jpeg and self.image.mode == "raw":
+            raise UserError("image.keep_jpeg has nothing to keep with image.mode=raw; set image.mode=jpg or proportion")
+        if self.image.keep_jpeg and not self.source.folder:
+            raise UserError("image.keep_jpeg keeps files of image folders; set source.folder, or leave it out")
         if not self.splits.train.split():
             raise UserError("splits.train is empty; name the source's split that is trained on")
         if sum(self.held_out().values()) >= 1:

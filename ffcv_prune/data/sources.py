@@ -17,7 +17,7 @@ from ffcv.fields import IntField
 from PIL import Image
 from torch.utils.data import ConcatDataset
 from torchvision import datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset, pil_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from ffcv_prune.data.recipe import Recipe, Subset
 from ffcv_prune.errors import UserError
@@ -27,17 +27,17 @@ _HOLD_OUT_STREAM = 1  # keeps these random numbers apart from those of `subsampl
 
 @dataclass(frozen=True)
 class Split:
-    """The n samples of one split: `load(i)` opens an image, `describe(i)` names it in an error message."""
+    """The n samples of one split: `load(i)` is an image or its file, `describe(i)` names it in an error message."""
 
     labels: np.ndarray  # int64[n]
-    load: Callable[[int], Image.Image]
+    load: Callable[[int], Image.Image | bytes]
     describe: Callable[[int], str]
     target: IntField = field(default_factory=IntField)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, i: int) -> tuple[Image.Image, int]:
+    def read(self, i: int) -> tuple[Image.Image | bytes, int]:
         return self.load(i), int(self.labels[i])
 
     def take(self, ids: np.ndarray) -> Split:
@@ -169,9 +169,13 @@ def _class_folders(folder: Path) -> list[str]:
         raise UserError(f"{folder} has no class folders; images belong into {folder}/CLASS/") from None
 
 
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
 def _split_of_files(files: list[tuple[str, int]]) -> Split:
     labels = np.array([label for _, label in files], dtype=np.int64)
-    return Split(labels, lambda i: pil_loader(files[i][0]), lambda i: files[i][0])
+    return Split(labels, lambda i: read_file(files[i][0]), lambda i: files[i][0])
 
 
 def _open_torchvision(name: str, data_dir: Path, idx_files: str, wanted: dict[str, list[str]]) -> OpenSource:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -133,7 +132,8 @@ def _check_same_origin(path: Path, source: OpenSource, recipe: Recipe) -> None:
         raise UserError(f"{path} exists, made from {manifest.source}, not {source.description}; {remedy}")
     if manifest.classes != source.classes:
         raise UserError(f"{path} exists, made of {len(manifest.classes)} other classes; {remedy}")
-    then, now = _keys(manifest.recipe), _keys(json.loads(json.dumps(asdict(recipe))))  # as it reads back: lists
+    defaults = {name: asdict(section()) for name, section in get_type_hints(Recipe).items()}
+    now, then = _keys(asdict(recipe)), _keys(defaults) | _keys(manifest.recipe)  # a key may be younger than the file
     names = [name for name in now | then if then.get(name) != now.get(name)]
     if names:
         different = "; ".join(f"{name}={_shown(then.get(name))}, not {_shown(now.get(name))}" for name in names)
@@ -141,9 +141,9 @@ def _check_same_origin(path: Path, source: OpenSource, recipe: Recipe) -> None:
 
 
 def _keys(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a recipe by their full names."""
+    """The keys of a recipe by their full names, with values as they read back from a manifest: lists."""
     return {
-        f"{section}.{name}": value
+        f"{section}.{name}": list(value) if isinstance(value, tuple) else value
         for section, keys in recipe.items()
         if isinstance(keys, Mapping)
         for name, value in keys.items()

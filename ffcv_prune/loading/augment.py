@@ -18,76 +18,77 @@ from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
+from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import kernels
 
-_SEED_AND_EPOCH = AllocationQuery((2,), np.dtype("<i8"))
+Ids = NDArray[np.int64]
+Jobs = NDArray[np.int64]
 
 
-class SharedOperation(Operation):
-    """An operation whose threads share the samples of a batch as they come (`kernels.next_stretch`).
+class PlannedDecoder(Operation):
+    """A decoder whose images the loader's `workers` make: it says what to make of each sample, in its jobs.
 
-    Needs a `PrunedLoader`, which adds two parts to its memory: int64[1], how many samples of the batch are taken, and
-    uint8[threads, scratch_bytes] to work in, one for all slots of the ring, which stays in the cache.
+    Needs a `PrunedLoader`. FFCV's own code for it finds the images made.
 
     Attributes:
-        scratch_bytes: of each thread.
+        scaled: whether JPEG images may be decoded at a scale, see `native_code.task`.
     """
 
-    scratch_bytes = 0
+    scaled = False
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         state, memory = super().declare_state_and_memory(previous_state)
-        return state, memory if isinstance(memory, tuple) else (memory,)
-
-
-class StoredImage(SharedOperation, SimpleRGBImageDecoder):
-    """Decoder of images that all have one size: as FFCV's, uint8[B, H, W, 3]."""
+        # FFCV would have room for a whole JPEG image of each sample in each slot of the ring, pinned: gigabytes.
+        return state, (memory[0] if isinstance(memory, tuple) else memory,)
 
     def generate_code(self) -> Callable[..., Any]:
-        return kernels.copy_decoder(Compiler.get_iterator())
+        return made_images
+
+    def plan(self, jobs: Jobs, ids: Ids, metadata: Any, storage_state: Any, seed: int, epoch: int) -> None:
+        """Fill int64[B, len(native_code.JOB)] for the samples `ids`, int64[B], of a field with this metadata."""
+        kernels.plan_images(jobs, ids, metadata, storage_state)
 
 
-class CropDecoder(SharedOperation):
-    """A decoder that decodes JPEG images whole before it resizes them: one after the other, in each thread.
+def made_images(_: Any, memory: Any, *__: Any) -> Any:
+    """Code of an operation whose images the workers have made, as many as there are samples."""
+    return memory[0]
 
-    FFCV would have it declare room for a whole batch in each slot of the ring, pinned: gigabytes.
-    """
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
-        state, (image, scratch) = super().declare_state_and_memory(previous_state)
-        # One instance may decode several fields.
-        self.scratch_bytes = max(self.scratch_bytes, int(np.prod(scratch.shape)))
-        return state, (image,)
+class StoredImage(PlannedDecoder, SimpleRGBImageDecoder):
+    """Decoder of images that all have one size: as FFCV's, uint8[B, H, W, 3]."""
+
+
+class CropDecoder(PlannedDecoder):
+    """A decoder that resizes. Its `output_size`, (rows, columns), may be set between epochs."""
+
+    output_size: tuple[int, int]
 
 
 class CentreCrop(CropDecoder, CenterCropRGBImageDecoder):
-    """Decoder: as FFCV's, the central square of `ratio` times the shorter side resized (area) to `size` x `size`."""
+    """Decoder: as FFCV's, the central square of `ratio` times the shorter side resized (area) to `size` x `size`.
 
-    def __init__(self, size: int, ratio: float) -> None:
-        CenterCropRGBImageDecoder.__init__(self, (size, size), ratio)
-
-    def generate_code(self) -> Callable[..., Any]:
-        return kernels.centre_crop_decoder(Compiler.get_iterator(), float(self.ratio))
-
-
-class Label(IntDecoder):
-    """Decoder of an integer field: as FFCV's, int64[B, 1]."""
-
-    def generate_code(self) -> Callable[..., Any]:
-        return kernels.label_decoder()
-
-
-class KeyedOperation(Operation):
-    """An operation that draws from keyed streams.
-
-    The loader writes its seed and the epoch into the operation's second allocation, int64[slots, B, 2]: compiled code
-    could see neither change otherwise.
+    Args:
+        scaled: decode JPEG images at 1/8, 1/4 or 1/2 where that leaves half as many pixels again as `size` in both
+            directions: less time, and pixels that differ a little (docs/cheaper_scores.md).
     """
 
+    def __init__(self, size: int, ratio: float, scaled: bool = False) -> None:
+        CenterCropRGBImageDecoder.__init__(self, (size, size), ratio)
+        self.scaled = scaled
 
-class RandomResizedCrop(KeyedOperation, CropDecoder, RandomResizedCropRGBImageDecoder):
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
+        if not 0 < self.ratio <= 1:
+            raise UserError(f"the ratio of a centre crop is {self.ratio}: it must be above 0, and at most 1")
+        return super().declare_state_and_memory(previous_state)
+
+    def plan(self, jobs: Jobs, ids: Ids, metadata: Any, storage_state: Any, seed: int, epoch: int) -> None:
+        super().plan(jobs, ids, metadata, storage_state, seed, epoch)
+        kernels.plan_centre_crops(jobs, float(self.ratio))
+
+
+class RandomResizedCrop(CropDecoder, RandomResizedCropRGBImageDecoder):
     """Decoder: random crop resized to `size` x `size` (area), then a horizontal flip with probability 1/2.
 
     Args:
@@ -95,6 +96,8 @@ class RandomResizedCrop(KeyedOperation, CropDecoder, RandomResizedCropRGBImageDe
         scale: range of the crop's share of the image's area.
         ratio: range of the crop's aspect ratio.
     """
+
+    flips = True
 
     def __init__(
         self,
@@ -104,19 +107,46 @@ class RandomResizedCrop(KeyedOperation, CropDecoder, RandomResizedCropRGBImageDe
     ) -> None:
         RandomResizedCropRGBImageDecoder.__init__(self, (size, size), scale, ratio)
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
-        state, buffers = super().declare_state_and_memory(previous_state)
-        return state, (*buffers, _SEED_AND_EPOCH)
+    def plan(self, jobs: Jobs, ids: Ids, metadata: Any, storage_state: Any, seed: int, epoch: int) -> None:
+        super().plan(jobs, ids, metadata, storage_state, seed, epoch)
+        scale, ratio = ((float(low), float(high)) for low, high in (self.scale, self.ratio))
+        kernels.plan_random_crops(jobs, ids, seed, epoch, scale, ratio, self.flips)
+
+
+class _RandomResizedCropOnly(RandomResizedCrop):
+    """As FFCV's, which flips by an operation of its own."""
+
+    flips = False
+
+
+_OF_FFCV: dict[type[Operation], type[PlannedDecoder]] = {
+    SimpleRGBImageDecoder: StoredImage,
+    CenterCropRGBImageDecoder: CentreCrop,
+    RandomResizedCropRGBImageDecoder: _RandomResizedCropOnly,
+}
+
+
+def planned(decoder: Operation) -> Operation:
+    """Our decoder in the place of one of FFCV's; any other one, and what a user made of FFCV's, as it is."""
+    kind = _OF_FFCV.get(type(decoder))
+    if kind is None:
+        return decoder
+    ours: Operation = kind.__new__(kind)
+    ours.__dict__ = decoder.__dict__  # what is set on the user's, `output_size` say, is then set on ours
+    return ours
+
+
+class Label(IntDecoder):
+    """Decoder of an integer field: as FFCV's, int64[B, 1]."""
 
     def generate_code(self) -> Callable[..., Any]:
-        scale, ratio = ((float(low), float(high)) for low, high in (self.scale, self.ratio))
-        return kernels.random_crop_decoder(Compiler.get_iterator(), scale, ratio)
+        return kernels.label_decoder()
 
 
-class PadCropFlip(KeyedOperation, SharedOperation):
+class PadCropFlip(Operation):
     """Pad with `fill`, crop back to the stored size at a random place, flip horizontally.
 
-    Works on uint8[B, H, W, 3] arrays, before `ToTensor`.
+    Works on uint8[B, H, W, 3] arrays, before `ToTensor`. Right behind one of our decoders it costs least.
 
     Args:
         padding: pixels on each side (paper, section 4: 4).
@@ -133,14 +163,23 @@ class PadCropFlip(KeyedOperation, SharedOperation):
         self.fill = fill
         self.alternating = alternating
 
+    @property
+    def colour(self) -> tuple[int, int, int]:
+        red, green, blue = (int(channel) for channel in self.fill)
+        return red, green, blue
+
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
+        # The loader writes its seed and the epoch into the second one, int64[slots, B, 2]: compiled code could see
+        # neither change otherwise.
         return (
             replace(previous_state, jit_mode=True),
-            (AllocationQuery(previous_state.shape, previous_state.dtype), _SEED_AND_EPOCH),
+            (AllocationQuery(previous_state.shape, previous_state.dtype), AllocationQuery((2,), np.dtype("<i8"))),
         )
 
     def generate_code(self) -> Callable[..., Any]:
-        red, green, blue = (int(channel) for channel in self.fill)
-        return kernels.pad_crop_flip(
-            Compiler.get_iterator(), int(self.padding), (red, green, blue), bool(self.alternating)
-        )
+        own = int(self.padding), self.colour, bool(self.alternating)
+        return kernels.pad_crop_flip(Compiler.get_iterator(), *own)
+
+    def plan(self, jobs: Jobs, ids: Ids, seed: int, epoch: int) -> None:
+        """Add to int64[B, len(native_code.JOB)] where the images `ids` go, int64[B]: in place of the code."""
+        kernels.plan_moves(jobs, ids, seed, epoch, int(self.padding), bool(self.alternating))

@@ -1,4 +1,4 @@
-"""One pass over the data: a thread that fills a ring of buffers, and the iterator that hands them out."""
+"""One pass over the data: a thread that has a ring of buffers filled, and the iterator that hands them out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +37,19 @@ class Waiting:
 
 
 class _Producer(threading.Thread):
-    """Decodes the batches of one epoch into the ring. Its exceptions go to the consumer, never to the void."""
+    """Has the batches of one epoch made in the ring, in order. Its exceptions go to the consumer, never to the void."""
 
-    def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64]) -> None:
+    def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64], once_begun: Callable[[], None]) -> None:
         super().__init__(daemon=True, name="ffcv_prune-loader")
-        self.decoding, self.ring = decoding, ring
+        self.decoding, self.ring, self.once_begun = decoding, ring, once_begun
         size, file, graph = decoding.batch_size, decoding.file, decoding.graph
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
-        self.output: queue.Queue[tuple[int, Any] | BaseException | None] = queue.Queue(decoding.batches_ahead)
-        self.stop_requested = threading.Event()
-        self.read_ahead = ReadAhead(file, graph.decoded_fields, ids, size) if decoding.read_ahead else None
+        self.output: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
+        self.begun = 0  # batches whose images are in the making, or made
+        self.held = -1  # the batch that the consumer has
+        self.stop_requested = False
+        self.fields = graph.decoded_fields
+        self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
 
     def run(self) -> None:
@@ -56,35 +60,49 @@ class _Producer(threading.Thread):
                 torch.cuda.set_device(self.cuda)  # a new thread starts on device 0
             if self.read_ahead:
                 self.read_ahead.start()
-            for b, ids in enumerate(self.batches):
-                slot = b % self.ring.slots
-                if self.read_ahead:
-                    self.read_ahead.decoding(b)
-                self.decoding.file.check_unchanged()  # reading what is no longer there would kill the process (SIGBUS)
-                if not self._put((slot, self.ring.decode(self.decoding, ids, slot))):
+            for number, ids in enumerate(self.batches):
+                if not self._made(number):
                     return
+                slot = number % self.ring.slots
+                outputs = self.ring.finish_batch(self.decoding, ids, slot)
+                self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1)
+                self.output.put((slot, outputs))
         except BaseException as error:  # handed to the consumer, which raises it
             last = error
-        self._put(last)
+        finally:
+            self.ring.workers.clear()  # the buffers are then left alone
+        self.output.put(last)
 
-    def _put(self, item: tuple[int, Any] | BaseException | None) -> bool:
-        while not self.stop_requested.is_set():
-            try:
-                self.output.put(item, timeout=POLL_SECONDS)
+    def _made(self, number: int) -> bool:
+        """Wait until the images of a batch are made; False if the epoch was stopped. The next batches are begun."""
+        while not self.stop_requested:
+            while self.begun < len(self.batches) and self.begun < self.held + self.ring.slots:
+                self._begin(self.begun)
+                self.begun += 1
+                if self.begun == len(self.batches):
+                    self.once_begun()  # while the workers make the last batches
+            if self.ring.workers.wait(number):
                 return True
-            except queue.Full:
-                continue
         return False
+
+    def _begin(self, number: int) -> None:
+        slot = number % self.ring.slots
+        if self.read_ahead:
+            self.read_ahead.decoding(number)
+        self.ring.begin_batch(self.decoding, self.batches[number], slot)
+
+    def gone_on(self) -> None:
+        """The consumer has the next batch, and is done with the one before."""
+        self.held += 1
+        self.ring.workers.wake()
 
     def shut_down(self) -> None:
         """Stop the thread and wait for its end. May be called more than once."""
-        self.stop_requested.set()
+        self.stop_requested = True
         with uninterrupted():
-            while self.is_alive():
-                try:  # room for a put that waits
-                    self.output.get_nowait()
-                except queue.Empty:
-                    self.join(timeout=0.01)
+            if self.is_alive():
+                self.ring.workers.wake()
+                self.join()
         if self.read_ahead:
             self.read_ahead.stop()
         self.ring.settle()
@@ -96,6 +114,8 @@ class Epoch:
     Attributes:
         position: where it is; the batches that were skipped at the start count as served.
         order: int64[m], the ids in the order they are served.
+
+    `once_begun` is called in the thread when the last batch is in the making.
 
     Batches are views into a ring of buffers: clone what outlives the step. Those on the CPU are overwritten without
     asking any device, so copy them to one without `non_blocking`. Dropping the iterator, or calling
@@ -109,6 +129,7 @@ class Epoch:
         start: Position,
         order: NDArray[np.int64],
         waiting: Waiting,
+        once_begun: Callable[[], None],
     ) -> None:
         self.position = start
         self.order = order
@@ -120,7 +141,7 @@ class Epoch:
             self._ids = self._ids.pin_memory()
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
         ring.begin(decoding.seed, start.epoch)
-        self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :])
+        self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :], once_begun)
         self._finished = False
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.
@@ -153,6 +174,7 @@ class Epoch:
             ) from item
         slot, outputs = item
         self._ring.hand_out(slot)
+        self._producer.gone_on()
         ids = self.next_ids
         self.position = self.position._replace(served=self.position.served + 1)
         return (*outputs, ids) if self._with_ids else outputs

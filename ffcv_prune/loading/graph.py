@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import torch
@@ -21,6 +21,7 @@ from ffcv.transforms import Convert, ModuleWrapper, Squeeze, ToDevice, ToTensor,
 
 from ffcv_prune.data.beton import BetonInfo
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.augment import PadCropFlip, PlannedDecoder, made_images, planned
 
 Kind = TypeVar("Kind", bound=Operation)
 
@@ -28,8 +29,45 @@ _DECODERS = (BytesDecoder, FloatDecoder, IntDecoder, NDArrayDecoder, SimpleRGBIm
 _OF_TENSORS = (Convert, ModuleWrapper, Squeeze, ToDevice, ToTorchImage)
 
 
+class PlannedImages(NamedTuple):
+    """Images that the loader's workers make: the decoder, what moves them, the node whose memory they are written to,
+    and the number of the field."""
+
+    decoder: PlannedDecoder
+    move: PadCropFlip | None
+    node: int
+    field: int
+
+
 class PipelineGraph(Graph):
-    """FFCV's graph, which notices a misplaced operation too late or never: it loops, or numba fails in a page."""
+    """FFCV's graph, with our decoders for FFCV's own.
+
+    FFCV's notices a misplaced operation too late or never: it loops, or numba fails in a page.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        for node in self.nodes:
+            if isinstance(node, DecoderNode):
+                node.decoder = planned(node.decoder)
+
+    @property
+    def planned(self) -> list[PlannedImages]:
+        """What the workers make, for each field that one of our decoders decodes."""
+        found = []
+        for node in self.nodes:
+            if isinstance(node, DecoderNode) and isinstance(node.decoder, PlannedDecoder):
+                mover = self._mover(node)
+                move = None if mover is None else mover.operation
+                found.append(PlannedImages(node.decoder, move, (mover or node).id, node.f_ix))
+        return found
+
+    def _mover(self, node: DecoderNode) -> TransformNode | None:
+        """The node of a `PadCropFlip`, if nothing else gets what the decoder makes."""
+        followers = self.adjacency_list.get(node, [])
+        if len(followers) != 1 or node in self.leaf_nodes.values() or not isinstance(followers[0], TransformNode):
+            return None
+        return followers[0] if type(followers[0].operation) is PadCropFlip else None
 
     def collect_requirements(
         self, state: State = INITIAL_STATE, current_node: Node | None = None, *collected: Any, **source: Any
@@ -37,7 +75,14 @@ class PipelineGraph(Graph):
         """FFCV's method, which calls itself for each node with the state that the node before it has left."""
         if isinstance(current_node, TransformNode):
             self._check(current_node, state, source["source_field"])
-        return super().collect_requirements(state, current_node, *collected, **source)
+        allocations, code = super().collect_requirements(state, current_node, *collected, **source)
+        if isinstance(current_node, DecoderNode) and isinstance(current_node.decoder, PlannedDecoder):
+            mover = self._mover(current_node)
+            if mover is not None:  # it is made with the image, which is then seen by nobody
+                code["operation"][mover.id] = made_images
+                code["operation"][current_node.id] = nothing
+                allocations["operation"][current_node.id] = None
+        return allocations, code
 
     def _check(self, node: TransformNode, state: State, field: str) -> None:
         """UserError where the operation cannot work on what it gets: NumPy arrays in compiled code, or tensors."""
@@ -107,6 +152,10 @@ class PipelineGraph(Graph):
         labels = sources.index(info.label_field) if info.label_field in sources else None
         inputs = place_of(info.image_field, labels)
         return inputs, place_of(info.label_field, inputs)
+
+
+def nothing(*_: Any) -> None:
+    """Code of an operation whose result nobody sees."""
 
 
 def _check_device(name: str, device: Any) -> None:

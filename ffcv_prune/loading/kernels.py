@@ -1,4 +1,5 @@
-"""All compiled code of our pipelines: reading, decoding, cropping, and the random numbers of the augmentations.
+"""All code of our pipelines that numba compiles: what to make of each sample of a batch (its jobs, `native_code.JOB`),
+the random numbers of the augmentations, and the making of images where the native code was not built.
 
 Numba keeps what it compiles here on the disk (in `__pycache__`, or in the user's cache folder where that is not
 writable), so that only the first run on a machine compiles. It notices a change of this file, not one of a file
@@ -24,14 +25,11 @@ import ffcv.libffcv
 import llvmlite.binding
 import numpy as np
 from ffcv.fields.rgb_image import IMAGE_MODES
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit, prange, types
 
 _JPG = int(IMAGE_MODES["jpg"])
-
-# Stretches of a batch for each thread, in the mean: few enough to cost nothing, enough to even out what delays one.
-_STRETCHES = 16
+# A job's columns, in the order of `native_code.JOB`.
+_SOURCE, _BYTES, _ROWS, _COLUMNS, _TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP, _DOWN, _RIGHT, _TURNED = range(12)
 
 
 def _external(name: str, signature: Any) -> Any:
@@ -106,9 +104,9 @@ def random_resized_crop(key, height, width, scale, ratio):
     # As torchvision: the largest central crop whose aspect ratio is allowed.
     w, h = np.int64(width), np.int64(height)
     if width < ratio[0] * height:
-        h = np.int64(round(width / ratio[0]))
+        h = max(1, np.int64(round(width / ratio[0])))
     elif width > ratio[1] * height:
-        w = np.int64(round(height * ratio[1]))
+        w = max(1, np.int64(round(height * ratio[1])))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
@@ -133,66 +131,69 @@ def read(address, storage_state):
 
 
 @njit(nogil=True, cache=True)
-def decode_jpeg(stored, destination, height, width):
-    """Decode a whole JPEG image to the address `destination`, where height x width x 3 bytes are free."""
-    size = np.uint64(stored.size)
-    _imdecode(stored.ctypes.data, size, height, width, destination, height, width, 0, 0, 1, 1, 0, 0)
-
-
-@njit(nogil=True, cache=True)
-def resized_crop(image, i, j, h, w, destination):
-    """Resize (area) the crop of uint8[H, W, 3] at (i, j) of h x w to the shape of `destination`."""
-    rows, columns = destination.shape[0], destination.shape[1]
-    data = image.ctypes.data, destination.ctypes.data
-    _resize(0, data[0], image.shape[0], image.shape[1], i, i + h, j, j + w, data[1], rows, columns)
-
-
-@njit(nogil=True, cache=True)
 def centre_crop(height, width, ratio):
     """(row, column, height, width) of the central square of `ratio` times the shorter side."""
-    side = np.int64(ratio * min(height, width))
+    side = max(1, np.int64(ratio * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def _parallel(code: Any) -> Callable[..., Any]:
-    code.is_parallel = True  # FFCV's way to ask for threads
-    return code
-
-
 @njit(nogil=True, cache=True)
-def _pixels(field, scratch, part, storage_state):
-    """uint8[H, W, 3]: the stored image; a JPEG is decoded into scratch[part], of uint8[threads, largest H x W x 3]."""
-    address, height, width = field["data_ptr"], np.uint32(field["height"]), np.uint32(field["width"])
-    size = 3 * np.uint64(height) * np.uint64(width)
+def stored_bytes(field, storage_state):
+    """(address in memory, bytes of a JPEG image or 0 for raw pixels): where the image of a sample is stored."""
+    address, size = field["data_ptr"], np.int64(0)
     if field["mode"] == _JPG:
-        decode_jpeg(read(address, storage_state), scratch[part].ctypes.data, height, width)
-        return scratch[part][:size].reshape(height, width, 3)
-    return storage_state[0][address : address + size].reshape(height, width, 3)  # nothing to search for
-
-
-def _add(typing_context, address, amount):
-    """Add to the int64 at the address, in one step that no other thread comes between; what it was before."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
-
-    return types.int64(types.uintp, types.int64), generate
-
-
-_fetch_add: Any = intrinsic(_add)
+        size = np.int64(read(address, storage_state).size)
+    return np.int64(storage_state[0].ctypes.data + address), size  # of raw pixels there is nothing to search for
 
 
 @njit(nogil=True, cache=True)
-def next_stretch(taken, threads, samples):
-    """(first, end): samples of a batch that no thread has taken yet; equal where none are left.
+def plan_images(jobs, ids, metadata, storage_state):
+    """Fill int64[B, len(JOB)]: the images `ids`, int64[B], as they are stored."""
+    for b in range(len(ids)):
+        field, job = metadata[ids[b]], jobs[b]
+        job[_SOURCE], job[_BYTES] = stored_bytes(field, storage_state)
+        job[_ROWS] = job[_HEIGHT] = field["height"]
+        job[_COLUMNS] = job[_WIDTH] = field["width"]
+        job[_TOP] = job[_LEFT] = job[_FLIP] = job[_DOWN] = job[_RIGHT] = job[_TURNED] = 0
 
-    `taken` is int64[1], 0 before the batch. Numba would give each thread an equal share beforehand, and all would wait
-    for the one whose core has something else to do: there is one beside every training loop.
+
+@njit(nogil=True, cache=True)
+def plan_centre_crops(jobs, ratio):
+    """Of each image the central square of `ratio` times the shorter side."""
+    for job in jobs:
+        job[_TOP], job[_LEFT], job[_HEIGHT], job[_WIDTH] = centre_crop(job[_ROWS], job[_COLUMNS], ratio)
+
+
+@njit(nogil=True, cache=True)
+def plan_random_crops(jobs, ids, seed, epoch, scale, ratio, flips):
+    """Of each image a random crop and, if `flips`, a flip with probability 1/2, by the sample's keyed stream."""
+    for b in range(len(ids)):
+        job, key = jobs[b], stream_key(seed, epoch, ids[b])
+        crop = random_resized_crop(key, job[_ROWS], job[_COLUMNS], scale, ratio)
+        job[_TOP], job[_LEFT], job[_HEIGHT], job[_WIDTH] = crop
+        job[_FLIP] = flips and uniform(key, 40) < 0.5
+
+
+@njit(nogil=True, cache=True)
+def random_move(seed, epoch, sample, padding, alternating):
+    """(down, right, flip) of a crop of the padded image, by the sample's keyed stream.
+
+    `alternating`: half the samples are flipped in even epochs and the others in odd ones; else with probability 1/2.
     """
-    step = max(1, samples // (_STRETCHES * threads))
-    first = min(_fetch_add(taken.ctypes.data, step), samples)
-    return first, min(first + step, samples)
+    key = stream_key(seed, epoch, sample)
+    down = randint(key, 0, -padding, padding + 1)
+    right = randint(key, 1, -padding, padding + 1)
+    if alternating:
+        return down, right, (uniform(stream_key(seed, 0, sample), 2) < 0.5) == (epoch % 2 == 0)
+    return down, right, uniform(key, 2) < 0.5
+
+
+@njit(nogil=True, cache=True)
+def plan_moves(jobs, ids, seed, epoch, padding, alternating):
+    """Of each image, once it is cropped and resized, a random crop of what padding makes of it, and a flip."""
+    for b in range(len(ids)):
+        job = jobs[b]
+        job[_DOWN], job[_RIGHT], job[_TURNED] = random_move(seed, epoch, ids[b], padding, alternating)
 
 
 @njit(nogil=True, cache=True)
@@ -208,99 +209,53 @@ def crop_padded(image, down, right, flip, fill, destination):
                 destination[row, column, channel] = image[i, j, channel] if inside else np.uint8(fill[channel])
 
 
-def copy_decoder(my_range: Any) -> Callable[..., Any]:
-    """Images of one size, as they are stored."""
-
-    def decode(batch_indices, memory, metadata, storage_state):
-        destination, taken, scratch = memory
-        size, threads, samples = destination[0].size, len(scratch), len(batch_indices)
-        for _ in my_range(threads):
-            first, end = next_stretch(taken, threads, samples)
-            while first < end:
-                for b in range(first, end):
-                    field = metadata[batch_indices[b]]
-                    if field["mode"] == _JPG:
-                        stored = read(field["data_ptr"], storage_state)
-                        decode_jpeg(stored, destination[b].ctypes.data, field["height"], field["width"])
-                    else:
-                        source = storage_state[0].ctypes.data + field["data_ptr"]
-                        _memcpy(source, destination.ctypes.data + b * size, size)
-                first, end = next_stretch(taken, threads, samples)
-        return destination[:samples]
-
-    return _parallel(decode)
+@njit(nogil=True, cache=True)
+def _make_image(job, room, destination):
+    """What `native/images.c` makes of a job before it is moved, by FFCV's library."""
+    source, (rows, columns) = job[_SOURCE], (job[_ROWS], job[_COLUMNS])
+    if job[_BYTES]:
+        height, width, size = np.uint32(rows), np.uint32(columns), np.uint64(job[_BYTES])
+        _imdecode(source, size, height, width, room.ctypes.data, height, width, 0, 0, 1, 1, 0, 0)
+        source = room.ctypes.data
+    top, left, height, width = job[_TOP], job[_LEFT], job[_HEIGHT], job[_WIDTH]
+    to, shape = destination.ctypes.data, destination.shape
+    if (rows, columns) == (height, width) == (shape[0], shape[1]):
+        _memcpy(source, to, destination.size)
+    else:
+        _resize(0, source, rows, columns, top, top + height, left, left + width, to, shape[0], shape[1])
+    if job[_FLIP]:
+        flip_in_place(destination)
 
 
-def centre_crop_decoder(my_range: Any, ratio: float) -> Callable[..., Any]:
-    """The central square of `ratio` times the shorter side, resized."""
+@njit(nogil=True, parallel=True, cache=True)
+def make_images(jobs, images, moved, fill, rooms, kept):
+    """Make uint8[B, rows, columns, 3] of their jobs by FFCV's decoder and resize, on numba's threads.
 
-    def decode(batch_indices, memory, metadata, storage_state):
-        destination, taken, scratch = memory
-        threads, samples = len(scratch), len(batch_indices)
-        for part in my_range(threads):
-            first, end = next_stretch(taken, threads, samples)
-            while first < end:
-                for b in range(first, end):
-                    pixels = _pixels(metadata[batch_indices[b]], scratch, part, storage_state)
-                    i, j, h, w = centre_crop(pixels.shape[0], pixels.shape[1], ratio)
-                    resized_crop(pixels, i, j, h, w, destination[b])
-                first, end = next_stretch(taken, threads, samples)
-        return destination[:samples]
-
-    return _parallel(decode)
-
-
-def random_crop_decoder(my_range: Any, scale: tuple[float, float], ratio: tuple[float, float]) -> Callable[..., Any]:
-    """A random crop, resized, and a flip with probability 1/2, by the sample's keyed stream."""
-
-    def decode(batch_indices, memory, metadata, storage_state):
-        destination, seed_and_epoch, taken, scratch = memory
-        threads, samples = len(scratch), len(batch_indices)
-        for part in my_range(threads):
-            first, end = next_stretch(taken, threads, samples)
-            while first < end:
-                for b in range(first, end):
-                    sample = batch_indices[b]
-                    pixels = _pixels(metadata[sample], scratch, part, storage_state)
-                    key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], sample)
-                    i, j, h, w = random_resized_crop(key, pixels.shape[0], pixels.shape[1], scale, ratio)
-                    resized_crop(pixels, i, j, h, w, destination[b])
-                    if uniform(key, 40) < 0.5:
-                        flip_in_place(destination[b])
-                first, end = next_stretch(taken, threads, samples)
-        return destination[:samples]
-
-    return _parallel(decode)
-
-
-def pad_crop_flip(
-    my_range: Any, padding: int, fill: tuple[int, int, int], alternating: bool = False
-) -> Callable[..., Any]:
-    """Pad, crop back to the same size at a random place, flip with probability 1/2, by the sample's keyed stream.
-
-    `alternating`: half the samples are flipped in even epochs and the others in odd ones.
+    Each thread has uint8[largest stored image] of `rooms` and uint8[rows, columns, 3] of `kept` to work in.
     """
+    threads, samples = len(rooms), len(jobs)
+    for thread in prange(threads):
+        for b in range(thread, samples, threads):
+            _make_image(jobs[b], rooms[thread], kept[thread] if moved else images[b])
+            if moved:
+                down, right, turned = jobs[b, _DOWN], jobs[b, _RIGHT], jobs[b, _TURNED] != 0
+                crop_padded(kept[thread], down, right, turned, fill, images[b])
+
+
+def pad_crop_flip(my_range: Any, padding: int, fill: tuple[int, int, int], alternating: bool) -> Callable[..., Any]:
+    """FFCV's code for `PadCropFlip` behind operations that are not ours: else `plan_moves` does it."""
 
     def augment(images, memory, batch_indices):
-        destination, seed_and_epoch, taken, scratch = memory
-        threads, samples = len(scratch), len(batch_indices)
-        for _ in my_range(threads):
-            first, end = next_stretch(taken, threads, samples)
-            while first < end:
-                for b in range(first, end):
-                    key = stream_key(seed_and_epoch[b, 0], seed_and_epoch[b, 1], batch_indices[b])
-                    down = randint(key, 0, -padding, padding + 1)
-                    right = randint(key, 1, -padding, padding + 1)
-                    flip = uniform(key, 2) < 0.5
-                    if alternating:
-                        of_sample = stream_key(seed_and_epoch[b, 0], 0, batch_indices[b])
-                        flip = (uniform(of_sample, 2) < 0.5) == (seed_and_epoch[b, 1] % 2 == 0)
-                    crop_padded(images[b], down, right, flip, fill, destination[b])
-                first, end = next_stretch(taken, threads, samples)
-        return destination[:samples]
+        destination, seed_and_epoch = memory
+        for b in my_range(len(batch_indices)):
+            seed, epoch = seed_and_epoch[b, 0], seed_and_epoch[b, 1]
+            down, right, flip = random_move(seed, epoch, batch_indices[b], padding, alternating)
+            crop_padded(images[b], down, right, flip, fill, destination[b])
+        return destination[: len(batch_indices)]
 
     augment.with_indices = True  # type: ignore[attr-defined]
-    return _parallel(augment)
+    augment.is_parallel = True  # type: ignore[attr-defined]  # FFCV's way to ask for threads
+    return augment
 
 
 def label_decoder() -> Callable[..., Any]:

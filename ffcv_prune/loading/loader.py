@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
@@ -150,7 +151,8 @@ class PrunedLoader(SelectableLoader, Loader):
                 Compiler.set_num_threads(self.num_workers)
                 self.generate_code()
         order = self._whole_order(start.epoch, start.selection)
-        epoch = Epoch(self._decoding, self.ring, start, order, self._waiting)
+        draw_ahead = partial(self.traversal_order.draw_ahead, start.epoch + 1)
+        epoch = Epoch(self._decoding, self.ring, start, order, self._waiting, draw_ahead)
         self._epoch = weakref.ref(epoch)
         return epoch
 
@@ -164,11 +166,12 @@ class PrunedLoader(SelectableLoader, Loader):
 
         The compiled code takes the size from the buffers, so that nothing is compiled.
         """
-        if self._ring is None or self._ring.output_sizes != self.graph.output_sizes:
+        ring = self._ring
+        if ring is None or (ring.output_sizes, ring.process) != (self.graph.output_sizes, os.getpid()):
             # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
             with torch.inference_mode(False):
-                self._ring = Ring(self._decoding)
-        return self._ring
+                ring = self._ring = Ring(self._decoding)
+        return ring
 
     @property
     def _decoding(self) -> Decoding:

@@ -17,7 +17,8 @@ JOB = (
     *("source", "bytes"),  # address; bytes of a JPEG image, 0 for raw pixels
     *("rows", "columns"),  # of the stored image
     *("top", "left", "height", "width"),  # of the region that is resized
-    *("flip", "down", "right"),  # mirrored; moved, where the task says so
+    "flip",  # mirrored
+    *("down", "right", "turned"),  # moved and then mirrored, where the task moves images
 )
 
 

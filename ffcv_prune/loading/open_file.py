@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from ffcv_prune.data.beton import BetonTables, CustomFields, read_tables
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import kernels
-from ffcv_prune.loading.graph import PipelineGraph
+from ffcv_prune.loading.augment import made_images
+from ffcv_prune.loading.bus_errors import Guard
+from ffcv_prune.loading.graph import PipelineGraph, nothing
 
 FileState = tuple[int, ...] | None
 
@@ -81,6 +83,13 @@ class OpenFile:
         self.info = tables.info
         self.memory_manager = _LeanOSCache(path, tables, custom_fields)
         self.sample_bytes = int(tables.sizes.sum()) / self.info.num_samples
+        mapped = self.memory_manager.context.mmap
+        self._guard = Guard(mapped)
+        self._first_read = None
+        if tables.checksums is not None:
+            from ffcv_prune.loading.first_read import FirstRead  # compiled at the first import on a machine
+
+            self._first_read = FirstRead(tables, mapped)
         self.path = path
         self._state = state
         self._file = path.open("rb", buffering=0)
@@ -93,9 +102,21 @@ class OpenFile:
         return self._file.fileno()
 
     def check_unchanged(self) -> None:
-        """Raise UserError if the file is not the one that was opened."""
+        """Raise UserError if the file is not the one that was opened, or can no longer be read."""
         if _file_state(self.path) != self._state:
             raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
+        if self._guard.failed:
+            raise UserError(f"{self.path} cannot be read, the disk reports an error: write it again on another one")
+
+    def check_decoded(self, ids: NDArray[np.int64], fields: Collection[str], parallel: bool) -> None:
+        """Raise UserError unless what was decoded of the samples `ids`, int64[m], is what was written to the file.
+
+        Afterwards, because the file may change while it is read. `fields` are those that were decoded; `parallel`
+        allows as many threads as numba has been given.
+        """
+        self.check_unchanged()
+        if self._first_read is not None:
+            self._first_read.check(ids, fields, parallel)
 
 
 Key = tuple[Path, FileState, frozenset[tuple[str, type[Field]]]]
@@ -137,11 +158,13 @@ _ffcv_compile = Compiler.compile
 
 
 def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
-    """FFCV's `Compiler.compile`, but that numba keeps our own kernels on the disk.
+    """FFCV's `Compiler.compile`, but that numba keeps our own kernels on the disk, and leaves what is no kernel alone.
 
     It cannot keep FFCV's: they hold addresses of C functions, and what they call is part of numba's key by an
     identity that is new in each process.
     """
+    if code in (made_images, nothing):
+        return code
     if code.__module__ != kernels.__name__ or not Compiler.is_enabled:
         return _ffcv_compile(code, signature)
     parallel = getattr(code, "is_parallel", False) and Compiler.num_threads > 1

@@ -62,9 +62,13 @@ def score_pipelines(
     device: torch.device | str = "cpu",
     ratio: float = 1.0,
     target: str | None = None,
+    scaled: bool = False,
 ) -> dict[str, list[Any]]:
-    """Deterministic pipelines, for scoring and evaluation: a centre crop of `ratio` times the shorter side."""
-    return _complete(info, [_centre_decoder(info, size, ratio)], device, target)
+    """Deterministic pipelines, for scoring and evaluation: a centre crop of `ratio` times the shorter side.
+
+    `scaled` is that of `CentreCrop`: JPEG images may be decoded smaller, for scores at a small side.
+    """
+    return _complete(info, [_centre_decoder(info, size, ratio, scaled)], device, target)
 
 
 def stored_size(info: BetonInfo) -> int:
@@ -76,12 +80,12 @@ def stored_size(info: BetonInfo) -> int:
     return int(heights[0])
 
 
-def _centre_decoder(info: BetonInfo, size: int, ratio: float) -> Any:
+def _centre_decoder(info: BetonInfo, size: int, ratio: float, scaled: bool = False) -> Any:
     if ratio == 1.0 and (size == 0 or _all_are(info, size)):
         stored_size(info)  # refuses images that differ in size
         return StoredImage()  # a copy, nothing to crop or resize
     side = size or stored_size(info)
-    return CentreCrop(side, ratio)
+    return CentreCrop(side, ratio, scaled)
 
 
 def _all_are(info: BetonInfo, size: int) -> bool:

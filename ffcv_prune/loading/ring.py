@@ -1,7 +1,8 @@
-"""The buffers that batches are decoded into, and the decoding."""
+"""The buffers that batches are made in, and the making: images by the workers, then FFCV's operations."""
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,11 @@ from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.augment import KeyedOperation, SharedOperation
+from ffcv_prune.loading import native_code
+from ffcv_prune.loading.augment import PadCropFlip
 from ffcv_prune.loading.graph import PipelineGraph
 from ffcv_prune.loading.open_file import OpenFile
+from ffcv_prune.loading.workers import workers
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Decoding:
         code: FFCV's compiled stages, each with the nodes whose results it returns; and the nodes that are delivered.
         batch_size: samples a batch.
         batches_ahead: batches decoded in advance.
-        num_workers: threads that decode a batch together.
+        num_workers: threads that decode.
         read_ahead: whether the disk is asked for what comes.
         seed: of the keyed augmentations.
         with_ids: whether the positions of the samples are delivered, too.
@@ -48,10 +51,14 @@ class Decoding:
 class Ring:
     """The buffers of a loader, `batches_ahead + 2` slots at most, kept from epoch to epoch.
 
-    A slot is: one batch with the consumer, `batches_ahead` in the queue, one being written. On CUDA a slot
-    has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an event
-    `consumed` (the device buffer may be overwritten). The consumer's thread hands a slot out and takes it back; the
-    loader's thread writes into it in between.
+    A slot is: one batch with the consumer, `batches_ahead` that are made or in the making, one more in the making.
+    `begin_batch` has its images made, by threads that work on several slots side by side; `finish_batch` does the
+    rest. On CUDA a slot has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an
+    event `consumed` (the device buffer may be overwritten). The consumer's thread hands a slot out and takes it back;
+    the loader's thread writes into it in between.
+
+    Attributes:
+        process: number of the process that it was made in; in a fork, its threads are not there.
     """
 
     def __init__(self, decoding: Decoding) -> None:
@@ -68,11 +75,20 @@ class Ring:
             ) from error
         self.buffers = {f"memory_{node}": b for node, b in memory["operation"].items()}
         self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
-        self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(KeyedOperation)]
-        self.shared = {  # see SharedOperation
-            f"memory_{node}": (np.zeros(1, np.int64), np.empty((decoding.num_workers, op.scratch_bytes), np.uint8))
-            for node, op in graph.operations_of(SharedOperation)
-        }
+        self.planned = graph.planned
+        moved = {images.node for images in self.planned if images.move is not None}
+        self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(PadCropFlip) if node not in moved]
+        size = min(decoding.batch_size, samples), len(native_code.JOB)
+        self.jobs = [[np.zeros(size, np.int64) for _ in self.planned] for _ in range(self.slots)]
+        tasks: list[list[native_code.Task]] = []
+        for slot, own in enumerate(self.jobs):
+            tasks.append([])
+            for jobs, images in zip(own, self.planned, strict=True):
+                made = memory["operation"][images.node][0][slot]
+                colour = None if images.move is None else images.move.colour
+                tasks[slot].append(native_code.task(jobs, made, images.decoder.scaled, colour))
+        self.workers = workers(tasks, decoding.num_workers, [self._largest(decoding, i.field) for i in self.planned])
+        self.process = os.getpid()
         self.cuda = cuda = graph.cuda_device
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
@@ -87,9 +103,16 @@ class Ring:
                 if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
                     tensor.record_stream(stream)
 
+    @staticmethod
+    def _largest(decoding: Decoding, field: int) -> int:
+        """Bytes of the largest image of a field."""
+        column = decoding.file.memory_manager.reader.metadata[f"f{field}"]
+        return 3 * int((column["height"].astype(np.int64) * column["width"]).max())
+
     def begin(self, seed: int, epoch: int) -> None:
         """Prepare for a new epoch; the thread of the previous one has ended."""
         self.take_back()  # the device may still be reading the last batch of the previous epoch
+        self.seed, self.epoch = seed, epoch
         for key in self.keys:
             key[...] = seed, epoch
 
@@ -116,11 +139,24 @@ class Ring:
             if copied is not None:
                 copied.synchronize()
 
-    def decode(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
-        """The outputs for the samples `ids`: views into the slot, which on CUDA may not be written yet."""
-        stream, copied, consumed = self.streams[slot], self.copied[slot], self.consumed[slot]
+    def begin_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> None:
+        """Have the images of the samples `ids` made."""
+        copied = self.copied[slot]
         if copied is not None:
             copied.synchronize()  # the pinned buffer's last copy, several batches ago
+        manager = decoding.file.memory_manager
+        metadata, storage_state = manager.reader.metadata, manager.context.state
+        for images, jobs in zip(self.planned, self.jobs[slot], strict=True):
+            column, own = metadata[f"f{images.field}"], jobs[: len(ids)]
+            images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
+            if images.move is not None:
+                images.move.plan(own, ids, self.seed, self.epoch)
+        self.workers.submit(slot, len(ids))
+
+    def finish_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
+        """The outputs for the samples `ids`, whose images are made: views into the slot, which on CUDA may not be
+        written yet."""
+        stream, copied, consumed = self.streams[slot], self.copied[slot], self.consumed[slot]
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             if stream is not None and consumed is not None:
                 stream.wait_event(consumed)
@@ -132,9 +168,6 @@ class Ring:
                 "metadata": manager.reader.metadata,
             }
             values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.buffers.items()}
-            for name, (taken, scratch) in self.shared.items():
-                taken[0] = 0
-                values[name] = (*values[name], taken, scratch)
             for stage, nodes in stages:
                 values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
             if copied is not None:

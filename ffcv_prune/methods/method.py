@@ -111,6 +111,7 @@ class Method:
 
     @property
     def makes_passes(self) -> bool:
+        """Whether it needs scoring passes."""
         return self.needs_values and self.source.passes
 
     @property
@@ -120,6 +121,7 @@ class Method:
 
     @property
     def needs_groups(self) -> bool:
+        """Whether `start` needs the class of each sample."""
         return any(part.needs_groups for part in self.active_parts)
 
     @property
@@ -170,6 +172,7 @@ class Method:
 
     @property
     def parts(self) -> Iterator[Part]:
+        """All that it is made of, the source first."""
         yield from (self.source, *self.other_parts)
 
     @property

@@ -179,7 +179,8 @@ class State:
         Args:
             ids: int64[B], unique, of the batch.
             losses: float32[B], of a forward pass that was just made.
-            epoch, batch: from 0; with the seed they decide what is drawn.
+            epoch: from 0; with the seed and the batch it decides what is drawn.
+            batch: from 0, in the epoch.
 
         Returns:
             int64[m], ascending: places in `ids`; all of them in a batch that the method leaves whole.

@@ -30,6 +30,8 @@ def score_dataset(
     criterion: Criterion | None = None,
     task: Task | None = None,
     ids: NDArray[np.int64] | None = None,
+    certainty: bool = False,
+    gradients: bool = False,
     fold: bool | None = None,
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
@@ -49,6 +51,8 @@ def score_dataset(
         task: what the model is trained for, None for `Classification()`; its loss is the score, unless there is a
             criterion.
         ids: int64[k]: score these samples only; None for the loader's selection. The others score NaN.
+        certainty: return float32[3, n], with the task's `certainty` of each sample below its loss.
+        gradients: return one row more, the last one, with the task's `gradient_norms`.
         fold: whether to fold batch norms into convolutions; None: on the CPU only. cuDNN adds the bias that comes of it
             in a pass of its own over memory, which is what the batch norm costs there.
 
@@ -56,21 +60,6 @@ def score_dataset(
         UserError: a loader that shuffles or drops, outputs or targets that do not fit the task, a criterion that does
             not return one score a sample, or memory that does not suffice for a single sample.
     """
-    return score_pass(model, score_loader, device, amp_dtype, criterion, task, ids, fold=fold)[0]
-
-
-def score_pass(
-    model: nn.Module,
-    score_loader: SampleLoader,
-    device: torch.device | str | None = None,
-    amp_dtype: AmpDtype = "auto",
-    criterion: Criterion | None = None,
-    task: Task | None = None,
-    ids: NDArray[np.int64] | None = None,
-    certainty: bool = False,
-    fold: bool | None = None,
-) -> NDArray[np.float32]:
-    """Return float32[1, n]: what `score_dataset` returns. With `certainty` float32[3, n]: that of the task below it."""
     check_loader("scoring loader", score_loader)
     if score_loader.shuffle or score_loader.drop_last:
         raise UserError(
@@ -82,7 +71,8 @@ def score_pass(
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
     share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
-    values = torch.empty(3 if certainty else 1, share, dtype=torch.float32, device=device)
+    rows = 1 + 2 * certainty + gradients
+    values = torch.empty(rows, share, dtype=torch.float32, device=device)
     with (
         evaluating(model),
         torch.inference_mode(),
@@ -99,14 +89,14 @@ def score_pass(
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
                 about = score_loader.label_range, task or Classification(), criterion, score_loader.batch_size
-                scorer = _Scorer(chosen, *about)
+                scorer = _Scorer(chosen, *about, gradients)
             scorer.score(images, targets, values[:, position : position + len(images)])
             position += len(images)
     result = np.full((len(values), score_loader.num_samples), np.nan, dtype=np.float32)
     for row, own in zip(result, values, strict=True):
         gathered = collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own
         row[scored] = gathered.cpu().numpy()
-    return result
+    return result if len(result) > 1 else result[0]
 
 
 def check_loader(what: str, loader: Any) -> None:
@@ -137,17 +127,18 @@ class _Scorer:
         task: Task,
         criterion: Criterion | None,
         batch_size: int,
+        gradients: bool,
     ) -> None:
         self.model = model
-        self.task, self.criterion = task, criterion
+        self.task, self.criterion, self.gradients = task, criterion, gradients
         self.label_range = label_range
         self.ran = False
         self.piece = batch_size  # samples a forward pass
 
-    def score(self, images: Tensor, targets: Tensor | None, out: Tensor) -> None:
+    def score(self, images: Tensor, targets: Any, out: Tensor) -> None:
         """Write the scores of images [B, 3, H, W] with targets [B, ...], if there are any, to out[0], float32[…, B].
 
-        The rows below, where there are any, hold the task's certainty.
+        The rows below hold the certainty and the gradient norms of the task, where they are asked for.
         """
         while True:
             piece = min(self.piece, len(images))
@@ -157,8 +148,10 @@ class _Scorer:
                     own = None if targets is None else targets[part]
                     outputs = self._outputs(images[part])
                     out[0, part] = self._scores(outputs, own, len(images[part]))
-                    if len(out) > 1:
-                        out[1:, part] = self.task.certainty(outputs, own)
+                    if len(out) > 2:
+                        out[1:3, part] = self.task.certainty(outputs, own)
+                    if self.gradients:
+                        out[-1, part] = self.task.gradient_norms(outputs, own)
                 return
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from ffcv_prune.methods import State
 from ffcv_prune.methods.table import CERTAINTY, NonFiniteLossError
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.batch_forward import BatchChooser
-from ffcv_prune.scoring.forward import check_loader, known_labels, score_pass
+from ffcv_prune.scoring.forward import check_loader, known_labels, score_dataset
+from ffcv_prune.scoring.headroom import Headroom, headroom_of
 from ffcv_prune.scoring.proxy import Proxy, check_proxy_loader
 from ffcv_prune.scoring.training_losses import TrainingLosses
 from ffcv_prune.tasks import Task
@@ -28,6 +30,7 @@ class Values:
 
     Attributes:
         chooser: of a method that chooses in batches; else None.
+        headroom: by the last scoring pass, and the epoch that it was made for; None before the first.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Values:
         self.chooser = BatchChooser(state, task, amp_dtype, ranks) if self.method.chooses_in_batches else None
         self._recorded = TrainingLosses(state.n, ranks > 1, facts) if self.method.records_losses else None
         self._passes = self._scored = 0
+        self.headroom: tuple[int, Headroom] | None = None
 
     def _check(self, loader: SampleLoader) -> None:
         """UserError for loaders or a proxy that do not fit the method."""
@@ -126,12 +130,26 @@ class Values:
                 raise UserError("the proxy diverged: lower its learning rate, which is prune.proxy_lr") from error
         self._scored += ids.size
         certainty = self.method.needs_certainty
-        values = score_pass(
-            model, self.score_loader, amp_dtype=self.amp_dtype, task=self.task, ids=ids, certainty=certainty
+        values = score_dataset(
+            model,
+            self.score_loader,
+            amp_dtype=self.amp_dtype,
+            task=self.task,
+            ids=ids,
+            certainty=certainty,
+            gradients=True,
         )[:, ids]
+        found = headroom_of(values[-1], self._trained_until_next(epoch))
+        self.headroom = None if found is None else (epoch, found)
         names = [column.name for column in CERTAINTY if certainty]
-        facts: dict[str, Any] = dict(zip(names, values[1:], strict=True))
+        facts: dict[str, Any] = dict(zip(names, values[1:-1], strict=True))
         return self.state.record(ids, values[0], epoch=epoch, **facts)
+
+    def _trained_until_next(self, epoch: int) -> int:
+        """Samples that are trained on from a selection to the next, as often as they are; at most."""
+        epochs, n = self.state.epochs, self.state.n
+        end = min(epochs, epoch + self.method.phases.interval)
+        return sum(self.method.samples_in(later, epochs, n) for later in range(epoch, end))
 
     def remember(self, losses: Tensor, ids: Tensor, outputs: Any, targets: Tensor | None) -> None:
         """Keep the losses of a batch, float32[B], without gradient, where the method takes those of training."""
@@ -159,12 +177,12 @@ class Values:
     @contextmanager
     def whole_or_not_at_all(self) -> Iterator[None]:
         """Take back what a proxy learned and what was counted inside if an exception leaves it."""
-        counts = self._passes, self._scored
+        counts = self._passes, self._scored, self.headroom
         try:
             with nullcontext() if self.proxy is None else self.proxy.whole_or_not_at_all():
                 yield
         except BaseException:
-            self._passes, self._scored = counts
+            self._passes, self._scored, self.headroom = counts
             raise
 
     @property
@@ -174,7 +192,8 @@ class Values:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain containers. With training losses and a distributed loader, all ranks must call."""
         own = {name: None if part is None else part.state_dict() for name, part in self._parts.items()}
-        return own | {"counts": [self._passes, self._scored]}
+        headroom = self.headroom and [self.headroom[0], asdict(self.headroom[1])]
+        return own | {"counts": [self._passes, self._scored], "headroom": headroom}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """UserError unless `state` is of a run with the same source, and the same proxy net."""
@@ -188,6 +207,8 @@ class Values:
             if part is not None:
                 part.load_state_dict(state[name])
         self._passes, self._scored = state["counts"]
+        saved = state["headroom"]
+        self.headroom = saved and (saved[0], Headroom(**saved[1]))
 
 
 def check_arguments(losses: Tensor, ids: Tensor, n: int) -> None:

@@ -21,6 +21,7 @@ from ffcv_prune.protocols import SampleLoader, Step
 from ffcv_prune.sections import Train
 from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
+from ffcv_prune.training.optimizer import build_optimizer
 
 # Losses float32[B], ids int64[B], the model's outputs, targets -> the scalar to minimise.
 BatchLoss = Callable[[Tensor, Tensor, Any, Any], Tensor]
@@ -75,27 +76,7 @@ class Stepper:
         self.task = Classification(settings.label_smoothing) if task is None else task
         self.observers: list[Callable[[Step], None]] = []
         self.device = next(model.parameters()).device
-        # Fused: one kernel for all parameters, and the loss scaler's check for overflow stays on the device.
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": trained}]
-        if not settings.norm_decay:  # biases, and scale and shift of norms: one number a channel
-            flat = [parameter for parameter in trained if parameter.ndim <= 1]
-            groups = [
-                {"params": [parameter for parameter in trained if parameter.ndim > 1]},
-                {"params": flat, "weight_decay": 0.0},
-            ]
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        if settings.momentum > 0:
-            # Else the fused kernel takes uninitialised memory, and keeps it if the scaler skips the first step.
-            for parameter in trained:
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.optimizer = build_optimizer(model, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
         # Over the steps of the running epoch. The sum is on the device, so that no step waits for it.
         self.steps = self.samples = self.trained = 0

@@ -191,12 +191,13 @@ class Loaders:
                 yield batch.inputs
 
     def resize(self, epoch: int, epochs: int) -> None:
-        """Give the training images the side of this epoch, where data.size_ramp has them grow."""
-        if not self._data.size_ramp or self._train is None:
+        """Give the training images the side of this epoch, where data.size_ramp has them grow; those of a proxy too."""
+        if not self._data.size_ramp:
             return
         side = ramp_side(self._data.size_ramp, epoch, epochs)
-        for _, decoder in self._train.graph.operations_of(CropDecoder):
-            decoder.output_size = (side, side)
+        for loader in filter(None, (self._train, self._proxy)):
+            for _, decoder in loader.graph.operations_of(CropDecoder):
+                decoder.output_size = (side, side)
 
     def _augmented(self, batch_size: int, **options: Any) -> PrunedLoader:
         red, green, blue = (round(255 * channel) for channel in self.dataset.mean)
@@ -216,15 +217,17 @@ class Loaders:
     @cached_property
     def score(self) -> PrunedLoader:
         """Serves the training set in the order of the file, without augmentation; maybe from a smaller file."""
-        return self._in_order(self.dataset.score, score_side(self._data))
+        # A side of its own is asked for to save time: JPEG images are then decoded no larger than it needs.
+        return self._in_order(self.dataset.score, score_side(self._data), scaled=self._data.score_size > 0)
 
     @cached_property
     def test(self) -> PrunedLoader:
         """Serves the test set, each sample once."""
         return self._in_order(self.dataset.test, self._data.test_size or self._data.size)
 
-    def _in_order(self, info: BetonInfo, size: int) -> PrunedLoader:
-        pipelines = score_pipelines(info, size, self.world.device, self._data.test_ratio, self.dataset.target.field)
+    def _in_order(self, info: BetonInfo, size: int, scaled: bool = False) -> PrunedLoader:
+        ratio, target = self._data.test_ratio, self.dataset.target.field
+        pipelines = score_pipelines(info, size, self.world.device, ratio, target, scaled)
         return _compiled(
             PrunedLoader(
                 info.path,

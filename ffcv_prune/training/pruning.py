@@ -13,6 +13,7 @@ from ffcv_prune.scoring.proxy import Proxy, reduced_side
 from ffcv_prune.tasks import Task
 from ffcv_prune.training.loaders import Loaders, side_of
 from ffcv_prune.training.lr import LRSchedule
+from ffcv_prune.training.optimizer import build_optimizer
 from ffcv_prune.training.score_file import with_static_scores
 
 
@@ -46,15 +47,8 @@ def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None,
     train, values = config.train, config.prune.values
     side = reduced_side(side_of(loaders.dataset.train, config.data.size), values["proxy_size"])
     model = loaders.build_model(values["proxy_model"], config.run.seed, {side: "prune.proxy_size"})
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=values["proxy_lr"],
-        momentum=train.momentum,
-        nesterov=train.nesterov,
-        weight_decay=train.weight_decay,
-    )
-    schedule = LRSchedule(replace(train, lr=values["proxy_lr"]))
-    return Proxy(model, optimizer, schedule, values["proxy_size"], task, amp_dtype)
+    own = replace(train, lr=values["proxy_lr"])
+    return Proxy(model, build_optimizer(model, own), LRSchedule(own), values["proxy_size"], task, amp_dtype)
 
 
 def check_batches(config: Config, num_samples: int) -> None:

@@ -50,6 +50,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self._last_selection: NDArray[np.int64] | None = None  # of which `overlap` was asked
         with _writing(path / "log.jsonl"):
             (path / "selections").mkdir(exist_ok=True)
             self._log = open(path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115 - closed by `close`
@@ -130,15 +131,24 @@ class RunFolder:
     def save_selection(self, epoch: int, ids: NDArray[np.int64]) -> None:
         content = io.BytesIO()
         np.save(content, ids)
-        replace_file(self.path / "selections" / f"epoch_{epoch:04d}.npy", content.getbuffer())
+        replace_file(self._selection_path(epoch), content.getbuffer())
 
     def overlap(self, epoch: int, ids: NDArray[np.int64]) -> float | None:
-        """The share of the selection `ids` of an epoch that the selection before it held too; None for the first."""
-        saved = {int(path.stem.removeprefix("epoch_")): path for path in (self.path / "selections").glob("epoch_*.npy")}
-        before = [other for other in saved if other < epoch]
-        if not before:
-            return None
-        return round(len(np.intersect1d(ids, np.load(saved[max(before)]), assume_unique=True)) / len(ids), 6)
+        """The share of the selection `ids` of an epoch that the selection before it held too; None for the first.
+
+        To be asked once for each selection, in order.
+        """
+        before, self._last_selection = self._last_selection, ids
+        if before is None:  # the first one since the folder was opened
+            paths = (self.path / "selections").glob("epoch_*.npy")
+            earlier = [other for path in paths if (other := int(path.stem.removeprefix("epoch_"))) < epoch]
+            if not earlier:
+                return None
+            before = np.load(self._selection_path(max(earlier)))
+        return round(len(np.intersect1d(ids, before, assume_unique=True)) / len(ids), 6)
+
+    def _selection_path(self, epoch: int) -> Path:
+        return self.path / "selections" / f"epoch_{epoch:04d}.npy"
 
     def save_weights(self, model: torch.nn.Module) -> None:
         content = io.BytesIO()

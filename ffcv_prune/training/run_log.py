@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,16 @@ def pruning_facts(
         "class_fraction": dict(zip(classes, rounded, strict=True)),
         "overlap": folder.overlap(epoch, ids) if selected else None,
         "mean_weight": round(pruner.mean_weight, 6),
+        "headroom": _headroom(pruner, epoch),
     }
+
+
+def _headroom(pruner: Pruner, epoch: int) -> dict[str, float] | None:
+    """What the scoring pass of this epoch told of the gradient, if there was one."""
+    found = pruner.values.headroom
+    if found is None or found[0] != epoch:
+        return None
+    return {name: round(value, 4) for name, value in asdict(found[1]).items()}
 
 
 def scores_of(state: State, epoch: int) -> NDArray[np.float32] | None:

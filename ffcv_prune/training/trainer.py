@@ -172,6 +172,7 @@ class Trainer:
         self._waited = self.loader.wait_seconds
         self.tracker: Tracker | None = None  # of the main rank
         self._saved = 0.0  # when, by perf_counter
+        self._told_little = False  # that there is little headroom
 
     @property
     def epoch(self) -> int:
@@ -217,8 +218,18 @@ class Trainer:
                     if self.tracker is not None:
                         self.tracker.log(row, scores_of(self.pruner.state, epoch))
                     print(epoch_line(row, epochs, self.stepper.task.metrics[0]), flush=True)
+                    self._tell_headroom(epoch)
             self.clock.lap()  # the log is in no phase
         self._save(folder)
+
+    def _tell_headroom(self, epoch: int) -> None:
+        """One line where pruning cannot pay yet, once until it can."""
+        found = self.pruner.values.headroom
+        if found is None or found[0] != epoch:
+            return
+        if found[1].is_little and not self._told_little:
+            print(found[1].in_words(), flush=True)
+        self._told_little = found[1].is_little
 
     def _row(
         self,

@@ -30,10 +30,13 @@ static int eighths_for(const image_job *job, const image_task *task) {
     return 8;
 }
 
-/* The image as a window to resize; it may be decoded to `whole`, unless that is NULL. 0, or as jpeg_decode. */
+/* The image as a window to resize; it may be decoded to `whole`, unless that is NULL. As jpeg_decode; 1 also where the
+   region is not within the image. */
 static int open_image(image_maker *maker, const image_task *task, const image_job *job, uint8_t *whole,
                       image_window *window) {
     const uint8_t *stored = (const uint8_t *)(intptr_t)job->source;
+    if (job->top < 0 || job->left < 0 || job->height < 1 || job->width < 1) return 1;
+    if (job->top + job->height > job->rows || job->left + job->width > job->columns) return 1;
     if (!job->bytes) {
         *window = (image_window){stored, 3 * (ptrdiff_t)job->columns, (int)job->rows, (int)job->columns, (double)job->top,
                                  (double)job->left, (double)job->height, (double)job->width};
@@ -47,48 +50,55 @@ static int open_image(image_maker *maker, const image_task *task, const image_jo
 
 /* Copy uint8[rows][columns][3], moved and then flipped or not; `fill` where it has nothing. */
 static void move_image(const image_task *task, const image_job *job, const image_window *from, uint8_t *to) {
-    int columns = (int)task->columns, right = (int)job->right;
-    int first = job->flip ? right : -right, end = columns + first; /* columns of the output that are inside */
+    int64_t columns = task->columns, right = job->right;
+    int64_t first = job->turned ? right : -right, end = columns + first; /* columns of the output that are inside */
     first = first > 0 ? first : 0, end = end < columns ? end : columns;
-    uint8_t fill[3] = {(uint8_t)task->fill, (uint8_t)(task->fill >> 8), (uint8_t)(task->fill >> 16)};
-    for (int row = 0; row < task->rows; row++, to += 3 * columns) {
+    const uint8_t fill[3] = {(uint8_t)task->fill, (uint8_t)(task->fill >> 8), (uint8_t)(task->fill >> 16)};
+    for (int64_t row = 0; row < task->rows; row++, to += 3 * columns) {
         int64_t at = row + job->down;
         int inside = at >= 0 && at < task->rows && first < end;
-        const uint8_t *pixels = from->pixels + at * from->stride;
-        for (int c = 0; c < (inside ? first : columns); c++) memcpy(to + 3 * c, fill, 3);
+        for (int64_t c = 0; c < (inside ? first : columns); c++) memcpy(to + 3 * c, fill, 3);
         if (!inside) continue;
-        if (job->flip)
-            for (int c = first; c < end; c++) memcpy(to + 3 * c, pixels + 3 * (columns - 1 - c + right), 3);
+        const uint8_t *pixels = from->pixels + at * from->stride;
+        if (job->turned)
+            for (int64_t c = first; c < end; c++) memcpy(to + 3 * c, pixels + 3 * (columns - 1 - c + right), 3);
         else
             memcpy(to + 3 * first, pixels + 3 * (first + right), 3 * (size_t)(end - first));
-        for (int c = end; c < columns; c++) memcpy(to + 3 * c, fill, 3);
+        for (int64_t c = end; c < columns; c++) memcpy(to + 3 * c, fill, 3);
     }
 }
 
 static int make_image(image_maker *maker, const image_task *task, const image_job *job, uint8_t *destination) {
     size_t size = 3 * (size_t)task->rows * (size_t)task->columns;
-    uint8_t *made = destination;
-    if (task->moved && !(made = reserve(&maker->moved, size))) return -1;
-    int as_it_is = job->height == task->rows && job->width == task->columns;
-    int entire = as_it_is && job->height == job->rows && job->width == job->columns;
-    int flip = job->flip && !task->moved;
+    uint8_t *made = task->moved ? reserve(&maker->moved, size) : destination;
+    if (!made) return -1;
+    int entire = job->height == task->rows && job->width == task->columns && job->height == job->rows &&
+                 job->width == job->columns && !job->flip;
     image_window window;
-    int failed = open_image(maker, task, job, entire && !flip ? made : NULL, &window);
+    int failed = open_image(maker, task, job, entire ? made : NULL, &window);
     if (failed < 0) return -1;
-    if (failed) {
-        memset(made, 0, size);
-        window = (image_window){made, 3 * (ptrdiff_t)task->columns, (int)task->rows, (int)task->columns, 0, 0, 0, 0};
-    } else if (!(entire && !flip && (job->bytes || task->moved))) {
-        if (resize_area(&window, made, (int)task->rows, (int)task->columns, flip, &maker->resized)) return -1;
-        window.pixels = made, window.stride = 3 * (ptrdiff_t)task->columns;
-    }
+    if (failed) memset(made, 0, size);
+    if (!failed && entire && !job->bytes && !task->moved) memcpy(made, window.pixels, size);
+    if (!failed && !entire &&
+        resize_area(&window, made, (int)task->rows, (int)task->columns, job->flip != 0, &maker->resized))
+        return -1;
+    if (failed || !entire) window.pixels = made, window.stride = 3 * (ptrdiff_t)task->columns;
     if (task->moved) move_image(task, job, &window, destination);
     return 0;
 }
 
+/* Samples lie anywhere in memory: small ones are fetched while the one before is made. */
+static void prefetch(const image_job *job) {
+    const char *stored = (const char *)(intptr_t)job->source;
+    int64_t size = job->bytes ? job->bytes : 3 * job->rows * job->columns;
+    for (int64_t at = 0; at < size && at < 4096; at += 64) __builtin_prefetch(stored + at);
+}
+
 int make_images(image_maker *maker, const image_task *task, int64_t first, int64_t end) {
     size_t size = 3 * (size_t)task->rows * (size_t)task->columns;
-    for (int64_t i = first; i < end; i++)
+    for (int64_t i = first; size && i < end; i++) {
+        if (i + 1 < end) prefetch(&task->jobs[i + 1]);
         if (make_image(maker, task, &task->jobs[i], task->destination + size * (size_t)i)) return -1;
+    }
     return 0;
 }

@@ -10,7 +10,7 @@ typedef struct {
     int64_t source, bytes; /* address; bytes of a JPEG image, 0 for raw pixels */
     int64_t rows, columns; /* of the stored image */
     int64_t top, left, height, width;
-    int64_t flip, down, right;
+    int64_t flip, down, right, turned;
 } image_job;
 
 /* What to make of the images of a batch. */
@@ -19,7 +19,7 @@ typedef struct {
     uint8_t *destination;  /* [images][rows][columns][3] */
     int64_t rows, columns; /* the region of each job is resized to these */
     int64_t scaled;        /* whether JPEG images may be decoded at a scale that is large enough */
-    int64_t moved, fill;   /* whether a job's down and right count: the flip comes after them; fill: red, green << 8, ... */
+    int64_t moved, fill;   /* whether a job's down, right and turned count; what is then seen beside the image */
 } image_task;
 
 /* What a thread needs; all zero in the beginning. */

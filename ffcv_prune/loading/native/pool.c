@@ -80,8 +80,10 @@ EXPORT pool *ffcv_prune_begin(int threads, int64_t slots) {
     p->slots = slots;
     p->batches = calloc((size_t)slots, sizeof *p->batches);
     sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* Python's handlers are for its own threads */
+    sigfillset(&all); /* Python's handlers are for its own threads, but those of a crash for any */
+    const int crashes[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+    for (size_t c = 0; c < sizeof crashes / sizeof *crashes; c++) sigdelset(&all, crashes[c]);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     if (p->batches)
         while (p->threads < threads && pthread_create(&p->thread[p->threads], NULL, work, p) == 0) p->threads++;
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -1,0 +1,50 @@
+"""The check of each sample when it is read for the first time: is it what was written?"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffcv_prune.data.beton import BetonTables
+from ffcv_prune.data.checksums import sample_name, sample_sums
+from ffcv_prune.errors import UserError
+
+
+class FirstRead:
+    """Of one open file, for all its loaders in this process. A later read of a sample is not checked again.
+
+    Args:
+        tables: of a file with checksums.
+        mapped: uint8[bytes], all of the file; it is held.
+    """
+
+    def __init__(self, tables: BetonTables, mapped: NDArray[np.uint8]) -> None:
+        assert tables.checksums is not None
+        self._tables, self._mapped, self._checksums = tables, mapped, tables.checksums
+        self._unread = np.ones(tables.info.num_samples, np.bool_)
+
+    def check(self, ids: NDArray[np.int64], fields: Collection[str], parallel: bool) -> None:
+        """To be called with the samples of a batch, int64[m], once they are decoded: then they lie in the cache.
+
+        Samples of which not all `fields` outside the metadata were decoded are left for another time: reading the
+        rest may cost more than all else.
+
+        Raises UserError that names file and sample.
+        """
+        if not self._tables.pointers.keys() <= set(fields):
+            return
+        new = ids[self._unread[ids]]
+        if not len(new):
+            return
+        found = sample_sums(self._tables, new, self._mapped.ctypes.data, parallel=parallel)
+        damaged = new[found != self._checksums[new]]
+        if len(damaged):
+            path = self._tables.info.path
+            name = sample_name(path, int(damaged.min()), len(self._checksums))
+            raise UserError(
+                f"{path} is damaged: {name} is not what was written; write it again with write_datasets.py, whose "
+                f"option --verify {path} names all such samples"
+            )
+        self._unread[new] = False
