@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ffcv_prune import PrunedLoader
+from ffcv_prune.loading.ring import Ring
 from ffcv_prune.protocols import Batch
 
 BOTH = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -78,8 +79,16 @@ def nothing(*_: Any, **__: Any) -> None:
 
 
 # What keeps the loader's batches whole on a GPU.
-GUARDS: dict[str, tuple[type, str, Callable[..., None]]] = {
+BATCH_WAITS = "a batch waits for its copies"
+RING_GUARDS: dict[str, tuple[type, str, Callable[..., None]]] = {
     "the host waits until a slot was copied": (torch.cuda.Event, "synchronize", nothing),
     "copies wait until a slot was used": (torch.cuda.Stream, "wait_event", nothing),
-    "a batch waits for its copies": (torch.cuda.Stream, "wait_stream", nothing),
+    "what was used is told": (Ring, "take_back", nothing),
 }
+GUARDS = RING_GUARDS | {BATCH_WAITS: (torch.cuda.Stream, "wait_stream", nothing)}
+
+
+def leave_out(guard: str, patch: pytest.MonkeyPatch) -> None:
+    """Leave this guard out, and no other: PyTorch's `wait_stream` calls `wait_event`."""
+    patch.setattr(torch.cuda.Stream, "wait_stream", lambda own, other: other.record_event().wait(own))
+    patch.setattr(*GUARDS[guard])

@@ -15,7 +15,7 @@ from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import train_pipelines
 from tests.betons import Beton
-from tests.devices import BOTH, GUARDS, finish, lag, never_waiting, side_stream
+from tests.devices import BATCH_WAITS, BOTH, RING_GUARDS, finish, lag, leave_out, never_waiting, side_stream
 from tests.nets import SmallNet
 
 BATCH = 8
@@ -79,7 +79,7 @@ def test_a_lagging_device_gets_every_batch_whole(
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("guard", list(GUARDS)[:2])
+@pytest.mark.parametrize("guard", RING_GUARDS)
 @pytest.mark.parametrize("batches_ahead", [1, 3])
 def test_without_the_guards_of_the_ring_it_does_not(
     batches_ahead: int, guard: str, beton: Beton, monkeypatch: pytest.MonkeyPatch
@@ -87,7 +87,7 @@ def test_without_the_guards_of_the_ring_it_does_not(
     """The test above can fail."""
     whole = three_epochs(make_loader(beton, "cpu"), "cpu")
     loader = make_loader(beton, "cuda", batches_ahead)
-    monkeypatch.setattr(*GUARDS[guard])
+    leave_out(guard, monkeypatch)
     with pytest.raises(AssertionError):
         check_equal(three_epochs(loader, "cuda"), whole)
 
@@ -113,7 +113,7 @@ def test_a_batch_waits_for_its_copies(device: str, beton: Beton) -> None:
 def test_without_its_guard_it_does_not(beton: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail."""
     whole = late_copies(beton, "cpu")
-    monkeypatch.setattr(*GUARDS["a batch waits for its copies"])
+    leave_out(BATCH_WAITS, monkeypatch)
     with pytest.raises(AssertionError):
         check_equal(late_copies(beton, "cuda"), whole)
 

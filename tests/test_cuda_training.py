@@ -71,6 +71,21 @@ def test_a_step_never_waits_for_the_device(
         batches.close()
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_a_step_that_waits_would_be_found(device: str, loader: PrunedLoader) -> None:
+    """The test above can fail."""
+    stepper = make_stepper(device)
+
+    def looked_at(losses: Tensor, *_: object) -> Tensor:
+        return losses.mean() + losses.mean().item()
+
+    with iter_of(loader) as (images, labels, ids), pytest.raises(RuntimeError, match="synchroniz"):
+        stepper.step(images, labels, ids, mean_loss, lr=0.01)
+        with never_waiting(device):
+            stepper.step(images, labels, ids, looked_at, lr=0.01)
+
+
 def test_no_batch_of_a_test_waits_for_the_device(device: str, beton: Beton) -> None:
     pipelines = score_pipelines(check_beton(beton.path), device=device)
     test_loader = PrunedLoader(beton.path, 32, 1, pipelines=pipelines, drop_last=False)

@@ -19,7 +19,7 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
 from tests.betons import Beton, write_label_first, write_targets
-from tests.devices import BOTH, GUARDS, Unwaited, lag, without_tf32
+from tests.devices import BOTH, RING_GUARDS, Unwaited, lag, leave_out, without_tf32
 from tests.nets import SmallNet
 
 
@@ -311,11 +311,11 @@ def test_a_lagging_device_scores_as_a_plain_loop(device: str, delivered_to: str,
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("guard", list(GUARDS)[:2])
+@pytest.mark.parametrize("guard", RING_GUARDS)
 def test_without_the_guards_of_the_ring_it_does_not(guard: str, beton: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail."""
     expected = plain_losses(SmallNet(), beton)
-    monkeypatch.setattr(*GUARDS[guard])
+    leave_out(guard, monkeypatch)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(late_losses(beton, "cuda", "cuda"), expected, rtol=1e-4, atol=1e-5)
 
