@@ -83,6 +83,13 @@ def test_three_ranks_serve_score_train_and_agree(beton: Beton) -> None:
     assert done.stdout == "all checks passed\n"
 
 
+@pytest.mark.cuda
+def test_two_ranks_on_one_gpu_serve_score_train_and_agree(beton: Beton) -> None:
+    done = torchrun(2, RANKS, "checks on one gpu", str(beton.path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all checks passed\n"
+
+
 def test_two_ranks_train_one_model(options: list[str], tmp_path: Path) -> None:
     done = torchrun(2, RANKS, "train", *options, f"--run.out={tmp_path}")
     assert done.returncode == 0, done.stderr

@@ -419,15 +419,3 @@ def test_augmentations_are_keyed_by_epoch_and_sample(beton: Beton, augment: str)
     loader.set_epoch(0)
     other_seed = augmented(loader)
     assert sum((first[i] != other_seed[i]).any() for i in first) > 180
-
-
-@pytest.mark.cuda
-def test_ids_reach_the_device_without_waiting_for_it(beton: Beton) -> None:
-    pipelines = score_pipelines(check_beton(beton.path), device="cuda")
-    loader = PrunedLoader(beton.path, 16, pipelines=pipelines, shuffle=True, with_ids=True)
-    epoch = iter(loader)
-    served = []
-    for *_, ids in epoch:
-        assert ids.is_pinned()
-        served.append(ids.to("cuda", non_blocking=True))
-    np.testing.assert_array_equal(torch.cat(served).cpu(), epoch.order)

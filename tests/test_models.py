@@ -313,7 +313,6 @@ def test_a_model_without_classes_is_a_user_error() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_forward_on_cuda_never_synchronises() -> None:
     model = build_model("resnet_tiny", 10, MEAN, STD).cuda().eval()
     images = random_images(8, side=28).cuda()
