@@ -79,9 +79,7 @@ class Config:
         if prune.values.get("proxy_model") == "":
             faults.append(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
         if prune.values.get("scores") == "":
-            faults.append(
-                f"prune.method={prune.name} needs prune.scores=FILE.npy, which {SCORES} --config FILE writes"
-            )
+            faults.append(f"prune.method={prune.name} needs prune.scores=FILE.npy, which {SCORES} --config FILE writes")
         strict_args.refuse(faults)
 
     @property
