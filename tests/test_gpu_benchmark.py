@@ -111,7 +111,7 @@ def test_data_step_loader_and_trace_run_to_their_end(setting: Setting) -> None:
     for case in ("resnet_tiny 32 px x 32", "resnet_tiny 32 px x 16"):
         assert found["step", f"{case}, float32"].value > 0
         assert found["step", f"{case}, float32: host"].value > 0
-    assert {line.unit for line in lines if line.part == "loader" and line.value} == {"images/s", "GB/s"}
+    assert {"images/s", "GB/s"} < {line.unit for line in lines if line.part == "loader" and line.value}
     assert 0 < found["trace", "device busy while training"].value <= 100
     with gzip.open(setting.out / "trace.json.gz", "rt") as file:
         assert json.load(file)["traceEvents"]
