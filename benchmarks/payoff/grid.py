@@ -120,7 +120,7 @@ class Grid:
         return self._entries[max(names, key=len)] if names else None
 
     def tuned_for(self, entry: Entry) -> Entry:
-        """The entry whose choice this one takes: its own, of a twin its method's, of a budget the nearest tuned one's."""
+        """The entry whose choice this one takes: itself, for a twin its method, for a budget the nearest tuned one."""
         if entry.budget is None:
             return (self.varied_by(entry) or entry) if entry.twin else entry
         distance = {budget: abs(math.log(budget / entry.budget)) for budget in self.tuned_budgets}
