@@ -12,7 +12,8 @@ FFCV = [
 # Each from the oldest version that its adapter passed the tests with.
 FRAMEWORKS = ["lightning>=2.5", "accelerate>=1.3", "timm>=1.0.31", "transformers>=4.57"]
 HUGGINGFACE = ["datasets>=5"]
-DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
+# Under 3.10 no release of the first works with the second.
+DOCS = [f"{package}; python_version >= '3.11'" for package in ("mkdocs-material>=9.8", "mkdocstrings[python]>=1.0")]
 
 # Where it cannot be built, FFCV's decoder serves. It is called by ctypes, hence not tied to a version of Python.
 NATIVE = Extension(

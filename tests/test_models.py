@@ -31,6 +31,7 @@ SIZES = {
     "resnet_tiny": (73_370, 28),
     "cifar_fast": (498_080, 32),
     "cifar_fast_narrow": (33_152, 32),
+    "cifar_fast_small": (275_424, 32),
     "cifar_fast_wide": (1_972_768, 32),
     "resnet18_blurpool": (11_181_642, 64),
 }
