@@ -59,6 +59,11 @@ def test_normalisation_is_exact_for_all_256_values() -> None:
     torch.testing.assert_close(normalised.double(), expected, rtol=0, atol=1e-6)
 
 
+def test_normalisation_computes_in_float32() -> None:
+    normalize, images = Normalize(MEAN, STD), random_images(4, side=33)
+    assert torch.equal(normalize(images), torch.addcmul(normalize.shift, images.float(), normalize.scale))
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_normalisation_keeps_the_memory_format(batch: int) -> None:
     normalize = Normalize(MEAN, STD).to(memory_format=torch.channels_last)
