@@ -188,6 +188,9 @@ class Trainer:
         """Train, test, log and save epoch by epoch. `folder` is None on all ranks but the main one."""
         if self.world.size > 1:
             self.stepper.distribute()
+        self.loaders.resize(self.epoch, self.config.train.epochs)
+        self.stepper.compile_now(self.loader)  # is not charged to the first epoch
+        self._waited = self.loader.wait_seconds
         self.clock.start()
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
