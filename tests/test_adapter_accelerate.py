@@ -90,7 +90,7 @@ run.accelerator.end_training()
 """
 
 
-@pytest.mark.slow  # a rank once ended in std::terminate at its exit, with the step's work done: not understood yet
+@pytest.mark.slow
 def test_two_processes_share_each_step(tmp_path: Path) -> None:
     (first, rates), (second, _) = run_ranks(RANK, tmp_path)
     expected, _ = plain_run(make_pruner("random", keep=0.4))
