@@ -156,6 +156,7 @@ INLINE int decode_block(const huffman_table *dc, const huffman_table *ac, int *l
     uint32_t entry = look_up(dc, r);
     if (!entry) return -1;
     *last_dc += number_of(entry, r->buffer);
+    if (*last_dc != (JCOEF)*last_dc) return -1; /* only in a damaged image, in which it might go on to where int ends */
     if (block) block[0] = (JCOEF)*last_dc;
     skip(r, BITS(entry));
     for (int k = 1, end;;) {
