@@ -140,9 +140,9 @@ static void check_sample(const stored_samples *stored, int64_t sample) {
     uint32_t crc = 0;
     for (int64_t f = 0; f < stored->field_count; f++) {
         const stored_field *field = &stored->fields[f];
-        uint64_t at;
-        memcpy(&at, field->place + sample * field->stride, 8);
-        crc = crc32c(crc, stored->file + at, field->size[sample]);
+        uint64_t place;
+        memcpy(&place, field->place + sample * field->stride, 8);
+        crc = crc32c(crc, stored->file + place, field->size[sample]);
     }
     crc = crc32c(crc, record, (size_t)stored->record_bytes);
     if (crc == stored->checksums[sample]) stored->unread[sample] = 0;
