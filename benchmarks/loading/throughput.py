@@ -11,8 +11,9 @@ some hundred are enough, they are repeated. Without it only CIFAR-10 is measured
 
 Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles: raw
 pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the centre cropped and
-resized to 224; longer side 500, a random crop resized to 224, and the centre to 80 as for scores, from JPEG decoded
-at a scale of libjpeg's by whoever can). Everybody reads the same stored bytes from a warm page cache and delivers uint8[B, side, side, 3].
+resized to 224); photographs of a longer side of 500, a random crop resized to 224, and the centre to 80, as for
+scores, from JPEG decoded at a scale of libjpeg's by whoever can. Everybody reads the same stored bytes from a warm
+page cache and delivers uint8[B, side, side, 3].
 Loaders take turns in measurements of --seconds (one epoch at least); building, compiling and the first epoch are left
 out (rows of repeat 0), except for what a loader does anew for each selection. docs/speed.md says how to read the table.
 """
@@ -237,8 +238,9 @@ def _case(rows: Sequence[Row], title: str) -> str:
         line["subset, CPU"] = "" if its is whole else spread(ratios(its, whole, cpu))
         lines.append(line)
     made = rows[0]
+    difference = round(np.nanmax(values(rows, "pixel_difference")), 3)
     note = (
         f"{int(made['samples']):,} images, batches of {made['batch_size']}, {made['workers']} workers; "
-        f"pixels differ from ours by at most {round(np.nanmax(values(rows, 'pixel_difference')), 3):g} of 255 in the mean."
+        f"pixels differ from ours by at most {difference:g} of 255 in the mean."
     )
     return "\n\n".join([f"## {title}", table(lines), note])

@@ -37,7 +37,7 @@ class FirstRead:
         )
 
     def stored_samples(self, fields: Collection[str]) -> StoredSamples | None:
-        """For the native code, which checks each sample right before it decodes it, and marks the sound ones as read."""
+        """For the native code: it checks each sample right before decoding, and marks the sound ones as read."""
         return self._stored if self._covers(fields) else None
 
     def _covers(self, fields: Collection[str]) -> bool:

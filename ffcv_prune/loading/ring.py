@@ -140,10 +140,8 @@ class Ring:
             if copied is not None:
                 copied.synchronize()
 
-    def begin_batch(
-        self, decoding: Decoding, ids: NDArray[np.int64], slot: int, stored: StoredSamples | None
-    ) -> None:
-        """Have the images of the samples `ids` made, and these checked, if there is `stored`. Both are held meanwhile."""
+    def begin_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int, stored: StoredSamples | None) -> None:
+        """Have the images of the samples `ids` made. `stored`: have these checked first. The caller holds both."""
         copied = self.copied[slot]
         if copied is not None:
             copied.synchronize()  # the pinned buffer's last copy, several batches ago
