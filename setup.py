@@ -12,7 +12,8 @@ FFCV = [
 # Each from the oldest version that its adapter passed the tests with.
 FRAMEWORKS = ["lightning>=2.5", "accelerate>=1.3", "timm>=1.0.31", "transformers>=4.57"]
 HUGGINGFACE = ["datasets>=5"]
-DOCS = ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"]
+# Under 3.10 no release of the first works with the second.
+DOCS = [f"{package}; python_version >= '3.11'" for package in ("mkdocs-material>=9.8", "mkdocstrings[python]>=1.0")]
 
 # Where it cannot be built, FFCV's decoder serves. It is called by ctypes, hence not tied to a version of Python.
 NATIVE = Extension(
@@ -36,6 +37,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
     ext_modules=[NATIVE],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # one wheel for all versions of Python
     package_data={
         "ffcv_prune": ["write_datasets/*.yaml", "rn_configs/*.yaml", "py.typed"],  # links to the folders at the root
         "ffcv_prune.analysis": ["*.j2"],

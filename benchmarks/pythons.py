@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, results: Results) -> None:
     """An environment, its tests and its row, for each interpreter that has none."""
+    check_words(args.overrides)
     names = args.pythons.split(",")
     for name in names:  # before an hour of the others
         if subprocess.run(["bash", "-c", 'command -v "$0" && "$0" -c ""', name], capture_output=True).returncode:
@@ -56,6 +59,18 @@ def run(args: argparse.Namespace, results: Results) -> None:
         found = tested(python, args.processes, args.overrides)
         version, packages = call([python, "-c", VERSIONS]).splitlines()
         results.append([{"interpreter": name, "version": version, "packages": packages} | found])
+
+
+def check_words(words: Sequence[str]) -> None:
+    """UserError for words, a misspelt option of this command among them, with which pytest would run no tests."""
+    if not words:
+        return
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        said = re.search("error: (?!usage)(.*)", done.stderr, re.IGNORECASE)
+        reason = said[1] if said else done.stdout.strip().splitlines()[-1]
+        raise UserError(f"pytest runs nothing with {shlex.join(words)} ({reason}); see --help")
 
 
 def environment(name: str, folder: Path) -> Path:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from ffcv_prune import config, strict_args
 from ffcv_prune.data.recipe import FLAGS, OPTIONS, Recipe, load_recipe, recipe_names
-from ffcv_prune.errors import UserError, as_called, run_command
+from ffcv_prune.errors import WRITE, UserError, run_command
 
 WRITE_USAGE = f"""\
-usage: python write_datasets.py --dataset NAME [--data-dir D] [--out-dir O] [--workers N] [--force] [--skip-broken]
+usage: {WRITE} --dataset NAME [--data-dir D] [--out-dir O] [--workers N] [--force] [--skip-broken]
        [--key=value ...]
-       python write_datasets.py --verify FILE
+       {WRITE} --verify FILE
 
   --dataset    path of a recipe (.yaml), or one of: {" ".join(recipe_names())}
   --data-dir   folder of the source images; default data
@@ -53,7 +53,7 @@ def scores() -> None:
 def _write() -> None:
     options, overrides = strict_args.parse_command_line(sys.argv[1:], OPTIONS, FLAGS)
     if "help" in options:
-        print(as_called(WRITE_USAGE, "python write_datasets.py"), strict_args.help_text(Recipe), sep="\n")
+        print(WRITE_USAGE, strict_args.help_text(Recipe), sep="\n")
         return
     if "verify" in options:
         if len(options) > 1 or overrides:
@@ -76,7 +76,7 @@ def _write() -> None:
 
 
 def _train() -> None:
-    settings, resume = config.read_command(sys.argv[1:], as_called(config.USAGE, "python train_imagenet.py"))
+    settings, resume = config.read_command(sys.argv[1:])
     from ffcv_prune.training.trainer import train  # seconds of imports, which a bad option need not wait for
 
     result = train(settings, resume=resume)

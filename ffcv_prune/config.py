@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ffcv_prune import methods, strict_args
-from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.errors import SCORES, TRAIN, UserError, nearest
 from ffcv_prune.methods import Method
 from ffcv_prune.methods.method import parameters_of
 from ffcv_prune.methods.sources import SOURCES, Source
@@ -21,8 +21,8 @@ from ffcv_prune.sections import Data, Model, Run, StaticScores, Train
 from ffcv_prune.settings import key
 from ffcv_prune.strict_args import Setting
 
-USAGE = """\
-usage: python train_imagenet.py --config FILE | --resume RUN | --init-from RUN [--profile] [--section.key=value ...]
+USAGE = f"""\
+usage: {TRAIN} --config FILE | --resume RUN | --init-from RUN [--profile] [--section.key=value ...]
 
   --config      file of a run, or the name of one in rn_configs/
   --resume      go on with a run that was interrupted, as if it had not been
@@ -79,10 +79,7 @@ class Config:
         if prune.values.get("proxy_model") == "":
             faults.append(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
         if prune.values.get("scores") == "":
-            faults.append(
-                f"prune.method={prune.name} needs prune.scores=FILE.npy, "
-                "which python -m ffcv_prune.static_scores --config FILE writes"
-            )
+            faults.append(f"prune.method={prune.name} needs prune.scores=FILE.npy, which {SCORES} --config FILE writes")
         strict_args.refuse(faults)
 
     @property

@@ -11,10 +11,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130
+
+# The commands, as messages name them: the scripts of a clone, or else what pip installed.
+_CLONE = Path(__file__).parents[1].joinpath("write_datasets.py").exists()
+WRITE = "python write_datasets.py" if _CLONE else "ffcv-prune-write"
+TRAIN = "python train_imagenet.py" if _CLONE else "ffcv-prune-train"
+SCORES = "python -m ffcv_prune.static_scores" if _CLONE else "ffcv-prune-scores"
+REPORT = "python -m ffcv_prune.analysis" if _CLONE else "ffcv-prune-report"
 
 
 class UserError(ValueError):
@@ -75,12 +83,6 @@ def uninterrupted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, previous or signal.SIG_DFL)  # None: a handler that is not Python's
         if came:
             signal.raise_signal(signal.SIGINT)
-
-
-def as_called(usage: str, typed: str) -> str:
-    """`usage` of a command that is `typed` in a clone, with the name that pip gave it if that was called."""
-    called = os.path.basename(sys.argv[0])
-    return usage if called.endswith(".py") else usage.replace(typed, called)
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from ffcv_prune.settings import REQUIRED, key
 
 # `models.MODELS` without torch, which a command that only reads its arguments does not import.
 MODEL_NAMES = (
-    *("basic_cnn", "cifar_fast", "cifar_fast_narrow", "cifar_fast_wide", "resnet18_blurpool"),
+    *("basic_cnn", "cifar_fast", "cifar_fast_narrow", "cifar_fast_small", "cifar_fast_wide", "resnet18_blurpool"),
     *("resnet18_cifar", "resnet34_cifar", "resnet_small", "resnet_tiny", "vgg16"),
 )
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 
 from ffcv_prune import config
-from ffcv_prune.errors import UserError, as_called, run_command
+from ffcv_prune.errors import SCORES, UserError, run_command
 
-USAGE = "usage: python -m ffcv_prune.static_scores --config FILE [--section.key=value ...]"
+USAGE = f"usage: {SCORES} --config FILE [--section.key=value ...]"
 
 
 def main() -> None:
-    settings, resume = config.read_command(sys.argv[1:], as_called(USAGE, "python -m ffcv_prune.static_scores"))
+    settings, resume = config.read_command(sys.argv[1:], USAGE)
     if resume is not None:
         raise UserError("static scores are not resumed; give --config")
     from ffcv_prune.training.static_scores import compute  # seconds of imports, not needed before

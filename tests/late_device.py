@@ -52,13 +52,16 @@ class Stream:
             self.work.append((lambda _: work(), None, None))
 
     def wait_event(self, event: Event) -> None:
-        with self.device.lock:
-            self.work.append((lambda _: None, None, (event, event.recorded)))
+        self._await(event)
 
     def wait_stream(self, stream: Stream) -> None:
         event = Event(self.device)
         event.record(stream)
-        self.wait_event(event)
+        self._await(event)  # and not by `wait_event`: a test leaves out one of the two
+
+    def _await(self, event: Event) -> None:
+        with self.device.lock:
+            self.work.append((lambda _: None, None, (event, event.recorded)))
 
 
 class Device:

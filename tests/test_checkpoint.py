@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -141,6 +143,23 @@ def test_a_run_is_resumed_only_by_one_process_and_only_if_it_is_not_finished(tmp
         RunFolder.reopen(folder.path)
     with pytest.raises(UserError, match=r"no readable status\.json"):
         RunFolder.reopen(tmp_path)
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/runs", "gs://bucket", Path("hf://runs")])
+def test_object_storage_takes_no_run_folder(out: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is an address, and runs are written to a folder; see --run\.out"):
+        RunFolder.create(out, "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_locks_takes_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"cannot lock .*log\.jsonl: No locks available; see --run\.out"):
+        RunFolder.create(tmp_path, "run")
 
 
 def test_a_log_that_lost_lines_is_refused(tmp_path: Path) -> None:

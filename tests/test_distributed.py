@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,8 +19,9 @@ import torch
 from ffcv_prune import config
 from ffcv_prune.errors import UserError
 from ffcv_prune.training import world
-from ffcv_prune.training.loaders import settings_of
-from ffcv_prune.training.trainer import train
+from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.stop import StopSignals
+from ffcv_prune.training.trainer import Trainer, train
 from tests.betons import Beton, write_beton
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +80,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 def test_three_ranks_serve_score_train_and_agree(beton: Beton) -> None:
     done = torchrun(3, RANKS, "checks", str(beton.path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "all checks passed\n"
+
+
+@pytest.mark.cuda
+def test_two_ranks_on_one_gpu_serve_score_train_and_agree(beton: Beton) -> None:
+    done = torchrun(2, RANKS, "checks on one gpu", str(beton.path))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "all checks passed\n"
 
@@ -169,6 +177,32 @@ def test_what_several_processes_cannot_share_is_refused(options: list[str], monk
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(UserError, match=r"not a number.*'two'"), world.join("cpu"):
         pass
+
+
+class Counting(world.World):
+    """A rank of two, of which the other has nothing to say; `questions` counts how often it was asked."""
+
+    questions: ClassVar[list[int]] = []
+
+    def agree(self, number: int) -> int:
+        self.questions.append(number)
+        return number
+
+
+@pytest.mark.parametrize(("asks", "questions"), [(1, 20), (8, 2)])
+def test_a_step_on_a_gpu_does_not_always_ask_the_other_ranks(asks: int, questions: int, options: list[str]) -> None:
+    own = config.load(options)
+    loaders = Loaders(own)
+    trainer = Trainer(own, loaders)
+    trainer.world, trainer._ask_every = Counting(torch.device("cpu"), 1, 2, 1, 2), asks
+    Counting.questions.clear()
+    with StopSignals(announce=False) as stop:
+        for _ in range(20):
+            trainer._save_if_asked(None, stop, training=True)
+        assert len(Counting.questions) == questions
+        trainer._save_if_asked(None, stop)  # between two epochs it always does
+        assert len(Counting.questions) == questions + 1
+    loaders.close()
 
 
 def test_loaders_fit_another_world_of_the_same_shape(options: list[str]) -> None:

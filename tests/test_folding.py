@@ -36,7 +36,7 @@ def batch_norms(model: nn.Module) -> int:
 
 
 # Batch norms that stay: behind a max-pooling, or behind a convolution inside a module of its own.
-LEFT = {"cifar_fast": 3, "cifar_fast_narrow": 3, "cifar_fast_wide": 3, "resnet18_blurpool": 6}
+LEFT = {"cifar_fast": 3, "cifar_fast_narrow": 3, "cifar_fast_small": 3, "cifar_fast_wide": 3, "resnet18_blurpool": 6}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -190,21 +190,6 @@ def test_the_batch_loss_is_the_weighted_mean(fresh: PrunedLoader) -> None:
     assert half.dtype == torch.float32
 
 
-@pytest.mark.cuda
-def test_no_batch_but_the_first_waits_for_the_device(fresh: PrunedLoader) -> None:
-    pruner = infobatch(fresh)
-    Loop(pruner).epoch(0)
-    pruner.begin_epoch(1, SmallNet())
-    ids = torch.from_numpy(fresh.selection[:16].copy())
-    losses = torch.rand(16, device="cuda", requires_grad=True)
-    pruner.batch_loss(losses, ids).backward()  # moves the weights and the buffer of losses
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        pruner.batch_loss(losses, ids).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_the_same_seed_repeats_and_another_does_not(fresh: PrunedLoader) -> None:
     def run(seed: int) -> list[list[int]]:
         fresh.set_selection(None)

@@ -15,6 +15,7 @@ from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
 from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 
 from ffcv_prune import PrunedLoader
+from ffcv_prune.loading.ring import Ring
 from tests import late_device
 from tests.betons import Beton
 from tests.late_device import Device, Event, Stream
@@ -100,7 +101,7 @@ GUARDS: dict[str, tuple[type, str, Callable[..., None]]] = {
     "host waits until a slot was copied": (Event, "synchronize", forget),
     "copies wait until a slot was used": (Stream, "wait_event", forget),
     "a batch waits for its copies": (Stream, "wait_stream", forget),
-    "what was used is told": (Event, "record", forget),
+    "what was used is told": (Ring, "take_back", forget),
 }
 
 

@@ -31,6 +31,7 @@ SIZES = {
     "resnet_tiny": (73_370, 28),
     "cifar_fast": (498_080, 32),
     "cifar_fast_narrow": (33_152, 32),
+    "cifar_fast_small": (275_424, 32),
     "cifar_fast_wide": (1_972_768, 32),
     "resnet18_blurpool": (11_181_642, 64),
 }
@@ -56,6 +57,11 @@ def test_normalisation_is_exact_for_all_256_values() -> None:
     normalised = Normalize(MEAN, STD)(images)
     assert normalised.dtype == torch.float32
     torch.testing.assert_close(normalised.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_normalisation_computes_in_float32() -> None:
+    normalize, images = Normalize(MEAN, STD), random_images(4, side=33)
+    assert torch.equal(normalize(images), torch.addcmul(normalize.shift, images.float(), normalize.scale))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -313,7 +319,6 @@ def test_a_model_without_classes_is_a_user_error() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_forward_on_cuda_never_synchronises() -> None:
     model = build_model("resnet_tiny", 10, MEAN, STD).cuda().eval()
     images = random_images(8, side=28).cuda()

@@ -15,8 +15,8 @@ from benchmarks.harness.rows import benchmark, read_csv
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import referee
 from benchmarks.payoff.data import Images, variants
-from benchmarks.payoff.grid import Case, Grid
-from benchmarks.payoff.judge import Judged, next_case
+from benchmarks.payoff.grid import Case, Grid, choice_name
+from benchmarks.payoff.judge import Judged, cases
 from benchmarks.payoff.saving import Curve, payoff
 from ffcv_prune.errors import UserError
 from tests.betons import Beton
@@ -27,7 +27,9 @@ config: base.yaml
 epochs: 4
 seeds: 2
 hopeless: 100
-budgets: [0.5, 1.0]
+carry: 2
+budgets: [0.5, 0.7, 1.0]
+tuned_budgets: [0.5, 1.0]
 choices:
   train.lr: [0.02, 0.1]
 conditions:
@@ -37,6 +39,12 @@ methods:
   recent null: {{prune.method: recent_loss, prune.keep: 0.5, prune.null: true}}
   proxy: {{prune.method: proxy_batch, prune.proxy_model: resnet_tiny, prune.window: 64}}
   ucb: {{prune.method: ucb, prune.keep: 0.5, prune.period: 2}}
+claim: {{methods: [], seeds: 2}}
+"""
+TWO = """\
+conditions:
+  small: {{data.train: {train}, data.test: {test}}}
+  again: {{data.train: {train}, data.test: {test}, train.epochs: 3}}
 """
 
 
@@ -81,7 +89,6 @@ def row(grid: Grid, case: Case, accuracy: float, work: float) -> dict[str, str]:
         "seed": str(case.seed),
         "accuracy": str(accuracy),
         "work": str(work),
-        "seconds": str(work),
     }
 
 
@@ -100,10 +107,10 @@ def drive(grid: Grid, accuracy: Any) -> list[Case]:
     """All cases in the order in which they are asked for, with these accuracies of the entries and choices."""
     rows: list[dict[str, str]] = []
     order = []
-    while (case := next_case(grid, rows)) is not None:
-        order.append(case)
-        budget = next(entry.budget for entry in grid.entries if entry.name == case.entry)
-        rows.append(row(grid, case, accuracy(case), 1000 * (budget or 0.7)))
+    while left := cases(grid, rows):
+        order.append(left[0])
+        budget = grid.entry(left[0].entry).budget
+        rows.append(row(grid, left[0], accuracy(left[0]), 1000 * (budget or 0.7)))
     return order
 
 
@@ -112,16 +119,63 @@ def test_each_entry_is_tuned_by_one_seed_and_run_for_the_others(small: Path) -> 
     order = drive(grid, lambda case: 0.5 if case.choice == "lr=0.02" else 0.6)
     first = [(case.choice, case.seed) for case in order if case.entry == "full 0.5"]
     assert first == [("lr=0.02", 0), ("lr=0.1", 0), ("lr=0.1", 1), ("lr=0.1", 2)]
-    assert len(order) == len(set(order)) == 4 * 6
-    assert [case.entry for case in order[::4]] == ["full 0.5", "full 1", "recent", "recent null", "proxy", "ucb"]
+    assert len(order) == len(set(order)) == 5 * 4 + 2
+    null = [(case.choice, case.seed) for case in order if case.entry == "recent null"]
+    assert null == [("lr=0.1", 1), ("lr=0.1", 2)]  # its method's choice
 
 
-def test_a_method_far_below_the_curve_gets_no_more_seeds(small: Path) -> None:
-    small.write_text(small.read_text().replace("hopeless: 100", "hopeless: 1"))
+def test_full_data_comes_first_and_then_a_stage_of_all_methods(small: Path) -> None:
+    order = [(case.entry, case.seed) for case in drive(grids.load(small), lambda case: 0.6)]
+    assert {entry for entry, _ in order[:8]} == {"full 0.5", "full 1"}
+    assert order[8:14] == [(entry, 0) for _ in range(2) for entry in ("recent", "proxy", "ucb")]
+    assert [seed for _, seed in order[14:]] == [1] * 4 + [2] * 4
+
+
+def test_keys_are_tuned_one_after_the_other(small: Path) -> None:
+    small.write_text(small.read_text().replace("[0.02, 0.1]", "[0.02, 0.1, 0.2]\n  train.label_smoothing: [0.2, 0]"))
+    order = drive(grids.load(small), lambda case: 0.7 if case.choice.startswith("lr=0.1") else 0.6)
+    tried = [case.choice for case in order if case.entry == "full 1" and case.seed == 0]
+    assert tried == [f"lr={rate} label_smoothing=0.2" for rate in (0.02, 0.1, 0.2)] + ["lr=0.1 label_smoothing=0"]
+
+
+def test_a_method_far_below_the_curve_gets_no_more_runs(small: Path) -> None:
+    text = small.read_text().replace("hopeless: 100", "hopeless: 1")
+    small.write_text(text.replace("  ucb:", "  ucb 0.3: {prune.method: ucb, prune.keep: 0.3}\n  ucb:"))
     grid = grids.load(small)
     order = drive(grid, lambda case: 0.4 if case.entry == "ucb" else 0.6)
-    assert [case.seed for case in order if case.entry == "ucb"] == [0, 0]
+    assert [case.seed for case in order if case.entry == "ucb"] == [0]
+    assert "ucb 0.3" not in {case.entry for case in order}
     assert [case.seed for case in order if case.entry == "recent"] == [0, 0, 1, 2]
+    order = drive(grid, lambda case: 0.4 if case.entry == "recent" else 0.6)
+    assert "recent null" not in {case.entry for case in order}
+
+
+def test_other_conditions_take_over_the_choices_and_the_methods_that_are_left(
+    small: Path, beton: Beton, test_beton: Beton
+) -> None:
+    text = small.read_text().replace("hopeless: 100", "hopeless: 1")
+    start, end = text.index("conditions:"), text.index("methods:")
+    two = TWO.format(train=beton.path, test=test_beton.path)
+    small.write_text(text[:start] + two + text[end:])
+    grid = grids.load(small)
+
+    def accuracy(case: Case) -> float:
+        low = case.entry == "proxy" and case.condition == "again"
+        gain = {"recent": 0.02, "proxy": 0.03, "ucb": 0.01}.get(case.entry, 0)
+        return 0.4 if low else 0.6 + gain + 0.001 * (case.choice == "lr=0.1")
+
+    order = [case for case in drive(grid, accuracy) if case.condition == "again"]
+    assert {case.choice for case in order} == {"lr=0.1"} and {case.seed for case in order} == {1, 2}
+    assert {case.entry for case in order} == {"full 0.5", "full 1", "recent", "proxy"}
+    assert [case.seed for case in order if case.entry == "proxy"] == [1]
+
+
+def test_claimed_methods_get_more_seeds_at_the_end(small: Path) -> None:
+    small.write_text(small.read_text().replace("methods: [], seeds: 2", "methods: [recent], seeds: 4"))
+    order = drive(grids.load(small), lambda case: 0.6)
+    assert {(case.entry, case.seed) for case in order[-6:]} == {
+        (entry, seed) for entry in ("full 0.5", "full 1", "recent") for seed in (3, 4)
+    }
 
 
 def test_every_run_of_the_grid_is_one(small: Path) -> None:
@@ -129,10 +183,10 @@ def test_every_run_of_the_grid_is_one(small: Path) -> None:
     grid = grids.load()
     for condition in grid.conditions:
         for entry in grid.entries:
-            for choice in list(grid.choices)[:1]:
-                made = grid.config(Case(condition, entry.name, choice, 1), "runs")
-                assert made.run.seed == 1 and made.train.warmup_epochs < made.train.epochs
-    assert len(grid.budgets) >= 6 and len(grid.choices) >= 6 and grid.seeds >= 3
+            choice = choice_name({name: values[-1] for name, values in grid.tuned.items()})
+            made = grid.config(Case(condition, entry.name, choice, 1), "runs")
+            assert made.run.seed == 1 and made.train.warmup_epochs < made.train.epochs
+    assert len(grid.budgets) >= 6 and [len(values) for values in grid.tuned.values()] == [3, 2] and grid.seeds >= 3
 
 
 def test_a_grid_with_an_unknown_key_is_refused(small: Path) -> None:
@@ -144,10 +198,10 @@ def test_a_grid_with_an_unknown_key_is_refused(small: Path) -> None:
 @pytest.mark.usefixtures("unpainted")
 def test_a_small_grid_from_end_to_end(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     csv = small.with_name("payoff.csv")
-    words = ["--csv", str(csv), "--grid", str(small)]
+    words = ["--csv", str(csv), "--grid", str(small), "--jobs", "2"]
     benchmark(referee, words=words)
     rows = read_csv(csv)
-    assert len(rows) == 6 * 4
+    assert len(rows) == 5 * 4 + 2
     by_entry = {name: [own for own in rows if own["entry"] == name] for name in ("full 1", "recent", "proxy", "ucb")}
     full, recent, proxy, ucb = (own[-1] for own in by_entry.values())
     assert float(full["work"]) == int(full["samples_seen"]) == 4 * 6 * 32
@@ -162,8 +216,7 @@ def test_a_small_grid_from_end_to_end(small: Path, capsys: pytest.CaptureFixture
     benchmark(referee, words=words)  # nothing is repeated
     assert csv.read_text() == before
     assert "all runs of the grid are done" in capsys.readouterr().out
-    judged = Judged(grids.load(small), "small", rows)
-    assert set(judged.curves["seconds"]) == {1, 2}
+    assert set(Judged(grids.load(small), "small", rows).curves) == {1, 2}
 
 
 def test_the_data_sets_are_what_they_say() -> None:
@@ -188,10 +241,10 @@ def test_a_row_that_other_settings_made_does_not_count(small: Path) -> None:
     """A rule that changes after runs were made has them repeated: those that it concerns, and no others."""
     grid = grids.load(small)
     rows = [row(grid, case, 0.6, 1000) for case in drive(grid, lambda case: 0.6)]
-    assert next_case(grid, rows) is None
+    assert not cases(grid, rows)
     small.write_text(small.read_text().replace("ucb, prune.keep: 0.5", "ucb, prune.keep: 0.4"))
     changed = grids.load(small)
-    assert next_case(changed, rows) == Case("small", "ucb", "lr=0.02", 0)
+    assert cases(changed, rows) == [Case("small", "ucb", "lr=0.02", 0)]
     assert len(Judged(changed, "small", rows).rows) == len(rows) - 4
     small.write_text(small.read_text().replace("  ucb: ", "  renamed: "))
     assert len(Judged(grids.load(small), "small", rows).rows) == len(rows) - 4

@@ -43,10 +43,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, names: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, names: str, *words: str) -> subprocess.CompletedProcess[str]:
     listed = ",".join(str(folder / name) for name in names.split())
     command = [sys.executable, "-m", "benchmarks.pythons", f"--pythons={listed}", "--processes=1"]
-    command += [f"--csv={folder / 'rows.csv'}", str(folder / "test_few.py")]
+    command += [f"--csv={folder / 'rows.csv'}", str(folder / "test_few.py"), *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
 
@@ -77,3 +77,20 @@ def test_a_python_that_cannot_be_tested_is_refused_in_one_line(folder: Path, nam
     assert done.returncode == 2 and message in line
     assert not (folder / "rows.csv").exists()
     assert not list(folder.glob("pythons/*/finished"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--proceses=2"], "unrecognized arguments: --proceses=2"),
+        (["no_such.py"], "file or directory not found: no_such.py"),
+        (["-k", "no_such"], "no tests"),
+    ],
+)
+def test_what_pytest_would_not_run_is_refused_before_anything_is_installed(
+    words: list[str], message: str, folder: Path
+) -> None:
+    done = run(folder, "one", *words)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and message in line
+    assert not (folder / "calls").exists()

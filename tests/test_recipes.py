@@ -35,6 +35,7 @@ def test_recipes_of_the_project() -> None:
         "cinic10",
         "fashion_mnist",
         "imagenet",
+        "imagenet_256",
         "imagenet_score",
         "imagenet_small",
     ]

@@ -19,6 +19,7 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
 from tests.betons import Beton, write_label_first, write_targets
+from tests.devices import BOTH, RING_GUARDS, Unwaited, lag, leave_out, without_tf32
 from tests.nets import SmallNet
 
 
@@ -285,11 +286,94 @@ def test_out_of_memory_tries_smaller_batches(score_loader: PrunedLoader) -> None
         score_dataset(model, score_loader)
 
 
-@pytest.mark.cuda
-@pytest.mark.parametrize("delivered_to", ["cpu", "cuda"])
-def test_cuda_equals_the_cpu(beton: Beton, delivered_to: str) -> None:
+def late_losses(beton: Beton, device: str, delivered_to: str, fold: bool = False) -> np.ndarray:
+    """Scores of batches that the device works on late, in each batch: a buffer overwritten too early would show."""
     pipelines = score_pipelines(check_beton(beton.path), device=delivered_to)
     loader = PrunedLoader(beton.path, 4, pipelines=pipelines, shuffle=False, drop_last=False)  # laps the ring ten times
-    torch.cuda._sleep(100_000_000)  # the device lags behind: a buffer overwritten too early would show
-    losses = score_dataset(SmallNet().to("cuda"), loader, amp_dtype=None)
-    np.testing.assert_allclose(losses, plain_losses(SmallNet(), beton), rtol=1e-4, atol=1e-5)
+    model = SmallNet().to(device)
+    if not fold:  # models with hooks are not folded, and the check of a folded one waits for the device
+        model.register_forward_pre_hook(lambda *_: lag(device))
+    with without_tf32():
+        return score_dataset(model, loader, amp_dtype=None, fold=fold)
+
+
+@pytest.mark.parametrize(
+    ("device", "delivered_to"),
+    [
+        ("cpu", "cpu"),
+        pytest.param("cuda", "cpu", marks=pytest.mark.cuda),
+        pytest.param("cuda", "cuda", marks=pytest.mark.cuda),
+    ],
+)
+def test_a_lagging_device_scores_as_a_plain_loop(device: str, delivered_to: str, beton: Beton) -> None:
+    expected = plain_losses(SmallNet(), beton)
+    np.testing.assert_allclose(late_losses(beton, device, delivered_to), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("guard", RING_GUARDS)
+def test_without_the_guards_of_the_ring_it_does_not(guard: str, beton: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail."""
+    expected = plain_losses(SmallNet(), beton)
+    leave_out(guard, monkeypatch)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(late_losses(beton, "cuda", "cuda"), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", BOTH)
+def test_a_folded_pass_scores_as_a_plain_loop(device: str, beton: Beton) -> None:
+    expected = plain_losses(SmallNet(), beton)
+    np.testing.assert_allclose(late_losses(beton, device, device, fold=True), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("amp_dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", BOTH)
+def test_mixed_precision_scores_near_float32(device: str, amp_dtype: torch.dtype, beton: Beton) -> None:
+    loader = PrunedLoader(
+        beton.path, 64, pipelines=score_pipelines(check_beton(beton.path), device=device), drop_last=False
+    )
+    model = SmallNet().to(device)
+    exact = score_dataset(model, loader, amp_dtype=None)
+    found = score_dataset(model, loader, amp_dtype=amp_dtype)
+    np.testing.assert_allclose(found, exact, atol=0.1 if amp_dtype is torch.bfloat16 else 0.02)
+
+
+@pytest.mark.parametrize("device", BOTH)
+def test_no_batch_of_a_pass_waits_for_the_device(device: str, beton: Beton) -> None:
+    pipelines = score_pipelines(check_beton(beton.path), device=device)
+    loader = PrunedLoader(beton.path, 32, pipelines=pipelines, drop_last=False)
+    model = SmallNet().to(device)
+    expected = score_dataset(model, loader, amp_dtype=None)
+    found = score_dataset(model, Unwaited(loader, device), amp_dtype=None)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class HungryOnDevice(SmallNet):
+    """Takes a part of the device's memory for each sample: its refusal is genuine."""
+
+    bytes_a_sample, largest = 0, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch.empty(len(images) * self.bytes_a_sample, dtype=torch.uint8, device=images.device)
+        self.largest = max(self.largest, len(images))
+        return super().forward(images)
+
+
+@pytest.mark.cuda
+def test_out_of_the_memory_of_a_gpu_tries_smaller_batches(beton: Beton) -> None:
+    room = 1 << 30
+    whole = torch.cuda.get_device_properties(0).total_memory
+    loader = PrunedLoader(
+        beton.path, 64, pipelines=score_pipelines(check_beton(beton.path), device="cuda"), drop_last=False
+    )
+    expected = score_dataset(SmallNet().to("cuda"), loader, amp_dtype=None)
+    model = HungryOnDevice().to("cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(room / whole)
+    try:
+        model.bytes_a_sample = room // 40
+        losses = score_dataset(model, loader, amp_dtype=None)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 1 <= model.largest < 40
+    np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-5)

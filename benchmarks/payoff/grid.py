@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,21 @@ from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.strict_args import Setting
 
 GRID = Path(__file__).with_name("grid.yaml")
-KEYS = ("config", "epochs", "seeds", "hopeless", "budgets", "choices", "conditions", "methods")
+KEYS = (
+    "config",
+    "epochs",
+    "seeds",
+    "hopeless",
+    "carry",
+    "budgets",
+    "tuned_budgets",
+    "choices",
+    "conditions",
+    "methods",
+    "claim",
+)
 TUNING_SEED = 0
+NULL = " null"  # ends the name of a null twin
 
 Settings = Mapping[str, Any]
 
@@ -28,6 +43,11 @@ class Entry:
     name: str
     budget: float | None
     settings: Settings
+
+    @property
+    def twin(self) -> bool:
+        """Whether this is a null twin, whose scores say nothing."""
+        return self.name.endswith(NULL)
 
 
 @dataclass(frozen=True)
@@ -41,6 +61,14 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """Methods that get more seeds in the first condition, as full data then does."""
+
+    methods: Sequence[str]
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Grid:
     """What grid.yaml says.
 
@@ -48,27 +76,69 @@ class Grid:
         base: settings of all runs, those of the base config.
         epochs: of a run on all data at its full length.
         seeds: that pages count, from 1 on.
-        hopeless: points below the curve from which a method gets no more seeds.
-        choices: by its name, the settings of each way to tune.
+        hopeless: points below the curve from which a method gets no more runs.
+        carry: how many methods the other conditions try.
+        tuned: by its key, the values to choose from; the first is tried first.
     """
 
     base: dict[str, Setting]
     epochs: int
     seeds: int
     hopeless: float
+    carry: int
     entries: tuple[Entry, ...]
-    choices: dict[str, Settings]
+    tuned_budgets: Sequence[float]
+    tuned: dict[str, Sequence[Any]]
     conditions: dict[str, Settings]
+    claim: Claim
     keys: dict[Case, str] = field(default_factory=dict, compare=False)  # those that were asked for
 
     def key(self, case: Case) -> str | None:
         """Of all that decides a run: a row that was made by other settings does not count. None: not of this grid."""
         if case not in self.keys:
-            known = case.condition in self.conditions and case.choice in self.choices
-            if not known or case.entry not in {entry.name for entry in self.entries}:
+            known = case.condition in self.conditions and case.choice in self._choices
+            if not known or case.entry not in self._entries:
                 return None
             self.keys[case] = key_of(self.config(case, "runs"))
         return self.keys[case]
+
+    @cached_property
+    def _choices(self) -> dict[str, Settings]:
+        made = (dict(zip(self.tuned, values, strict=True)) for values in product(*self.tuned.values()))
+        return {choice_name(settings): settings for settings in made}
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        return {entry.name: entry for entry in self.entries}
+
+    def entry(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def varied_by(self, entry: Entry) -> Entry | None:
+        """The method of which this is a null twin, or has other parameters: its name begins with that of the method."""
+        names = [name for name in self._entries if entry.budget is None and entry.name.startswith(f"{name} ")]
+        return self._entries[max(names, key=len)] if names else None
+
+    def tuned_for(self, entry: Entry) -> Entry:
+        """The entry whose choice this one takes: itself, for a twin its method, for a budget the nearest tuned one."""
+        if entry.budget is None:
+            return (self.varied_by(entry) or entry) if entry.twin else entry
+        distance = {budget: abs(math.log(budget / entry.budget)) for budget in self.tuned_budgets}
+        nearest_budget = min(distance, key=lambda budget: distance[budget])
+        return next(other for other in self.budgets if other.budget == nearest_budget)
+
+    @property
+    def most_seeds(self) -> int:
+        return max(self.seeds, self.claim.seeds)
+
+    def seeds_of(self, entry: Entry, condition: str) -> int:
+        claimed = entry.budget is not None or entry.name in self.claim.methods
+        return self.most_seeds if claimed and condition == self.first_condition else self.seeds
+
+    @property
+    def first_condition(self) -> str:
+        """The one in which all entries are tuned."""
+        return next(iter(self.conditions))
 
     @property
     def budgets(self) -> list[Entry]:
@@ -81,10 +151,10 @@ class Grid:
 
     def config(self, case: Case, out: str) -> Config:
         """The configuration of a run; UserError names what is wrong in the grid."""
-        entry = next(entry for entry in self.entries if entry.name == case.entry)
+        entry = self.entry(case.entry)
         condition = dict(self.conditions[case.condition])
         epochs = int(condition.pop("train.epochs", self.epochs))
-        changes = condition | dict(self.choices[case.choice]) | dict(entry.settings)
+        changes = condition | dict(self._choices[case.choice]) | dict(entry.settings)
         if entry.budget is not None:
             epochs = max(1, round(entry.budget * epochs))
         warmup = float(str(self.base["train.warmup_epochs"].text)) if "train.warmup_epochs" in self.base else 0.0
@@ -108,24 +178,31 @@ def load(path: Path = GRID) -> Grid:
         raise UserError(f'{path.name}: unknown key "{name}"{nearest(name, KEYS)}')
     for name in set(KEYS) - content.keys():
         raise UserError(f"{path.name}: the key {name} is missing; see the grid that comes with the benchmark")
-    names = list(content["choices"])
-    choices = {
-        " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in zip(names, values, strict=True)): dict(
-            zip(names, values, strict=True)
-        )
-        for values in product(*content["choices"].values())
-    }
     full = tuple(Entry(f"full {float(b):g}", float(b), {}) for b in sorted(content["budgets"], key=float))
     methods = tuple(Entry(name, None, settings) for name, settings in content["methods"].items())
-    return Grid(
+    made = Grid(
         base=strict_args.read_settings(path.parent / content["config"]),
         epochs=int(content["epochs"]),
         seeds=int(content["seeds"]),
         hopeless=float(content["hopeless"]),
+        carry=int(content["carry"]),
         entries=(*full, *methods),
-        choices=choices,
+        tuned_budgets=[float(budget) for budget in content["tuned_budgets"]],
+        tuned=content["choices"],
         conditions=content["conditions"],
+        claim=Claim(content["claim"]["methods"], int(content["claim"]["seeds"])),
     )
+    if not set(made.tuned_budgets) <= {entry.budget for entry in full}:
+        raise UserError(f"{path.name}: tuned_budgets must be some of the budgets")
+    for entry in methods:
+        if entry.twin and made.varied_by(entry) is None:
+            raise UserError(f'{path.name}: "{entry.name}" is the null twin of no method; name it METHOD{NULL}')
+    return made
+
+
+def choice_name(settings: Settings) -> str:
+    """``lr=0.6 label_smoothing=0.2``"""
+    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in settings.items())
 
 
 def _text(value: Any) -> Any:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from functools import cached_property
 
 from benchmarks.harness.tables import Row
-from benchmarks.payoff.grid import TUNING_SEED, Case, Entry, Grid
+from benchmarks.payoff.grid import TUNING_SEED, Case, Entry, Grid, Settings, choice_name
 from benchmarks.payoff.saving import Curve, Payoff, payoff
 
-COSTS = ("work", "seconds")
+
+class Stage(IntEnum):
+    """In which order the runs of a condition are made: those of a stage for all methods before the next."""
+
+    FIRST = 0  # a choice
+    TUNING = 1
+    SEEDS = 2
+    CLAIM = 3  # more seeds, after all conditions
 
 
 class Judged:
@@ -17,76 +25,126 @@ class Judged:
 
     Attributes:
         rows: of this condition, in the order in which they were made; none that was made by other settings.
+        first: the first condition of the grid, whose choices the others take over; None for itself.
     """
 
     def __init__(self, grid: Grid, condition: str, rows: Sequence[Row]) -> None:
         self.grid, self.condition = grid, condition
+        self.first = None if condition == grid.first_condition else Judged(grid, grid.first_condition, rows)
         self.rows = [row for row in rows if row["condition"] == condition and row["key"] == grid.key(case_of(row))]
 
-    def tuned(self, entry: Entry) -> Row | None:
-        """The run of the tuning seed with the highest last accuracy; None until all choices were tried."""
-        tried = {row["choice"]: row for row in self._of(entry) if int(row["seed"]) == TUNING_SEED}
-        if tried.keys() != self.grid.choices.keys():
-            return None
-        return max((tried[choice] for choice in self.grid.choices), key=lambda row: float(row["accuracy"]))
+    def choice(self, entry: Entry) -> str | None:
+        """The best choice, of an entry that is not tuned that of another; None until it is known."""
+        if self.first is not None:
+            return self.first.choice(entry)
+        tuned = self.grid.tuned_for(entry)
+        if tuned is not entry:
+            return self.choice(tuned)
+        best, untried = self._tune(entry)
+        return None if best is None or untried else best["choice"]
 
     def counted(self, entry: Entry) -> dict[int, Row]:
         """The runs that count, by seed: those with the best choice, but for the tuning seed."""
-        best = self.tuned(entry)
-        if best is None:
-            return {}
-        own = (row for row in self._of(entry) if row["choice"] == best["choice"])
-        return {int(row["seed"]): row for row in own if int(row["seed"]) != TUNING_SEED}
+        return {seed: row for seed, row in self._runs(entry).items() if seed != TUNING_SEED}
 
-    def curve(self, seed: int, cost: str = "work") -> Curve | None:
+    def _runs(self, entry: Entry) -> dict[int, Row]:
+        choice = self.choice(entry)
+        return {int(row["seed"]): row for row in self._of(entry) if row["choice"] == choice}
+
+    def curve(self, seed: int) -> Curve | None:
         """Full data with this seed; None until all budgets are there."""
-        found = [
-            self.tuned(budget) if seed == TUNING_SEED else self.counted(budget).get(seed)
-            for budget in self.grid.budgets
-        ]
-        rows = [row for row in found if row is not None]
-        if len(rows) < len(found):
-            return None
-        return Curve([float(row[cost]) for row in rows], [float(row["accuracy"]) for row in rows])
+        rows = []
+        for budget in self.grid.budgets:
+            row = self._runs(budget).get(seed)
+            if row is None:
+                return None
+            rows.append(row)
+        return Curve([float(row["work"]) for row in rows], [float(row["accuracy"]) for row in rows])
 
     @cached_property
-    def curves(self) -> dict[str, dict[int, Curve]]:
-        """Those of the seeds that count, by cost and seed."""
-        made: dict[str, dict[int, Curve]] = {}
-        for cost in COSTS:
-            found = {seed: self.curve(seed, cost) for seed in range(1, self.grid.seeds + 1)}
-            made[cost] = {seed: curve for seed, curve in found.items() if curve is not None}
-        return made
+    def curves(self) -> dict[int, Curve]:
+        """Those of the seeds that count, by seed."""
+        found = {seed: self.curve(seed) for seed in range(1, self.grid.most_seeds + 1)}
+        return {seed: curve for seed, curve in found.items() if curve is not None}
+
+    @cached_property
+    def _trial_curve(self) -> Curve | None:
+        return self.curve(self._trial_seed)
+
+    @property
+    def _trial_seed(self) -> int:
+        return TUNING_SEED if self.first is None else 1
 
     def hopeless(self, entry: Entry) -> bool:
-        """Whether the tuned run of a method lies too far below the tuned curve to be run with more seeds."""
-        best, curve = self.tuned(entry), self.curve(TUNING_SEED)
-        if best is None or curve is None:
+        """Whether a method, or the one that it varies, lies too far below the curve in its first seed to be run on."""
+        varied = self.grid.varied_by(entry)
+        if varied is not None and self.hopeless(varied):
+            return True
+        best = self._tune(entry)[0] if self.first is None else self.counted(entry).get(self._trial_seed)
+        if best is None or self._trial_curve is None:
             return False
-        below = 100 * (curve.accuracy_at(float(best["work"])) - float(best["accuracy"]))
+        below = 100 * (self._trial_curve.accuracy_at(float(best["work"])) - float(best["accuracy"]))
         return below > self.grid.hopeless
 
-    def payoff(self, entry: Entry, cost: str = "work") -> Payoff | None:
+    @cached_property
+    def carried(self) -> list[Entry]:
+        """The methods that other conditions try: those that gain most here; none before all have their seeds."""
+        waits = any(left and stage < Stage.CLAIM for stage, left in map(self.left, self.grid.entries))
+        gains = [(found.gain.mean, entry) for entry in self.grid.methods if (found := self.payoff(entry)) is not None]
+        best = [entry for _, entry in sorted(gains, key=lambda pair: -pair[0]) if not entry.twin]
+        return [] if waits else best[: self.grid.carry]
+
+    def payoff(self, entry: Entry) -> Payoff | None:
         """What a method saves; None until one of its seeds and the curve of that seed are there."""
-        own = {seed: row for seed, row in self.counted(entry).items() if seed in self.curves[cost]}
+        own = {seed: row for seed, row in self.counted(entry).items() if seed in self.curves}
         if not own:
             return None
-        costs = {seed: float(row[cost]) for seed, row in own.items()}
-        return payoff(self.curves[cost], costs, {seed: float(row["accuracy"]) for seed, row in own.items()})
+        costs = {seed: float(row["work"]) for seed, row in own.items()}
+        return payoff(self.curves, costs, {seed: float(row["accuracy"]) for seed, row in own.items()})
 
-    def left(self, entry: Entry) -> list[Case]:
-        """The runs of an entry that are to do next: the choices that were not tried, or the seeds that are missing."""
-        done = {(row["choice"], int(row["seed"])) for row in self._of(entry)}
+    def left(self, entry: Entry) -> tuple[Stage, list[Case]]:
+        """The runs of an entry that can be made now."""
+        if entry.budget is None and (self._waits(entry) or self.hopeless(entry)):
+            return Stage.FIRST, []
+        choice = self.choice(entry)
+        if choice is None:
+            best, untried = self._tune(entry)
+            ready = best is None or entry.budget is not None or self._trial_curve is not None
+            own = self.first is None and self.grid.tuned_for(entry) is entry
+            untried = untried if ready and own else []
+            stage = Stage.FIRST if best is None else Stage.TUNING
+            return stage, [Case(self.condition, entry.name, other, TUNING_SEED) for other in untried]
+        # Of full data the tuning seed too: the curve of that seed is what methods are given up by.
+        lowest = TUNING_SEED if entry.budget is not None and self.first is None else TUNING_SEED + 1
+        seeds = range(lowest, 1 + self.grid.seeds_of(entry, self.condition))
+        done = self._runs(entry)
+        missing = [seed for seed in seeds if seed not in done]
+        first = [seed for seed in missing if seed <= self.grid.seeds]
+        stage = Stage.SEEDS if first else Stage.CLAIM
+        return stage, [Case(self.condition, entry.name, choice, seed) for seed in first or missing]
 
-        def cases(pairs: list[tuple[str, int]]) -> list[Case]:
-            return [Case(self.condition, entry.name, *pair) for pair in pairs if pair not in done]
+    def _waits(self, entry: Entry) -> bool:
+        """Whether other runs decide first if this method is run."""
+        if self.first is not None:
+            return entry not in self.first.carried
+        varied = self.grid.varied_by(entry)
+        return varied is not None and self.choice(varied) is None
 
-        best = self.tuned(entry)
+    def _tune(self, entry: Entry) -> tuple[Row | None, list[str]]:
+        """The best run of the tuning seed so far, and the choices to try now: one key after the other."""
+        tried = {row["choice"]: row for row in self._of(entry) if int(row["seed"]) == TUNING_SEED}
+        settings: Settings = {name: values[0] for name, values in self.grid.tuned.items()}
+        best = tried.get(choice_name(settings))
         if best is None:
-            return cases([(choice, TUNING_SEED) for choice in self.grid.choices])
-        if entry.budget is None and self.hopeless(entry):
-            return []
-        return cases([(best["choice"], seed) for seed in range(1, self.grid.seeds + 1)])
+            return None, [choice_name(settings)]
+        for name, values in self.grid.tuned.items():
+            names = {choice_name({**settings, name: value}): value for value in values}
+            untried = [choice for choice in names if choice not in tried]
+            if untried:
+                return best, untried
+            chosen = max(names, key=lambda choice: float(tried[choice]["accuracy"]))
+            settings, best = {**settings, name: names[chosen]}, tried[chosen]
+        return best, []
 
     def _of(self, entry: Entry) -> list[Row]:
         return [row for row in self.rows if row["entry"] == entry.name]
@@ -97,12 +155,13 @@ def case_of(row: Row) -> Case:
     return Case(row["condition"], row["entry"], row["choice"], int(row["seed"]))
 
 
-def next_case(grid: Grid, rows: Sequence[Row]) -> Case | None:
-    """The run to do next, in the order of the grid: full data before the methods; None: all are done."""
-    for condition in grid.conditions:
+def cases(grid: Grid, rows: Sequence[Row]) -> list[Case]:
+    """The runs that can be made now, in their order: full data before the methods, claims after all conditions."""
+    found = []
+    for number, condition in enumerate(grid.conditions):
         judged = Judged(grid, condition, rows)
         for entry in grid.entries:
-            left = judged.left(entry)
-            if left:
-                return left[0]
-    return None
+            stage, left = judged.left(entry)
+            rank = (stage is Stage.CLAIM, number, entry.budget is None, stage)
+            found += [((*rank, case.seed), case) for case in left]
+    return [case for _, case in sorted(found, key=lambda pair: pair[0])]

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from benchmarks.harness.tables import Row, mean_and_spread, table
-from benchmarks.payoff.grid import Entry, Grid
+from benchmarks.payoff.grid import NULL, Entry, Grid
 from benchmarks.payoff.judge import Judged
 from benchmarks.payoff.saving import Payoff
 from ffcv_prune.analysis.intervals import Correction, correction, difference
-
-NULL = " null"  # ends the name of a null twin
 
 
 def text(grid: Grid, conditions: Sequence[Judged]) -> str:
@@ -26,10 +24,10 @@ def text(grid: Grid, conditions: Sequence[Judged]) -> str:
         left = [entry.name for entry in grid.methods if judged.hopeless(entry)]
         if left:
             parts.append(
-                f"No more seeds after tuning, for they lay more than {grid.hopeless:g} points below full data at their "
-                f"cost: {', '.join(left)}."
+                f"Given up, for their first seed lay more than {grid.hopeless:g} points below full data at their cost: "
+                f"{', '.join(left)}."
             )
-        missing = sum(len(judged.left(entry)) for entry in grid.entries)
+        missing = sum(len(judged.left(entry)[1]) for entry in grid.entries)
         if missing:
             parts.append(f"{missing} runs or more are still to do.")
         parts.append(f"± is the {level} over paired seeds.")
@@ -51,13 +49,11 @@ def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
         rows, found = list(judged.counted(entry).values()), judged.payoff(entry)
         if found is None:
             continue
-        seconds = judged.payoff(entry, "seconds")
         lines.append(
             {
                 "method": entry.name,
                 **_numbers(rows),
                 "saving in work, %": _saving(found, level),
-                "saving in seconds, %": "" if seconds is None else _saving(seconds, level),
                 "gain at equal work, points": found.gain.in_words(level.level),
                 "of it by the score": _score(grid, judged, entry, level),
             }
@@ -71,7 +67,6 @@ def _numbers(rows: Sequence[Row]) -> dict[str, str]:
         "seeds": f"{len(rows)}",
         "accuracy, %": mean_and_spread([100 * float(row["accuracy"]) for row in rows]),
         "work, samples": f"{statistics.mean(float(row['work']) for row in rows):,.0f}",
-        "seconds": mean_and_spread([float(row["seconds"]) for row in rows], 0),
     }
 
 

@@ -5,9 +5,10 @@
     python -m benchmarks.payoff --redraw        page and figure again, without training
 
 grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
-start it again. "Work" counts samples trained on: a forward pass without a step is a third of one, a sample of the proxy
-counts by its share of the arithmetic, and decoding by its share of the seconds. Seconds leave out tests and
-compilation.
+start it again. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts samples
+trained on: a forward pass without a step is a third of one, a sample of the proxy counts by its share of the
+arithmetic, and decoding by its share of the seconds. The rows have seconds too, without tests and compilation; they
+hold for a quiet machine and one job only, so that the page does not judge by them.
 
 How to read the page: "saving" is 1 less a method's cost over the cost at which the curve of full data reaches its
 accuracy, seed by seed; "gain" is its accuracy less that of the curve at its cost. "At least" stands where full data
@@ -17,25 +18,29 @@ reaches the accuracy at no budget. "Of it by the score" is the accuracy above th
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.plots import save
-from benchmarks.harness.rows import Results, read_csv
+from benchmarks.harness.rows import Results, positive, read_csv
 from benchmarks.harness.tables import Row
 from benchmarks.harness.training import SharedLoaders
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import page
 from benchmarks.payoff.grid import Case, Grid
-from benchmarks.payoff.judge import Judged, next_case
+from benchmarks.payoff.judge import Judged, cases
 from benchmarks.speed.proxy import flops
 from ffcv_prune.config import Config
 from ffcv_prune.models import build_model
@@ -58,29 +63,54 @@ DECODED_BATCHES = 20  # that the share of decoding is measured on
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
-    """The next runs of the grid, one after the other."""
-    grid = grids.load(ROOT / args.grid)
+    """The next runs of the grid."""
+    path = ROOT / args.grid
+    grid = grids.load(path)
     results.left([], _case)  # refuses rows of another grid or machine
     end = time.monotonic() + 3600 * args.hours
-    with TemporaryDirectory() as out, SharedLoaders() as loaders:
-        while time.monotonic() < end:
+    context = multiprocessing.get_context("spawn")
+    cores = sorted(os.sched_getaffinity(0))
+    shares = context.Queue()
+    for job in range(args.jobs):
+        shares.put(cores[job :: args.jobs] or cores)
+    running: dict[Future[dict[str, Any]], Case] = {}
+    with ProcessPoolExecutor(args.jobs, context, _begin, (shares,)) as pool:
+        while True:
             rows = results.read() if results.path.exists() else []
-            case = next_case(grid, rows)
-            if case is None:
+            left = [case for case in cases(grid, rows) if case not in running.values()]
+            if not left and not running:
                 print("all runs of the grid are done", flush=True)
+            for case in left[: args.jobs - len(running)] if time.monotonic() < end else []:
+                print(f"{case.condition}, {case.entry}, {case.choice}, seed {case.seed}", flush=True)
+                running[pool.submit(measure, case, path)] = case
+            if not running:
                 return
-            print(f"\n{case.condition}, {case.entry}, {case.choice}, seed {case.seed}", flush=True)
-            config = grid.config(case, out)
-            results.append([{"key": grid.key(case), **measure(case, config, loaders.of(config))}])
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                results.append([{"key": grid.key(running.pop(future)), **future.result()}])
 
 
-def measure(case: Case, config: Config, loaders: Loaders) -> dict[str, Any]:
-    """Train, and return the row."""
-    (result,) = read_csv(train(config, loaders).folder / "result.csv")
+_loaders = SharedLoaders()  # of a job's process
+
+
+def _begin(shares: Any) -> None:
+    """A job keeps to its cores."""
+    share = shares.get()
+    os.sched_setaffinity(0, share)
+    torch.set_num_threads(len(share))
+
+
+def measure(case: Case, path: Path) -> dict[str, Any]:
+    """Train as the grid of this path says, and return the row."""
+    with TemporaryDirectory() as out:
+        config = grids.load(path).config(case, out)
+        loaders = _loaders.of(config)
+        (result,) = read_csv(train(config, loaders).folder / "result.csv")
     row: dict[str, Any] = {
         "condition": case.condition,
         "entry": case.entry,

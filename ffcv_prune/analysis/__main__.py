@@ -1,17 +1,15 @@
-"""python -m ffcv_prune.analysis RUN… [--out FILE] [--fit]: write one HTML report about one or several run folders."""
+"""Write one HTML report about one or several run folders: python -m ffcv_prune.analysis RUN… (see --help)."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ffcv_prune.errors import as_called, run_command
-
-TYPED = "python -m ffcv_prune.analysis"
+from ffcv_prune.errors import REPORT, run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=as_called(TYPED, TYPED), description=as_called(str(__doc__), TYPED))
+    parser = argparse.ArgumentParser(prog=REPORT, description="Write one HTML report about one or several run folders.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as runs/fashion_ucb")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: report.html")
     parser.add_argument("--fit", action="store_true", help="fit always, sometimes and never groups (needs PyMC)")

@@ -32,7 +32,7 @@ from ffcv.utils import align_to_page, decode_null_terminated_string, is_power_of
 from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
 from ffcv_prune.data.tables import Allocations, DamagedError, read_allocations, read_checksums, read_records
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import WRITE, UserError
 
 RAW, JPG = int(IMAGE_MODES["raw"]), int(IMAGE_MODES["jpg"])
 
@@ -150,15 +150,15 @@ def read_tables(path: str | os.PathLike[str], custom_fields: CustomFields | None
     try:
         # Opening a pipe would block until somebody writes to it.
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path} is not a file; name a .beton written by write_datasets.py")
+            raise UserError(f"{path} is not a file; name a .beton written by {WRITE}")
         with path.open("rb") as file:
             return _read(path, file, os.fstat(file.fileno()).st_size, custom_fields or {})
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; write it with write_datasets.py") from None
+        raise UserError(f"{path} does not exist; write it with {WRITE}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except DamagedError as error:
-        raise UserError(f"{path} {error}; write it again with write_datasets.py") from error
+        raise UserError(f"{path} {error}; write it again with {WRITE}") from error
 
 
 def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFields) -> BetonTables:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import WRITE, UserError
 
 
 def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
@@ -49,7 +49,7 @@ class Manifest:
     def load(cls, beton_path: str | os.PathLike[str]) -> Manifest:
         """Read the manifest of `beton_path`. UserError if it is missing, damaged or of another file."""
         path = manifest_path(beton_path)
-        remedy = "write the data set again with write_datasets.py"
+        remedy = f"write the data set again with {WRITE}"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

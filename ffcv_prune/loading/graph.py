@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
+import numpy as np
 import torch
 from ffcv.fields.decoders import (
     BytesDecoder,
@@ -14,6 +15,7 @@ from ffcv.fields.decoders import (
     NDArrayDecoder,
     SimpleRGBImageDecoder,
 )
+from ffcv.pipeline.allocation_query import AllocationQuery
 from ffcv.pipeline.graph import INITIAL_STATE, DecoderNode, Graph, Node, TransformNode
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
@@ -50,6 +52,15 @@ class PipelineGraph(Graph):
         for node in self.nodes:
             if isinstance(node, DecoderNode):
                 node.decoder = planned(node.decoder)
+
+    def allocate_memory(self, batch_size: int, batches_ahead: int) -> Any:
+        """FFCV's method. It tries to pin all memory, which opens a CUDA context: here it may where a device is fed."""
+        if self.cuda_device is not None:
+            return super().allocate_memory(batch_size, batches_ahead)
+        made: dict[str, dict[int, Any]] = {}
+        for kind, queries in self.collect_requirements()[0].items():
+            made[kind] = {node: _allocate(query, batch_size, batches_ahead) for node, query in queries.items()}
+        return made
 
     @property
     def planned(self) -> list[PlannedImages]:
@@ -152,6 +163,19 @@ class PipelineGraph(Graph):
         labels = sources.index(info.label_field) if info.label_field in sources else None
         inputs = place_of(info.image_field, labels)
         return inputs, place_of(info.label_field, inputs)
+
+
+def _allocate(query: Any, batch_size: int, slots: int) -> Any:
+    """What FFCV's `allocate_query` makes, unpinned: an array of all slots, or a list of tensors; a tuple of these."""
+    if query is None:
+        return None
+    if not isinstance(query, AllocationQuery):
+        return tuple(_allocate(own, batch_size, slots) for own in query)
+    shape = (batch_size, *query.shape)
+    if isinstance(query.dtype, torch.dtype):
+        return [torch.empty(shape, dtype=query.dtype, device=query.device) for _ in range(slots)]
+    dtype = torch.from_numpy(np.empty(0, query.dtype)).dtype
+    return torch.empty((slots, *shape), dtype=dtype).numpy()
 
 
 def nothing(*_: Any) -> None:

@@ -10,6 +10,7 @@ basic_cnn         2 convolutions, 2 fully connected layers                   28x
 resnet_small      3x3 stem with stride 1, 3 basic blocks, 32/64/128 wide     32x32, CPU
 resnet_tiny       3x3 stem with stride 2, 2 basic blocks, 32/64 wide         28x28, CPU
 cifar_fast        whitened patches, 6 convolutions, 32/128/128 wide          32x32, CPU
+cifar_fast_small  the same, 16/64/128 wide                                   32x32, many runs
 cifar_fast_narrow the same, 8/32/32 wide                                     32x32, a proxy
 cifar_fast_wide   the same, 64/256/256 wide, as in cifar10-airbench          32x32
 resnet18_blurpool ResNet-18 with blurred strides, as in ffcv-imagenet        224x224
@@ -33,7 +34,7 @@ from torchvision import models
 
 from ffcv_prune.errors import UserError, nearest, wrong_kind
 from ffcv_prune.models.basic_cnn import basic_cnn
-from ffcv_prune.models.cifar_fast import Whitening, cifar_fast, cifar_fast_narrow, cifar_fast_wide
+from ffcv_prune.models.cifar_fast import Whitening, cifar_fast, cifar_fast_narrow, cifar_fast_small, cifar_fast_wide
 from ffcv_prune.models.normalize import Normalize
 from ffcv_prune.models.resnet import (
     resnet18_blurpool,
@@ -52,6 +53,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet_small": resnet_small,
     "resnet_tiny": resnet_tiny,
     "cifar_fast": cifar_fast,
+    "cifar_fast_small": cifar_fast_small,
     "cifar_fast_narrow": cifar_fast_narrow,
     "cifar_fast_wide": cifar_fast_wide,
     "resnet18_blurpool": resnet18_blurpool,

@@ -44,4 +44,4 @@ class Normalize(nn.Module):
                 f"images must be uint8 [B, {CHANNELS}, H, W], not {images.dtype} {list(images.shape)}: "
                 "the model normalises them itself"
             )
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        return torch.addcmul(self.shift, images, self.scale)  # in float32, without a float32 copy of the images

@@ -22,6 +22,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from numpy.typing import NDArray
 from ffcv_prune import machine
 from ffcv_prune.errors import UserError
 
+DISK = "which must be on a disk that has locks, renames files and appends to them"
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # of object storage: s3://, gs://, hf://
 RESUME = "mend that, then --resume goes on from the last checkpoint"
 
 
@@ -56,9 +59,11 @@ class RunFolder:
             self._log = open(path / "log.jsonl", "ab", buffering=0)  # noqa: SIM115 - closed by `close`
         try:
             fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-        except OSError:
+        except OSError as error:
             self._log.close()
-            raise UserError(f"another process is training in {path}; wait for it or stop it") from None
+            if isinstance(error, BlockingIOError):
+                raise UserError(f"another process is training in {path}; wait for it or stop it") from None
+            raise UserError(f"cannot lock {path / 'log.jsonl'}: {error.strerror}; see --run.out, {DISK}") from None
 
     @classmethod
     def create(cls, out: str | Path, name: str) -> RunFolder:
@@ -171,6 +176,8 @@ class RunFolder:
 
 def create_unused(out: Path, name: str) -> Path:
     """Create and return the folder out/name, or out/name_2, out/name_3, … if it exists."""
+    if ADDRESS.match(str(out)):
+        raise UserError(f"{out} is an address, and runs are written to a folder; see --run.out, {DISK}")
     number = 1
     while True:
         path = out / (name if number == 1 else f"{name}_{number}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ffcv_prune.errors import Terminated
+from ffcv_prune.errors import TRAIN, Terminated
 from ffcv_prune.training.run_folder import RunFolder
 
 SAVE = 1  # asks to save and go on; below the numbers of the signals, which ask to stop, so that the largest wins
@@ -80,5 +80,5 @@ class StopSignals:
 def stopped(number: int, folder: RunFolder | None) -> BaseException:
     """The exception that ends a run, its work saved, because of a signal. The main rank says how to go on."""
     if folder is not None:
-        print(f"saved; go on with: python train_imagenet.py --resume {folder.path}", file=sys.stderr, flush=True)
+        print(f"saved; go on with: {TRAIN} --resume {folder.path}", file=sys.stderr, flush=True)
     return KeyboardInterrupt("SIGINT") if number == signal.SIGINT else Terminated("SIGTERM")

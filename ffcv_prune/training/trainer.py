@@ -22,8 +22,9 @@ from ffcv_prune.models import load_weights
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
+from ffcv_prune.training.dataset import image_sides
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
-from ffcv_prune.training.loaders import Loaders, image_sides, settings_of
+from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder
@@ -32,6 +33,8 @@ from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
 from ffcv_prune.training.watch import LOST_RANK
 from ffcv_prune.training.world import join
+
+CUDA_ASKS = 8  # steps from one question to the other ranks to the next: over the CPU it is long beside a short step
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -172,6 +175,8 @@ class Trainer:
         self._waited = self.loader.wait_seconds
         self.tracker: Tracker | None = None  # of the main rank
         self._saved = 0.0  # when, by perf_counter
+        self._asked = 0  # steps of this process
+        self._ask_every = CUDA_ASKS if self.world.device.type == "cuda" else 1
         self._told_little = False  # that there is little headroom
 
     @property
@@ -183,6 +188,9 @@ class Trainer:
         """Train, test, log and save epoch by epoch. `folder` is None on all ranks but the main one."""
         if self.world.size > 1:
             self.stepper.distribute()
+        self.loaders.resize(self.epoch, self.config.train.epochs)
+        self.stepper.compile_now(self.loader)  # is not charged to the first epoch
+        self._waited = self.loader.wait_seconds
         self.clock.start()
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
@@ -307,6 +315,9 @@ class Trainer:
 
     def _save_if_asked(self, folder: RunFolder | None, stop: StopSignals, training: bool = False) -> None:
         """Save if it is time, or if a signal came on any rank, and then end; `training`: between two steps."""
+        self._asked += training
+        if training and self.world.size > 1 and self._asked % self._ask_every:
+            return
         late = self.world.is_main and time.perf_counter() - self._saved >= self.config.run.save_every
         request = self.world.agree(stop.requested or (SAVE if late else 0))
         if request and training:

@@ -1,0 +1,69 @@
+"""The card, its driver and clocks, and the versions; and what was expected of cards before any was seen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import torch
+
+from ffcv_prune.loading import native_code
+from ffcv_prune.training.run_folder import provenance
+
+ABOUT = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
+LINK = ("pcie.link.gen.current", "pcie.link.width.current")
+NOW = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+
+Expected = dict[str, dict[str, float]]  # card -> mode -> number
+
+# Images/s of training ResNet-18 at 224 px in batches of 1024 on a resident batch, by mode. A roofline of each layer,
+# scaled so that it meets what ffcv-imagenet reports for an A100, and more cautiously on newer cards.
+TRAINING: Expected = {
+    "A100": {"bf16": 5_500, "fp16": 5_900, "fp16, compiled": 7_000},
+    "H100": {"bf16": 12_000, "fp16": 13_000, "fp16, compiled": 16_000},
+    "H200": {"bf16": 14_500, "fp16": 15_600, "fp16, compiled": 18_800},
+}
+# The same for CIFAR's ResNet-18 in batches of 128: bound by launching kernels, about 5 ms a step.
+CIFAR_TRAINING: Expected = {"H100": {"bf16": 25_600}, "H200": {"bf16": 25_600}}
+# Images/s of one thread of the loader at 224 px, from CPU time before the loader had C code.
+LOADER = {"mix": 17_000 / 15, "jpeg": 11_000 / 15}
+COPIES: Expected = {"H100": {"GB/s": 50}, "H200": {"GB/s": 50}}
+
+
+def of_card(table: Expected, mode: str) -> float | None:
+    """What a table expects of this machine's card; None where it does not know it."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((modes.get(mode) for card, modes in table.items() if card in name), None)
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The machine and its versions; the card, its driver, highest clocks and link. No host name, no paths."""
+    about = provenance() | {"device": device.type, "decoder": "ours" if native_code.library() else "FFCV's"}
+    if device.type != "cuda":
+        return about
+    properties = torch.cuda.get_device_properties(device)
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else ""
+    return about | {
+        "card": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "card_memory_gb": round(properties.total_memory / 1e9, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": nccl,
+        **nvidia_smi(device, *ABOUT, *LINK),
+    }
+
+
+def nvidia_smi(device: torch.device, *fields: str) -> dict[str, str]:
+    """What it says of the card; nothing where it is not there."""
+    program, index = shutil.which("nvidia-smi"), device.index or 0
+    if program is None or device.type != "cuda":
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    number = visible[index] if index < len(visible) and visible[index] else str(index)
+    words = [program, f"--id={number}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    values = [value.strip() for value in done.stdout.strip().split(",")]
+    return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else {}

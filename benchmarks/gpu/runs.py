@@ -1,0 +1,134 @@
+"""Whole runs in processes of their own: how near training comes to its limits, scoring, learning, a stop, a resume."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.data import CIFAR, CIFAR_TEST, MIX, SMALL, VAL, beton
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.setting import Setting
+from benchmarks.harness.machine import ROOT, fresh_python
+from ffcv_prune.errors import EXIT_TERMINATED
+
+TRAIN = str(ROOT / "train_imagenet.py")
+LIMIT = 120.0  # seconds until a run must have come so far
+SHARE = 0.95  # of the slower of loader and model that training must reach
+
+
+def run(setting: Setting, report: Report) -> None:
+    for part in (train_full, train_ucb, train_cifar, stop_and_resume):
+        with report.going_on(part.__name__):
+            part(setting, report)
+
+
+def _imagenet(setting: Setting, config: str) -> list[str]:
+    scale = setting.scale
+    words = [*_words(setting, config, MIX, VAL), "--train.epochs=4", "--train.eval_every=4"]
+    if setting.small:
+        words += [f"--model.name={scale.model}", f"--data.size={scale.side}", f"--train.batch_size={scale.batch}"]
+    return words
+
+
+def _cifar(setting: Setting, config: str) -> list[str]:
+    scale = setting.scale
+    words = [*_words(setting, config, CIFAR, CIFAR_TEST), "--prune.random_share=0.5"]
+    if setting.small:
+        words += [f"--model.name={scale.cifar_model}", f"--train.batch_size={scale.cifar_batch}"]
+    return words
+
+
+def _words(setting: Setting, config: str, train: str, test: str) -> list[str]:
+    config = str(ROOT / "rn_configs" / f"{config}.yaml")
+    words = [f"--config={config}", f"--data.train={beton(setting, train)}", f"--data.test={beton(setting, test)}"]
+    return [*words, f"--train.device={setting.device}", f"--run.out={setting.out / 'runs'}"]
+
+
+def trained(setting: Setting, name: str, words: list[str]) -> Path:
+    """The folder of a run that has ended. RuntimeError where it failed."""
+    folder = _unused(setting, name)
+    fresh_python([TRAIN, *words, f"--run.name={folder.name}"])
+    return folder
+
+
+def _unused(setting: Setting, name: str) -> Path:
+    number = 1
+    while (folder := setting.out / "runs" / f"{name}_{number}").exists():
+        number += 1
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    log = folder / "log.jsonl"
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def train_full(setting: Setting, report: Report) -> None:
+    """Training on all data: reached, of the slower of loader and model alone."""
+    folder = trained(setting, "full", [*_imagenet(setting, "rn18_full"), "--profile"])
+    profile = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
+    loader, model, reached = profile["loader_alone"], profile["model_alone"], profile["reached"]
+    report.figure("full: reached", reached, "images/s", note=f"alone: loader {loader:,.0f}, model {model:,.0f}")
+    share = reached / min(loader, model)
+    # An epoch of a small run is too short for the share to mean anything.
+    report.check(f"full: {share:.2f} of the slower", share >= SHARE or setting.small, f"expected {SHARE}")
+    rows = rows_of(folder)
+    report.figure("full: a test", rows[-1]["seconds"]["eval"], "s")
+    report.figure("full: saves of all epochs", sum(row["seconds"]["save"] for row in rows), "s")
+
+
+def train_ucb(setting: Setting, report: Report) -> None:
+    """Pruned training by UCB: scored by full passes, and in a small raw file."""
+    words = [*_imagenet(setting, "rn18_ucb"), "--prune.period=2"]
+    small = [f"--data.score={beton(setting, SMALL)}", f"--data.score_size={setting.scale.score_side}"]
+    seconds = {}
+    for name, more in (("ucb", []), ("ucb_small", small)):
+        rows = rows_of(trained(setting, name, [*words, *more]))
+        seconds[name] = max(row["seconds"]["score"] for row in rows)
+        speed = setting.scale.samples / seconds[name]
+        report.figure(f"{name}: a scoring pass", seconds[name], "s", note=f"{speed:,.0f} images/s")
+    expected = None if setting.small else 8.0
+    report.figure("ucb: pass over pass in the small file", seconds["ucb"] / seconds["ucb_small"], "", expected)
+
+
+def train_cifar(setting: Setting, report: Report) -> None:
+    """Pruned CIFAR-10: that it learns, and milliseconds a step."""
+    phases = ["--prune.period=2", "--prune.warmup=1"] if setting.small else ["--prune.period=5", "--prune.warmup=2"]
+    epochs = f"--train.epochs={setting.scale.cifar_epochs}"
+    last = rows_of(trained(setting, "cifar", [*_cifar(setting, "cifar10_ucb"), *phases, epochs]))[-1]
+    accuracy, least = last["test_accuracy"], setting.scale.accuracy
+    report.check(f"cifar: test accuracy {accuracy:.3f}", accuracy > least, f"expected above {least}")
+    training = last["seconds"]["load"] + last["seconds"]["train"]
+    report.figure("cifar: a step, with waiting for batches", 1000 * training / last["steps"], "ms")
+
+
+def stop_and_resume(setting: Setting, report: Report) -> None:
+    """SIGTERM within an epoch; then the run goes on, for two epochs."""
+    folder = _unused(setting, "stopped")
+    words = [*_cifar(setting, "cifar10_ucb"), "--prune.warmup=1", "--train.epochs=200", f"--run.name={folder.name}"]
+    code = stopped_after(2, words, folder)
+    before = len(rows_of(folder))
+    report.check("SIGTERM: exit code 75, saved", code == EXIT_TERMINATED and (folder / "checkpoint.pt").exists())
+    code = stopped_after(before + 2, ["--resume", str(folder)], folder)
+    epochs = [row["epoch"] for row in rows_of(folder)]
+    went_on = code == EXIT_TERMINATED and len(epochs) >= before + 2 and epochs == list(range(len(epochs)))
+    report.check("resume: went on", went_on, f"from epoch {before} to {len(epochs)}")
+
+
+def stopped_after(epochs: int, words: list[str], folder: Path) -> int:
+    """The exit code of a run that gets a SIGTERM when it has logged so many epochs, or takes too long for that."""
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([sys.executable, TRAIN, *words], cwd=ROOT, stdout=quiet, stderr=quiet) as process:
+        try:
+            deadline = time.monotonic() + LIMIT
+            while len(rows_of(folder)) < epochs and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.terminate()
+            return process.wait(LIMIT)
+        finally:
+            process.send_signal(signal.SIGKILL)

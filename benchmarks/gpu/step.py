@@ -1,0 +1,119 @@
+"""A training step on a batch that is on the device: images/s by precision and compilation, and what they cost.
+
+Decides whether train.amp=auto is fp16 on a GPU, and what train.compile brings.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.card import CIFAR_TRAINING, NOW, TRAINING, Expected, nvidia_smi, of_card
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.setting import Setting
+from ffcv_prune.machine import now
+from ffcv_prune.models import build_model
+from ffcv_prune.sections import Train
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
+
+CLASSES = 100
+WARM_UP = 5
+GAIN = 1.05  # from which a change of a default is worth it
+FP16, COMPILED, GRAPHS = "fp16", "fp16, compiled", "fp16, CUDA graphs"
+CUDA_MODES = {
+    "bf16": ("bf16", "off"),
+    FP16: ("fp16", "off"),
+    COMPILED: ("fp16", "default"),
+    GRAPHS: ("fp16", "reduce-overhead"),
+}
+CPU_MODES = {"float32": ("off", "off")}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the side of its images, and a batch."""
+
+    model: str
+    side: int
+    batch: int
+    expected: Expected
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.side} px x {self.batch}"
+
+
+def run(setting: Setting, report: Report) -> None:
+    scale = setting.scale
+    for case in (
+        Case(scale.model, scale.side, scale.batch, TRAINING),
+        Case(scale.cifar_model, 32, scale.cifar_batch, CIFAR_TRAINING),
+    ):
+        found: dict[str, float] = {}
+        for mode, (amp, compiled) in (CUDA_MODES if setting.cuda else CPU_MODES).items():
+            with report.going_on(f"{case}, {mode}"):  # a mode that does not work here is a finding
+                found[mode] = measure(setting, report, case, mode, amp, compiled)
+        _compare(report, case, found)
+
+
+def measure(setting: Setting, report: Report, case: Case, mode: str, amp: str, compiled: str) -> float:
+    """Images/s; adds the lines of one mode."""
+    device, title = setting.device, f"{case}, {mode}"
+    settings = replace(Train(epochs=1), batch_size=case.batch, amp=amp, compile=compiled)
+    torch.manual_seed(0)
+    model = build_model(case.model, CLASSES, [0.5] * 3, [0.25] * 3).to(device)
+    stepper = Stepper(model, settings, choose_amp_dtype(amp, device))
+    images = torch.randint(0, 256, (case.batch, 3, case.side, case.side), dtype=torch.uint8, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    ids = torch.arange(case.batch)
+    labels = (ids % CLASSES).to(device)
+
+    def step() -> None:
+        stepper.step(images, labels, ids, mean_loss, lr=1e-3)
+
+    if setting.cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    model.train()
+    start = time.perf_counter()
+    for _ in range(WARM_UP):
+        step()
+    warm_up = now(device) - start
+    steps, start, cpu = 0, now(device), time.thread_time()
+    while time.perf_counter() - start < setting.scale.seconds:
+        step()
+        steps += 1
+    cpu = time.thread_time() - cpu
+    speed = steps * case.batch / (now(device) - start)
+    report.figure(title, speed, "images/s", of_card(case.expected, mode), f"first {WARM_UP} steps {warm_up:.1f} s")
+    clocks = ", ".join(f"{name} {value}" for name, value in nvidia_smi(device, *NOW).items())
+    events = f"{count_events(step, device)} events of the device in a step"
+    report.figure(f"{title}: host", 1000 * cpu / steps, "CPU-ms a step", note=", ".join(filter(None, (events, clocks))))
+    if setting.cuda:
+        report.figure(f"{title}: peak memory", torch.cuda.max_memory_allocated(device) / 1e9, "GB")
+    report.check(f"{title}: losses finite", math.isfinite(stepper.loss_sum.item()))
+    return speed
+
+
+def count_events(step: Callable[[], None], device: torch.device) -> int:
+    """Kernels and copies in one step; on the CPU, operations."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+        step()
+        now(device)
+    wanted = DeviceType.CUDA if cuda else DeviceType.CPU
+    return sum(event.device_type == wanted for event in profiler.events())
+
+
+def _compare(report: Report, case: Case, found: dict[str, float]) -> None:
+    """Ratios that decide a default or an option."""
+    for mode, base, option in ((FP16, "bf16", "train.amp=fp16"), (COMPILED, FP16, "train.compile=default"),
+                               (GRAPHS, FP16, "train.compile=reduce-overhead")):  # fmt: skip
+        if mode in found and base in found:
+            ratio = found[mode] / found[base]
+            report.figure(f"{case}: {mode} of {base}", ratio, "", note=f"{option} pays from {GAIN}")

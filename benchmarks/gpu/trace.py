@@ -1,0 +1,63 @@
+"""A trace of training with the loader, for a few steps: how long the device idles, and a file to look at.
+
+Open it in https://ui.perfetto.dev: gaps of the compute stream, copies beside compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.data import MIX
+from benchmarks.gpu.loader import train_loader
+from benchmarks.gpu.report import Report
+from benchmarks.gpu.setting import Setting
+from ffcv_prune.machine import now
+from ffcv_prune.models import build_model
+from ffcv_prune.sections import Train
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
+
+STEPS, WARM_UP = 20, 4
+MOST_MB = 16.0
+
+
+def run(setting: Setting, report: Report) -> None:
+    device = setting.device
+    loader = train_loader(setting, MIX, setting.spare, with_ids=True)
+    torch.manual_seed(0)
+    model = build_model(setting.scale.model, int(loader.labels.max()) + 1, [0.5] * 3, [0.25] * 3).to(device)
+    stepper = Stepper(model, Train(epochs=1, batch_size=loader.batch_size), choose_amp_dtype("auto", device))
+    model.train()
+
+    def train(steps: int) -> None:
+        while steps:
+            for _, (images, labels, ids) in zip(range(steps), loader, strict=False):
+                stepper.step(images, labels, ids, mean_loss, lr=1e-3)
+                steps -= 1
+        now(device)
+
+    train(WARM_UP)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.cuda else [])]
+    with profile(activities=activities) as profiler:
+        train(STEPS)
+    loader.close()
+    wanted = DeviceType.CUDA if setting.cuda else DeviceType.CPU
+    times = [(e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == wanted]
+    busy = covered(times) / (max(end for _, end in times) - min(start for start, _ in times))
+    report.figure("device busy while training", 100 * busy, "%", note=f"{STEPS} steps; copies count as busy")
+    path = setting.out / "trace.json.gz"
+    profiler.export_chrome_trace(str(path))
+    size = path.stat().st_size / 1e6
+    report.check("trace written", size < MOST_MB, f"{path.name}, {size:.1f} MB of at most {MOST_MB:g}")
+
+
+def covered(ranges: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of intervals, in their unit."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
