@@ -60,7 +60,7 @@ def test_batches_side_by_side_are_those_of_one_thread(threads: int) -> None:
                 assert workers.wait(number - slots)
                 np.testing.assert_array_equal(images, expected)
             images[:] = 0
-            workers.submit(number % slots, samples)
+            workers.submit(number % slots, np.arange(samples), None)
         workers.clear()  # whatever is in the making
 
 
@@ -71,7 +71,7 @@ def test_a_wait_ends_when_it_is_woken() -> None:
     ):
         workers.wake()
         assert not workers.wait(0)  # nothing is submitted: else it would wait for ever
-        workers.submit(0, 1)
+        workers.submit(0, np.arange(1), None)
         assert workers.wait(0)
 
 
