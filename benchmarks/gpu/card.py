@@ -64,6 +64,9 @@ def nvidia_smi(device: torch.device, *fields: str) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     number = visible[index] if index < len(visible) and visible[index] else str(index)
     words = [program, f"--id={number}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
     values = [value.strip() for value in done.stdout.strip().split(",")]
     return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else {}
