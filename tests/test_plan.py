@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import json
@@ -198,6 +199,17 @@ def test_a_prediction_that_holds_is_left_alone_and_a_hopeless_one_saves_what_it_
             assert all(scale.trained(plan.method, epoch) == 10 for epoch in range(4, 12))
 
 
+def test_a_state_takes_other_parameters_or_is_as_it_was() -> None:
+    state = methods.build("random", keep=0.5, period=1).start(100, epochs=3)
+    first = state.select(0)
+    state.change(keep=0.25)
+    second = state.select(1)
+    with pytest.raises(UserError, match="keep=2"):
+        state.change(keep=2)
+    assert first is not None and second is not None and (first.ids.size, second.ids.size) == (50, 25)
+    assert state.method == methods.build("random", keep=0.25, period=1)
+
+
 def test_a_plan_survives_a_checkpoint() -> None:
     scale = Scale(1000, 10, 12, 12, setup=100.0, full_setup=50.0)
     plan = Plan.make(0.87, VARIANTS["ema full"], Pace(step=1.0, forward=0.3), scale)
@@ -293,6 +305,11 @@ def test_a_run_follows_its_plan(name: str, config_file: Path, tmp_path: Path, be
     assert rows[-1]["saving"]["predicted"] == pytest.approx(1 - spent / full, abs=1e-4)
     assert "plan to save 40.0% of a full run" in done.stdout
     assert "of a full run's seconds, 40.0% were asked" in done.stdout
+    with (tmp_path / "small" / "result.csv").open(newline="") as file:
+        (result,) = csv.DictReader(file)
+    assert float(result["asked"]) == 0.4 and float(result["saved"]) == pytest.approx(1 - spent / full, abs=1e-4)
+    told = f"small was to save 40.0% of a full run&#39;s seconds; after 6 of 6 epochs it saves {1 - spent / full:.1%}."
+    assert told in (tmp_path / "small" / "report.html").read_text()
 
 
 def test_what_cannot_be_saved_is_refused_and_nothing_is_written(config_file: Path, tmp_path: Path) -> None:
