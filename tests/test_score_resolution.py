@@ -20,7 +20,8 @@ from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.models import build_model
 from ffcv_prune.models.dry_run import check_network
 from ffcv_prune.training import checkpoint, static_scores
-from ffcv_prune.training.loaders import Loaders, check_score_side, open_dataset
+from ffcv_prune.training.dataset import check_score_side, open_dataset
+from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 

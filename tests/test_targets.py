@@ -18,7 +18,7 @@ from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.targets import Target, find_target
 from ffcv_prune.training import static_scores
-from ffcv_prune.training.loaders import open_dataset
+from ffcv_prune.training.dataset import open_dataset
 from tests.betons import Beton, write_targets
 
 VECTOR = NDArrayField(np.dtype(np.float32), (3,))

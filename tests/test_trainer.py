@@ -19,8 +19,9 @@ from ffcv_prune import config, methods, tasks
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
 from ffcv_prune.training import checkpoint, pruning
+from ffcv_prune.training.dataset import open_dataset
 from ffcv_prune.training.epoch import Stepper, evaluate
-from ffcv_prune.training.loaders import Loaders, open_dataset
+from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
 from tests.nets import in_a_step

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ffcv_prune.loading import native_code
 from ffcv_prune.training.run_folder import provenance
 
 ABOUT = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
@@ -39,7 +40,7 @@ def of_card(table: Expected, mode: str) -> float | None:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The machine and its versions; the card, its driver, highest clocks and link. No host name, no paths."""
-    about = provenance() | {"device": device.type}
+    about = provenance() | {"device": device.type, "decoder": "ours" if native_code.library() else "FFCV's"}
     if device.type != "cuda":
         return about
     properties = torch.cuda.get_device_properties(device)

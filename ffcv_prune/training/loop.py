@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,9 @@ from ffcv_prune.methods.warm_up import warm_up
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
+from ffcv_prune.training.dataset import image_sides
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
-from ffcv_prune.training.loaders import Loaders, image_sides
+from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.pace import measure
 from ffcv_prune.training.plan import Plan, Scale
 from ffcv_prune.training.pruning import build_pruner
@@ -79,6 +81,12 @@ class Trainer:
         """The epoch to train next, or to go on with."""
         return self.loader.next_epoch
 
+    @property
+    def followed(self) -> Config:
+        """The configuration with the parameters that prune.save was solved by."""
+        prune = self.config.prune
+        return self.config if self.plan is None else replace(self.config, prune=prune.replace(**self.plan.values))
+
     def make_plan(self, started: float) -> None:
         """Solve for what prune.save asks, and go on with that. `started`: when the set-up began, by perf_counter."""
         config = self.config
@@ -102,8 +110,10 @@ class Trainer:
         """Train, test, log and save epoch by epoch. `folder` is None on all ranks but the main one."""
         if self.world.size > 1:
             self.stepper.distribute()
-        self.clock.start()
+        self.loaders.resize(self.epoch, self.config.train.epochs)
+        self.stepper.compile_now(self.loader)  # is not charged to the first epoch
         self._waited = self.loader.wait_seconds
+        self.clock.start()
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):

@@ -16,8 +16,8 @@ from ffcv_prune.config import Config
 from ffcv_prune.loading.loader import PrunedLoader
 from ffcv_prune.machine import now
 from ffcv_prune.training.clock import PHASES
+from ffcv_prune.training.dataset import Dataset
 from ffcv_prune.training.epoch import Stepper, mean_loss
-from ffcv_prune.training.loaders import Dataset
 from ffcv_prune.training.run_folder import RunFolder
 
 SECONDS = 1.0  # that each measurement takes, about

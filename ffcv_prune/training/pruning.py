@@ -11,7 +11,8 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.pruner import Pruner
 from ffcv_prune.scoring.proxy import Proxy, reduced_side
 from ffcv_prune.tasks import Task
-from ffcv_prune.training.loaders import Loaders, side_of
+from ffcv_prune.training.dataset import side_of
+from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.lr import LRSchedule
 from ffcv_prune.training.optimizer import build_optimizer
 from ffcv_prune.training.score_file import with_static_scores

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ffcv_prune.config import Config
 from ffcv_prune.errors import SCORES, UserError
 from ffcv_prune.methods import Method
-from ffcv_prune.training.loaders import Dataset
+from ffcv_prune.training.dataset import Dataset
 from ffcv_prune.training.run_folder import replace_file
 
 Floats = NDArray[np.float32]

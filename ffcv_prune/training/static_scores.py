@@ -25,8 +25,9 @@ from ffcv_prune.scoring.forward import score_dataset
 from ffcv_prune.scoring.static_formulas import ForgetCounts, el2n, grand
 from ffcv_prune.training import score_file
 from ffcv_prune.training.clock import Clock
+from ffcv_prune.training.dataset import side_of
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
-from ffcv_prune.training.loaders import Loaders, settings_of, side_of
+from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.run_folder import provenance
 from ffcv_prune.training.score_file import ScoreFile
 from ffcv_prune.training.world import prepare

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +69,6 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         if signal:  # nothing is written; a run to resume is as it was
             raise stopped(signal, None)
         setup_seconds = time.perf_counter() - start
-        followed = replace(config, prune=trainer.pruner.method)
         with world.together():
             if folder is not None:
                 folder.rewind(trainer.epoch)
@@ -96,7 +94,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             if folder is not None:
                 folder.set_status("interrupted" if interrupted else "failed", str(error))
                 if config.run.profile and interrupted:
-                    report_profile(folder, followed, loaders.dataset, {})
+                    report_profile(folder, trainer.followed, loaders.dataset, {})
             raise
         if folder is not None:  # the last act: until here, whatever ends a rank, there is a checkpoint to go on from
             with uninterrupted():
@@ -104,7 +102,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
                 checkpoint.remove(folder.path)
             if config.run.profile:
                 alone = measure_alone(config, trainer.stepper, trainer.loader)
-                report_profile(folder, followed, loaders.dataset, alone)
+                report_profile(folder, trainer.followed, loaders.dataset, alone)
         return cast(RunResult, result)
 
 
