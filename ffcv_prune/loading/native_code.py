@@ -73,17 +73,10 @@ def library() -> ctypes.CDLL | None:
 
 def bind(path: str) -> ctypes.CDLL | None:
     """The library in a file; None if it cannot be loaded, or is of another version of these files or of libjpeg."""
-    try:
-        library = ctypes.CDLL(path)
-        sizes = [8 * len(JOB), *map(ctypes.sizeof, (Task, StoredField, StoredSamples))]
-        works = library.ffcv_prune_works(*map(ctypes.c_int64, sizes))
-    except (OSError, AttributeError):
-        return None
-    if not works:
-        return None
     pool, tasks, number = ctypes.c_void_p, ctypes.POINTER(Task), ctypes.c_int64
     stored = ctypes.POINTER(StoredSamples)
     types = {
+        "works": (ctypes.c_int, (number, number, number, number)),
         "make": (ctypes.c_int, (tasks, number, number)),
         "begin": (pool, (ctypes.c_int, number)),
         "submit": (None, (pool, tasks, ctypes.c_int, number, number, ctypes.c_void_p, stored)),
@@ -93,7 +86,12 @@ def bind(path: str) -> ctypes.CDLL | None:
         "end": (None, (pool,)),
         "crc32c": (ctypes.c_int, (ctypes.c_int, ctypes.c_void_p, number, ctypes.POINTER(ctypes.c_uint32))),
     }
-    for name, (result, arguments) in types.items():
-        function = getattr(library, f"ffcv_prune_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+    try:
+        library = ctypes.CDLL(path)
+        for name, (result, arguments) in types.items():
+            function = getattr(library, f"ffcv_prune_{name}")
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):
+        return None
+    sizes = map(ctypes.sizeof, (Task, StoredField, StoredSamples))
+    return library if library.ffcv_prune_works(8 * len(JOB), *sizes) else None
