@@ -30,6 +30,7 @@ from ffcv_prune.training.pace import Pace, measure, of_log
 from ffcv_prune.training.plan import NEAR, Plan, Scale, seconds_of, sized
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.trainer import train
+from ffcv_prune.training.world import World
 from tests.betons import Beton, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -321,6 +322,13 @@ def test_what_cannot_be_saved_is_refused_and_nothing_is_written(config_file: Pat
     assert "method ucb can save 0." in line and "at most of a full run of 6 epochs" in line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_several_processes_are_refused(configure: Configure, loaders: Loaders) -> None:
+    trainer = Trainer(configure(method="random", save=0.4), loaders)
+    trainer.world = World(torch.device("cpu"), 0, 2, 0, 2)
+    with pytest.raises(UserError, match=r"prune\.save measures and plans one process"):
+        trainer.make_plan(0.0)
 
 
 @pytest.mark.parametrize("name", ["random", "ucb", "proxy_batch"])
