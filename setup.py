@@ -37,6 +37,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ffcv_prune", "ffcv_prune.*"]),
     ext_modules=[NATIVE],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # one wheel for all versions of Python
     package_data={
         "ffcv_prune": ["write_datasets/*.yaml", "rn_configs/*.yaml", "py.typed"],  # links to the folders at the root
         "ffcv_prune.analysis": ["*.j2"],

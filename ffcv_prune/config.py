@@ -29,6 +29,7 @@ usage: {TRAIN} --config FILE | --resume RUN | --init-from RUN [--profile] [--sec
   --init-from   begin a new run like RUN, from the weights that it ended with
   --profile     print where the time went when the run ends"""
 DEFAULT_METHOD = "full"
+_SAVE = "share of a full run's seconds to save: solves keep, or what takes its place, from a measurement; 0: off"
 _SCORE_SOURCE = "losses for the scores: a pass over all samples, those of training, or both (a pass over the others)"
 # What may differ when a run is resumed: where it finds things and runs, not what it computes.
 CHANGEABLE = (
@@ -43,18 +44,30 @@ CHANGEABLE = (
 )
 
 
+SECTIONS: dict[str, type] = {
+    "run": Run,
+    "data": Data,
+    "model": Model,
+    "train": Train,
+    "prune": Method,
+    "static": StaticScores,
+}
 CONFIGS = Path(__file__).with_name("rn_configs")  # in a clone a link to that at its root
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All keys of a run, typed and immutable: ``config.train.lr``. The section prune is a `Method`."""
+    """All keys of a run, typed and immutable: ``config.train.lr``.
+
+    The section prune is a `Method`, and `save`, the key prune.save.
+    """
 
     run: Run
     data: Data
     model: Model
     train: Train
     prune: Method
+    save: float = 0.0
     static: StaticScores
 
     def __post_init__(self) -> None:
@@ -76,6 +89,11 @@ class Config:
             prune.phases.check(train.epochs)
         except UserError as error:
             faults.append(str(error))
+        if self.save and prune.sized_by is None:
+            able = ", ".join(sorted(name for name, preset in methods.PRESETS.items() if preset.sized_by))
+            faults.append(
+                f"prune.save={self.save:g}: no parameter sets what method {prune.name} trains on; take one of {able}"
+            )
         if prune.values.get("proxy_model") == "":
             faults.append(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
         if prune.values.get("scores") == "":
@@ -85,9 +103,8 @@ class Config:
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """Every key by section, with its value: what `load` reads back as the same."""
-        names = [field.name for field in fields(self) if field.name != "prune"]
-        sections = {name: asdict(getattr(self, name)) for name in names}
-        return sections | {"prune": asdict(_prune_section(self.prune)())}
+        sections = {name: asdict(getattr(self, name)) for name in SECTIONS if name != "prune"}
+        return sections | {"prune": asdict(_prune_section(self.prune)()) | {"save": self.save}}
 
     @property
     def defaults(self) -> dict[str, dict[str, Any]]:
@@ -228,8 +245,9 @@ def resolve(
         del settings[name]
     keys: Any = strict_args.resolve(_keys(section), settings, options, faults)
     prune = asdict(keys.prune)
-    sections = {name: getattr(keys, name) for name in get_type_hints(Config) if name != "prune"}
-    return Config(**sections, prune=methods.build(prune.pop("method"), **prune))
+    sections = {name: getattr(keys, name) for name in SECTIONS if name != "prune"}
+    save = prune.pop("save")
+    return Config(**sections, prune=methods.build(prune.pop("method"), **prune), save=save)
 
 
 def _prune_section(*shown: Method, source: Source | None = None) -> type:
@@ -248,7 +266,11 @@ def _prune_section(*shown: Method, source: Source | None = None) -> type:
             for name, of in parameters_of(part).items():
                 declared.setdefault(name, (of.type, field(default=getattr(part, name), metadata=of.metadata)))
     first = key(shown[0].name, "who selects; full: all data, no selections", choices=tuple(methods.PRESETS))
-    keys = [("method", str, first), *((name, kind, value) for name, (kind, value) in declared.items())]
+    keys = [
+        ("method", str, first),
+        ("save", float, key(0.0, _SAVE, within="[0, 1)")),
+        *((name, kind, value) for name, (kind, value) in declared.items()),
+    ]
     section = make_dataclass("Prune", keys, frozen=True, kw_only=True)
     section.__doc__ = "which samples are trained on; which keys there are, the method says"
     return section
@@ -256,5 +278,5 @@ def _prune_section(*shown: Method, source: Source | None = None) -> type:
 
 def _keys(prune: type) -> type:
     """All sections of a configuration, with this section prune."""
-    sections = get_type_hints(Config) | {"prune": prune}
+    sections = SECTIONS | {"prune": prune}
     return make_dataclass("Keys", sections.items(), frozen=True, kw_only=True)

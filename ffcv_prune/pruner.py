@@ -119,7 +119,7 @@ class Pruner:
             warnings.warn(
                 "the training loader does not shuffle: pass order=OrderOption.RANDOM, or shuffle=True", stacklevel=2
             )
-        self.loader, self.method = loader, method
+        self.loader = loader
         self.task = Classification() if task is None else task
         groups = loader.labels if method.needs_groups else None
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
@@ -131,6 +131,11 @@ class Pruner:
         self.mean_weight = 1.0
         labels = known_labels(loader)
         self._starved = None if labels is None else StarvedClasses(labels, class_names, _remedy(method))
+
+    @property
+    def method(self) -> methods.Method:
+        """What selects: its parameters may change during a run, see `State.change`."""
+        return self.state.method
 
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.

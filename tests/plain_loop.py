@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -69,7 +70,9 @@ def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 def run_ranks(script: str, folder: Path) -> list[Any]:
     """Run a script, with the folder as its argument, as two processes; returns what each wrote to RANK.json."""
-    (folder / "rank.py").write_text(script)
+    # In a function, with which the model ends. One that lives until Python exits keeps torch's threads for the process
+    # group, and these may abort the process then: "terminate called without an active exception".
+    (folder / "rank.py").write_text(f"def main():\n{indent(script, '    ')}\nmain()\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

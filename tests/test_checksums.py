@@ -142,7 +142,7 @@ def test_a_file_without_checksums_says_how_to_get_them(copy: Path, tmp_path: Pat
         os.pwrite(file.fileno(), bytes(CHECKSUMS_HEADER.itemsize + 4 * N), place)
     for path in (stock, copy):
         assert read_tables(path).checksums is None
-        with pytest.raises(UserError, match=r"has no checksums: write it again with write_datasets\.py"):
+        with pytest.raises(UserError, match=r"has no checksums: write it again with python write_datasets\.py"):
             verify(path)
 
 

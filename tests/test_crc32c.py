@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,6 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ffcv_prune.data import crc32c
+from ffcv_prune.loading import native_code
+from tests.native_images import library
+
+NATIVE_WAYS = (0, 1, 2)  # tables, the instruction, vectors
 
 KNOWN = {  # RFC 3720, appendix B.4, and the check value of the catalogues
     b"123456789": 0xE3069283,
@@ -44,6 +50,12 @@ def sum_of(*contents: bytes, parallel: bool = False) -> int:
     return int(crc32c.sums(addresses, sizes, parallel)[0])
 
 
+def native_sum(way: int, content: bytes, before: int = 0) -> int | None:
+    """By the native code; None where this processor has no such way."""
+    held, crc = np.frombuffer(content, np.uint8), ctypes.c_uint32(before)
+    return crc.value if library().ffcv_prune_crc32c(way, held.ctypes.data, held.size, crc) else None
+
+
 def random_bytes(size: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng([size, seed]).integers(0, 256, size, dtype=np.uint8)
 
@@ -60,6 +72,38 @@ def test_any_bytes_in_any_pieces(size: int, cuts: list[int], parallel: bool) -> 
     places = [0, *sorted(min(cut, size) for cut in cuts), size]
     pieces = [content[start:end] for start, end in pairwise(places)]
     assert sum_of(*pieces, parallel=parallel) == twin(content)
+
+
+@settings(deadline=None)
+@given(size=st.integers(0, 9000), cut=st.integers(0, 9000), skipped=st.integers(0, 63))
+def test_the_native_code_takes_the_same_sums(size: int, cut: int, skipped: int) -> None:
+    content = random_bytes(size).tobytes()[skipped:]  # at an odd address, too
+    expected = sum_of(content)
+    for way in NATIVE_WAYS:
+        first = native_sum(way, content[:cut])
+        assert first is None or native_sum(way, content[cut:], first) == expected, way
+        assert native_sum(way, content) in (None, expected), way
+    assert native_sum(0, content) == expected  # which every processor has
+
+
+def remainder(power: int) -> int:
+    """x**power modulo the polynomial, the bits reversed, as the native code writes its constants."""
+    bits = 1
+    for _ in range(power):
+        bits <<= 1
+        bits ^= 0x11EDC6F41 * (bits >> 32)
+    return int(f"{bits:032b}"[::-1], 2)
+
+
+def test_constants_of_the_native_code() -> None:
+    source = (Path(native_code.__file__).parent / "native" / "checksum.c").read_text()
+    after = re.findall(r"#define AFTER_(\d+) (\w+)", source)
+    by = re.findall(r"#define BY_(\d+)_BITS _mm_setr_epi32\((?:\(int\))?(\w+), 0, (?:\(int\))?(\w+), 0\)", source)
+    assert len(after) == 4 and len(by) == 3
+    for count, constant in after:  # a product of reversed bits comes out one place on, and the instruction adds 32
+        assert remainder(8 * int(count) - 33) == int(constant, 16)
+    for count, low, high in by:  # the first eight bytes of a register are 64 places before the others
+        assert (remainder(int(count) + 31), remainder(int(count) - 33)) == (int(low, 16), int(high, 16))
 
 
 def test_many_rows_at_odd_addresses() -> None:

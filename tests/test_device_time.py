@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ffcv_prune import PrunedLoader, config, score_dataset, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.models import build_model
 from ffcv_prune.scoring import forward
 from ffcv_prune.training import world
 from ffcv_prune.training.epoch import RunAhead, Stepper, evaluate, mean_loss
@@ -125,3 +127,28 @@ def test_a_gpu_leaves_a_core_to_the_process_that_feeds_it(
         loaders = Loaders(own, world.World(torch.device(device), 0, size, 0, size))
         assert loaders._num_workers() == expected
     assert usable_cores() > 0
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16], ids=["off", "bf16"])
+def test_no_step_looks_at_a_value(amp_dtype: torch.dtype | None) -> None:
+    """Fake tensors have none: what would make the host wait for a GPU is an error."""
+    net = build_model("resnet_tiny", 10, [0.5] * 3, [0.25] * 3).to("meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        stepper = Stepper(net.to_empty(device="cpu"), config.Train(epochs=1, ema=0.9), amp_dtype)
+        images, ids = torch.empty(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8)
+        for _ in range(2):
+            stepper.step(images, ids, ids, mean_loss, lr=0.1)
+        with pytest.raises(DataDependentOutputException):
+            stepper.step(images, ids, ids, lambda losses, *_: losses.mean() + losses.mean().item(), lr=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "backend"), [(torch.float16, "Cudnn"), (torch.bfloat16, "Native")])
+def test_pytorch_gives_batch_norms_in_bf16_to_its_own_kernels(dtype: torch.dtype, backend: str) -> None:
+    """What docs/gpu.md says of train.amp; asked of fake tensors on a GPU."""
+    if not torch.backends.cuda.is_built() or not hasattr(torch._C, "_select_batch_norm_backend"):
+        pytest.skip("needs a PyTorch that was built for CUDA, and says what it does")
+    with FakeTensorMode():
+        images = torch.empty(8, 64, 16, 16, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
+        scale = torch.empty(64, device="cuda")
+        chosen = torch._C._select_batch_norm_backend(images, scale, scale, scale, scale, True, 1e-5)
+    assert chosen == getattr(torch._C._BatchNormBackend, backend)

@@ -20,8 +20,9 @@ from ffcv_prune import config
 from ffcv_prune.errors import UserError
 from ffcv_prune.training import world
 from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.loop import Trainer
 from ffcv_prune.training.stop import StopSignals
-from ffcv_prune.training.trainer import Trainer, train
+from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_beton
 
 ROOT = Path(__file__).resolve().parent.parent

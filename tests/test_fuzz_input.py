@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ffcv_prune import PrunedLoader, methods
-from ffcv_prune.config import Config, load
+from ffcv_prune.config import SECTIONS, load
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.order import validate_ids
 from ffcv_prune.methods.table import ScoreTable
@@ -172,12 +172,11 @@ def test_any_state_is_taken_up_or_refused(changes: dict[str, object], complete: 
 
 # ---- configurations ----------------------------------------------------------------------------------------
 
-SECTIONS = get_type_hints(Config)
 KEYS = [f"{name}.{f.name}" for name, kind in SECTIONS.items() if name != "prune" for f in dataclasses.fields(kind)]
 KEYS += [
     f"prune.{name}" for name in sorted({name for method in methods.PRESETS.values() for name in method.parameters})
 ]
-KEYS += ["prune.method", "prune.score_source"]
+KEYS += ["prune.method", "prune.save", "prune.score_source"]
 VALUES = (
     st.text(max_size=8)
     | st.integers().map(str)

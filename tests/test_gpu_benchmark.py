@@ -20,6 +20,7 @@ import pytest
 from benchmarks.gpu.__main__ import PARTS, parse, run_part
 from benchmarks.gpu.data import NAMES
 from benchmarks.gpu.report import FAIL, PASS, SKIP, Line, Report
+from benchmarks.gpu.runs import reached_after_first
 from benchmarks.gpu.setting import Setting, setting_of
 from benchmarks.gpu.trace import covered
 from ffcv_prune.errors import UserError
@@ -96,6 +97,13 @@ def test_a_part_that_runs_again_replaces_its_lines_and_leaves_the_others(tmp_pat
 
 def test_the_length_of_a_union_of_intervals() -> None:
     assert covered([(4, 6), (0, 1), (5, 7), (5, 5.5)]) == 4
+
+
+def test_the_first_epoch_and_first_batches_do_not_count_for_what_was_reached() -> None:
+    rows = [
+        {"samples_seen": 100 * (i + 1), "seconds": {"load": load, "train": 8}} for i, load in enumerate((90, 2.5, 2.5))
+    ]
+    assert reached_after_first(rows, first_batch=0.5) == 10
 
 
 def test_data_step_loader_and_trace_run_to_their_end(setting: Setting) -> None:

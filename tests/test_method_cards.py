@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
-from ffcv_prune.config import Config
+from ffcv_prune.config import SECTIONS
 from ffcv_prune.methods import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,11 +17,13 @@ CARDS = ROOT / "docs" / "methods"
 INDEX = (CARDS / "README.md").read_text(encoding="utf-8")
 KEYS = {
     f"{section}.{field.name}"
-    for section, kind in get_type_hints(Config).items()
+    for section, kind in SECTIONS.items()
     if section != "prune"
     for field in dataclasses.fields(kind)
 }
-KEYS |= {f"prune.{name}" for method in PRESETS.values() for name in (*method.parameters, "method", "score_source")}
+KEYS |= {
+    f"prune.{name}" for method in PRESETS.values() for name in (*method.parameters, "method", "save", "score_source")
+}
 PARTS = ("# ", "**Rule", "arameters", "**Cost", "**When it hurts.**", "**Source.**")
 LINKS = re.compile(r"\]\((\w+\.md)\)")
 

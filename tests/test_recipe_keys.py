@@ -187,6 +187,29 @@ def test_a_compiled_step_computes_the_same(batch: tuple[Tensor, Tensor]) -> None
         torch.testing.assert_close(eager, compiled)
 
 
+@pytest.mark.parametrize("model", ["basic_cnn", "resnet_tiny"], ids=["dropout", "batch norms"])
+def test_compiling_before_the_first_epoch_changes_nothing(
+    model: str, settings: Settings, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The net is not compiled here, or the last bits would differ."""
+    passes: list[bool] = []
+
+    def compiled(net: nn.Module, mode: str) -> nn.Module:
+        net.register_forward_pre_hook(lambda *_: passes.append(net.training))
+        return net
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    own = settings(run__name="eager", model__name=model)
+    expected = train(own, loaders)
+    assert not passes
+    own = settings(run__name="compiled", model__name=model, train__compile="default")
+    found = train(own, loaders)
+    assert sum(passes) == 3 + 4 * 6  # six steps an epoch
+    assert found.metrics == expected.metrics
+    weights = [torch.load(run.folder / "weights.pt", weights_only=True) for run in (expected, found)]
+    assert all(torch.equal(own, weights[1][name]) for name, own in weights[0].items())
+
+
 @pytest.mark.parametrize(
     ("ramp", "augment", "complaint"),
     [

@@ -372,6 +372,9 @@ class Stream(IterableDataset[int]):
         (None, {"batch_size": 0}, "batch_size is 0: it must be at least 1"),
         (None, {"num_workers": -1}, "num_workers is -1: it must be at least 0"),
         (None, {"seed": -1}, "seed is -1"),
+        (None, {"batch_size": "16"}, "batch_size is '16': it must be a whole number"),
+        (None, {"batch_size": 2.5}, "batch_size is 2.5: it must be a whole number"),
+        (None, {"num_workers": None}, "num_workers is None: it must be a whole number"),
         (None, {"batch_size": 204}, "203 samples do not fill one batch of 204"),
         (None, {"distributed": True}, "distributed=True needs torch.distributed.init_process_group"),
     ],
@@ -405,6 +408,11 @@ def samplers() -> Iterator[tuple[dict[str, Any], str]]:
 def test_a_sampler_of_the_users_own_is_refused(options: dict[str, Any], name: str) -> None:
     with pytest.raises(UserError, match=f"draws from a {name}, and a TorchLoader has an order of its own"):
         TorchLoader.like(DataLoader(Coloured(), **options))
+
+
+def test_a_data_set_in_place_of_its_loader_is_refused() -> None:
+    with pytest.raises(UserError, match=r"of type Coloured: give a torch DataLoader"):
+        TorchLoader.like(Coloured())  # type: ignore[arg-type]
 
 
 def test_a_loader_that_makes_no_batches_is_refused() -> None:

@@ -144,6 +144,12 @@ def test_an_unknown_tracker(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_object_that_is_no_tracker(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the tracker is of type dict: give its name, or an object with log\(row"):
+        RunWriter(tmp_path / "mine", make_pruner("full"), 500, tracker={})  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_imported_that_is_not_asked_for() -> None:
     script = f"import sys, ffcv_prune.training.trainer; print(sorted(set({list(TRACKERS)}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, timeout=100)

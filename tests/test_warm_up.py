@@ -16,7 +16,7 @@ import sys
 from numba.core.dispatcher import Dispatcher
 from ffcv_prune import config
 from ffcv_prune.training.loaders import Loaders
-from ffcv_prune.training.trainer import Trainer
+from ffcv_prune.training.loop import Trainer
 from ffcv_prune.training.stop import StopSignals
 
 loaders, compiled = None, {}

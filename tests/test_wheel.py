@@ -45,6 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_each_recipe_and_each_config(wheel: Path) -> None:
+    assert "-cp310-abi3-" in wheel.name
     held = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("write_datasets", "rn_configs"):
         files = {f"ffcv_prune/{folder}/{path.name}" for path in (ROOT / folder).glob("*.yaml")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_batches_side_by_side_are_those_of_one_thread(threads: int) -> None:
                 assert workers.wait(number - slots)
                 np.testing.assert_array_equal(images, expected)
             images[:] = 0
-            workers.submit(number % slots, samples)
+            workers.submit(number % slots, np.arange(samples), None)
         workers.clear()  # whatever is in the making
 
 
@@ -71,7 +72,7 @@ def test_a_wait_ends_when_it_is_woken() -> None:
     ):
         workers.wake()
         assert not workers.wait(0)  # nothing is submitted: else it would wait for ever
-        workers.submit(0, 1)
+        workers.submit(0, np.arange(1), None)
         assert workers.wait(0)
 
 
@@ -202,6 +203,15 @@ def test_without_the_native_code_images_are_the_same_to_1_of_255(
         assert_equal(native, images_of(path, pipeline, num_workers=threads), within=1)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("notice: ffcv_prune's native code is not built")
+
+
+def test_a_library_that_was_built_from_other_files_is_left_alone(tmp_path: Path) -> None:
+    older = tmp_path / "older.c"
+    older.write_text("int ffcv_prune_works(void) { return 1; }")  # and none of the functions that are called now
+    compiler = sysconfig.get_config_var("CC").split()[0]
+    subprocess.run([compiler, "-shared", "-fPIC", older, "-o", tmp_path / "older.so"], check=True)
+    assert native_code.bind(str(tmp_path / "older.so")) is None
+    assert native_code.bind(str(older)) is None
 
 
 FORK = """

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ffcv_prune.loading import native_code
 from ffcv_prune.training.run_folder import provenance
 
 ABOUT = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
@@ -39,7 +40,7 @@ def of_card(table: Expected, mode: str) -> float | None:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The machine and its versions; the card, its driver, highest clocks and link. No host name, no paths."""
-    about = provenance() | {"device": device.type}
+    about = provenance() | {"device": device.type, "decoder": "ours" if native_code.library() else "FFCV's"}
     if device.type != "cuda":
         return about
     properties = torch.cuda.get_device_properties(device)
@@ -63,6 +64,9 @@ def nvidia_smi(device: torch.device, *fields: str) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     number = visible[index] if index < len(visible) and visible[index] else str(index)
     words = [program, f"--id={number}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
     values = [value.strip() for value in done.stdout.strip().split(",")]
     return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else {}

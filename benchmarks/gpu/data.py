@@ -53,7 +53,9 @@ def source(setting: Setting, name: str) -> tuple[Split, recipe.Image, str]:
     """Samples, how they are stored, and where they come from."""
     scale = setting.scale
     if name in (CIFAR, CIFAR_TEST):
-        split, origin = _cifar(setting.cifar, scale.cifar_samples, name == CIFAR)
+        # A few real images teach nothing in a few epochs.
+        folder = Path("small") if setting.small else setting.cifar
+        split, origin = _cifar(folder, scale.cifar_samples, name == CIFAR)
         return split, recipe.Image(), origin
     count = {JPEG: scale.jpeg_samples, VAL: max(1, scale.samples // 20)}.get(name, scale.samples)
     stored = replace(recipe.load_recipe("imagenet", {"splits.val": ""}).image, max_resolution=scale.stored)

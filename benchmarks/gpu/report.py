@@ -21,7 +21,7 @@ from ffcv_prune.training.run_folder import replace_file
 
 PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
 LEAST = 0.7  # of what was expected: estimates of cards that nobody had run it on
-SAME = (*MIXED, "device", "card", "small")  # what the lines of one page must share
+SAME = (*MIXED, "device", "decoder", "card", "small")  # what the lines of one page must share
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.card import CIFAR_TRAINING, NOW, TRAINING, Expected, nvidia_smi, of_card
@@ -65,6 +66,7 @@ def measure(setting: Setting, report: Report, case: Case, mode: str, amp: str, c
     """Images/s; adds the lines of one mode."""
     device, title = setting.device, f"{case}, {mode}"
     settings = replace(Train(epochs=1), batch_size=case.batch, amp=amp, compile=compiled)
+    torch.compiler.reset()  # each mode compiles for itself
     torch.manual_seed(0)
     model = build_model(case.model, CLASSES, [0.5] * 3, [0.25] * 3).to(device)
     stepper = Stepper(model, settings, choose_amp_dtype(amp, device))
@@ -102,12 +104,20 @@ def measure(setting: Setting, report: Report, case: Case, mode: str, amp: str, c
 
 def count_events(step: Callable[[], None], device: torch.device) -> int:
     """Kernels and copies in one step; on the CPU, operations."""
-    cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+    with profile(activities=activities(device)) as profiler:
         step()
         now(device)
-    wanted = DeviceType.CUDA if cuda else DeviceType.CPU
-    return sum(event.device_type == wanted for event in profiler.events())
+    return len(events_of(profiler, device))
+
+
+def activities(device: torch.device) -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+
+
+def events_of(profiler: profile, device: torch.device) -> list[FunctionEvent]:
+    """What the device did, without the names that stretch over several kernels and the gaps between them."""
+    kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
+    return [event for event in profiler.events() if event.device_type == kind and not event.is_user_annotation]
 
 
 def _compare(report: Report, case: Case, found: dict[str, float]) -> None:

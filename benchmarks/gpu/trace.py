@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 from benchmarks.gpu.data import MIX
 from benchmarks.gpu.loader import train_loader
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.setting import Setting
+from benchmarks.gpu.step import activities, events_of
 from ffcv_prune.machine import now
 from ffcv_prune.models import build_model
 from ffcv_prune.sections import Train
@@ -40,12 +40,10 @@ def run(setting: Setting, report: Report) -> None:
         now(device)
 
     train(WARM_UP)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setting.cuda else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities(device)) as profiler:
         train(STEPS)
     loader.close()
-    wanted = DeviceType.CUDA if setting.cuda else DeviceType.CPU
-    times = [(e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == wanted]
+    times = [(event.time_range.start, event.time_range.end) for event in events_of(profiler, device)]
     busy = covered(times) / (max(end for _, end in times) - min(start for start, _ in times))
     report.figure("device busy while training", 100 * busy, "%", note=f"{STEPS} steps; copies count as busy")
     path = setting.out / "trace.json.gz"

@@ -11,7 +11,9 @@ some hundred are enough, they are repeated. Without it only CIFAR-10 is measured
 
 Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles: raw
 pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the centre cropped and
-resized to 224). Everybody reads the same stored bytes from a warm page cache and delivers uint8[B, side, side, 3].
+resized to 224); photographs of a longer side of 500, a random crop resized to 224, and the centre to 80, as for
+scores, from JPEG decoded at a scale of libjpeg's by whoever can. Everybody reads the same stored bytes from a warm
+page cache and delivers uint8[B, side, side, 3].
 Loaders take turns in measurements of --seconds (one epoch at least); building, compiling and the first epoch are left
 out (rows of repeat 0), except for what a loader does anew for each selection. docs/speed.md says how to read the table.
 """
@@ -26,7 +28,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -52,16 +54,32 @@ COLUMNS = (
 SETTINGS = ("repeats", "imagenet_samples", "loaders", "seconds", "workers", "busy")
 BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with this process, however it ends
 KEEPS = (0.3, 0.5, 1.0)
-CASES = {  # batch size, and what the table calls it
-    "cifar_raw": (512, "CIFAR-sized, raw"),
-    "cifar_jpeg": (512, "CIFAR-sized, JPEG"),
-    "imagenet_raw": (128, "ImageNet-sized, raw"),
-    "imagenet_jpeg": (128, "ImageNet-sized, JPEG"),
+
+
+class Case(NamedTuple):
+    """What is served: its name in the table, samples a batch, side of the images, longest side of stored photographs,
+    and what `Data` knows."""
+
+    title: str
+    batch_size: int
+    side: int = 0
+    longest: int = 0
+    crop: str = "centre"
+    reduced: bool = False
+
+
+CASES = {
+    "cifar_raw": Case("CIFAR-sized, raw", 512),
+    "cifar_jpeg": Case("CIFAR-sized, JPEG", 512),
+    "imagenet_raw": Case("ImageNet-sized, raw", 128, 224, 400),
+    "imagenet_jpeg": Case("ImageNet-sized, JPEG", 128, 224, 400),
+    "crop_raw": Case("Photographs, raw, random crops", 128, 224, 500, "random"),
+    "crop_jpeg": Case("Photographs, JPEG, random crops", 128, 224, 500, "random"),
+    "score_jpeg": Case("Photographs, JPEG, scored at 80 pixels", 128, 80, 500, reduced=True),
 }
 ONCE = "FFCV, once it runs"
-IMAGENET_SIDE = 224
 # Mean absolute difference to our pixels, of 255. Equal where the same functions are called; DALI's linear
-# interpolation is not an area average.
+# interpolation is not an area average. Twice that where images are decoded at scales, of which others take other ones.
 PIXEL_BOUND = 3.0
 
 
@@ -78,12 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
-    names = list(dict.fromkeys(["ours", *_chosen(args.loaders, RIVALS)]))
+    chosen = list(dict.fromkeys(["ours", *_chosen(args.loaders, RIVALS)]))
     for case in results.left(_chosen(args.cases, CASES), lambda row: row["case"]):
-        if case.startswith("imagenet") and not args.imagenet_dir:
+        if CASES[case].longest and not args.imagenet_dir:
             print(f"{case}: skipped; --imagenet-dir says where the photographs are")
         else:
             data = prepare(case, args)
+            names = [name for name in chosen if name != "whole" or data.reduced]
             with busy(args.busy):
                 results.append(measure(case, data, names, args))
 
@@ -102,7 +121,7 @@ def busy(count: int) -> Iterator[None]:
 
 def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
     """All repeats of a case, the loaders taking turns; one row a measurement."""
-    batch_size, _ = CASES[case]
+    batch_size = CASES[case].batch_size
     common = {"case": case, "samples": len(data), "batch_size": batch_size, "workers": args.workers}
     rows = []
     with ExitStack() as stack:
@@ -116,8 +135,10 @@ def measure(case: str, data: Data, names: list[str], args: argparse.Namespace) -
                 continue
             stack.callback(loaders[name].close)
         difference = {name: pixel_difference(loaders["ours"], loader) for name, loader in loaders.items()}
+        if data.crop == "random" and "ffcv" in difference:
+            difference["ffcv"] = float("nan")  # its crops are its own
         for name, loader in loaders.items():
-            if difference[name] > PIXEL_BOUND:
+            if difference[name] > PIXEL_BOUND * (2 if data.reduced else 1):
                 raise RuntimeError(f"{case}: {name} delivers other pixels than ours, by {difference[name]:.1f} of 255")
             rows.append({"loader": name, "keep": 1.0, "repeat": 0} | asdict(loader.warm_up))
         for repeat in range(1, args.repeats + 1):
@@ -139,7 +160,7 @@ def pixel_difference(ours: Served, other: Served) -> float:
 
 def prepare(case: str, args: argparse.Namespace) -> Data:
     """The images of a case, written to --out where they are not there yet."""
-    raw = case.endswith("raw")
+    own, raw = CASES[case], case.endswith("raw")
     if case.startswith("cifar"):
         pixels = Data(args.cifar, 0)
         if pixels.is_jpeg or (pixels.heights != pixels.widths).any():
@@ -148,13 +169,15 @@ def prepare(case: str, args: argparse.Namespace) -> Data:
             )
         split = Split(np.zeros(len(pixels), np.int64), lambda i: Image.fromarray(pixels.pixels(i)), str)
         side, image = int(pixels.heights[0]), recipe.Image()
+        path = args.out / f"{case}_{len(pixels)}.beton"
     else:
         imagenet = recipe.load_recipe("imagenet", {"splits.val": ""})
         photographs = open_source(imagenet, args.imagenet_dir).splits["train"]
         split = photographs.take(np.arange(args.imagenet_samples) % len(photographs.labels))
-        side, image = IMAGENET_SIDE, imagenet.image
-    path = args.out / f"{case}_{len(split.labels)}.beton"
-    data = Data(write_once(split, path, replace(image, mode="raw" if raw else "jpg"), args.workers), side)
+        side, image = own.side, replace(imagenet.image, max_resolution=own.longest)
+        path = args.out / f"photographs_{own.longest}_{'raw' if raw else 'jpeg'}_{args.imagenet_samples}.beton"
+    written = write_once(split, path, replace(image, mode="raw" if raw else "jpg"), args.workers)
+    data = Data(written, side, own.crop, own.reduced)
     data.write_dense()
     return data
 
@@ -174,7 +197,7 @@ def summary(rows: Sequence[Row]) -> str:
     """A Markdown table for each case, with what was measured, and on what."""
     measured = [row for row in rows if int(row["repeat"])]  # 0: the warm-up
     by_case = groups(measured, "case")
-    parts = [_case(by_case[case,], title) for case, (_, title) in CASES.items() if (case,) in by_case]
+    parts = [_case(by_case[case,], own.title) for case, own in CASES.items() if (case,) in by_case]
     versions = dict.fromkeys(one for row in rows for one in row["version"].split(", "))
     return "\n\n".join([*parts, f"{measured_with(measured)} Loaders: {', '.join(versions)}."])
 
@@ -215,8 +238,9 @@ def _case(rows: Sequence[Row], title: str) -> str:
         line["subset, CPU"] = "" if its is whole else spread(ratios(its, whole, cpu))
         lines.append(line)
     made = rows[0]
+    difference = round(np.nanmax(values(rows, "pixel_difference")), 3)
     note = (
         f"{int(made['samples']):,} images, batches of {made['batch_size']}, {made['workers']} workers; "
-        f"pixels differ from ours by at most {round(max(values(rows, 'pixel_difference')), 3):g} of 255 in the mean."
+        f"pixels differ from ours by at most {difference:g} of 255 in the mean."
     )
     return "\n\n".join([f"## {title}", table(lines), note])

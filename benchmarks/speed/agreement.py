@@ -47,9 +47,9 @@ from ffcv_prune.methods import Method
 from ffcv_prune.methods.table import ScoreTable
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.loop import Trainer
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.stop import StopSignals
-from ffcv_prune.training.trainer import Trainer
 
 TITLE = "Cheaper scores"
 PASS, PASS_FULL_WARMUP = "full pass", "full pass, full warm-up"

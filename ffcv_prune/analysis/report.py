@@ -27,7 +27,7 @@ from ffcv_prune.analysis.plots import (
     plot_selections,
 )
 from ffcv_prune.analysis.runs import Run, differing_keys, read_run, repetitions, together
-from ffcv_prune.analysis.verdicts import verdicts
+from ffcv_prune.analysis.verdicts import savings, verdicts
 from ffcv_prune.data.manifest import read_sources
 from ffcv_prune.errors import UserError
 
@@ -73,7 +73,7 @@ def write_report(
     page = PAGES.get_template("report.html.j2").render(
         mark=MARK,
         title=title or ", ".join(run.name for run in runs),
-        remarks=remarks,
+        remarks=[*remarks, *savings(runs)],
         head=head,
         table=table,
         verdicts=verdicts(runs),

@@ -28,6 +28,19 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def savings(runs: Sequence[Run]) -> list[str]:
+    """One sentence for each run with prune.save: what was asked, and what was saved by its log."""
+    sentences = []
+    for run in runs:
+        plan, epochs = run.rows[-1].get("saving"), run.settings.get("train.epochs")
+        if plan is not None:
+            sentences.append(
+                f"{run.name} was to save {plan['asked']:.1%} of a full run's seconds; after {len(run.rows)} of "
+                f"{epochs} epochs it saves {plan['predicted']:.1%}."
+            )
+    return sentences
+
+
 def _rival(group: list[Run], full: list[list[Run]]) -> list[Run] | None:
     """The nearest runs of full data; None if none saw about as many samples."""
     nearest = _nearest(group, full)

@@ -83,6 +83,7 @@ class BetonTables:
         addresses: uint64[m], ascending: where data were allocated.
         sizes: uint64[m]: bytes allocated there.
         pointers: of each field outside the metadata, uint64[n]: the address of each sample's data.
+        lengths: of each of these, uint32[n]: the bytes there.
         checksums: uint32[n], the CRC-32C of each sample (`data.checksums` says of what), or None.
     """
 
@@ -91,6 +92,7 @@ class BetonTables:
     addresses: np.ndarray
     sizes: np.ndarray
     pointers: dict[str, np.ndarray]
+    lengths: dict[str, np.ndarray]
     checksums: np.ndarray | None
 
 
@@ -202,16 +204,16 @@ def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFiel
     num_allocations = (file_bytes - table_start) // ALLOC_TABLE_TYPE.itemsize
     table = read_allocations(file, num_allocations, table_start)
     allocations = Allocations(table, n, page_size, data_start, table_start)
-    pointers = {}
+    pointers, lengths = {}, {}
     for name, handler in handlers.items():
         if isinstance(handler, RGBImageField):
-            _check_images(file, name, columns[name], allocations)
+            lengths[name] = _check_images(file, name, columns[name], allocations)
             pointers[name] = columns[name]["data_ptr"]
         elif isinstance(handler, BytesField):
-            _check_bytes(name, columns[name], allocations)
+            lengths[name] = _check_bytes(name, columns[name], allocations)
             pointers[name] = columns[name]["ptr"]
         elif isinstance(handler, NDArrayField):
-            allocations.check(name, columns[name], handler.element_size)
+            lengths[name] = allocations.check(name, columns[name], handler.element_size)
             pointers[name] = columns[name]
     checksums = read_checksums(file, n, metadata_end, int(allocations.ptrs[0])) if pointers else None
 
@@ -230,7 +232,7 @@ def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFiel
         label_field=label_field,
         labels=None if label_field is None else np.ascontiguousarray(columns[label_field]),
     )
-    return BetonTables(info, metadata, allocations.ptrs, allocations.sizes, pointers, checksums)
+    return BetonTables(info, metadata, allocations.ptrs, allocations.sizes, pointers, lengths, checksums)
 
 
 def _handlers(path: Path, descriptors: np.ndarray, custom_fields: CustomFields) -> dict[str, Field]:
@@ -268,17 +270,17 @@ def _names_of(handlers: dict[str, Field], kind: type[Field]) -> Iterator[str]:
     return (name for name, handler in handlers.items() if isinstance(handler, kind))
 
 
-def _check_bytes(field: str, column: np.ndarray, allocations: Allocations) -> None:
+def _check_bytes(field: str, column: np.ndarray, allocations: Allocations) -> np.ndarray:
     empty = np.flatnonzero(column["size"] == 0)
     if empty.size:  # it has the address of what was written next
         raise DamagedError(
             f"has an empty field {field!r} in sample {empty[0]}: FFCV would read another sample in its place, "
             "or it in that one's, so that each needs a byte"
         )
-    allocations.check(field, column["ptr"], column["size"])
+    return allocations.check(field, column["ptr"], column["size"])
 
 
-def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: Allocations) -> None:
+def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: Allocations) -> np.ndarray:
     sizes = allocations.check(field, images["data_ptr"])
     modes = images["mode"]
     pixels = images["height"].astype(np.uint64)
@@ -299,3 +301,4 @@ def _check_images(file: BinaryIO, field: str, images: np.ndarray, allocations: A
         # The decoder's return code is never looked at: a batch would silently hold stale pixels.
         if os.pread(file.fileno(), 2, int(images["data_ptr"][sample])) != b"\xff\xd8":
             raise DamagedError(f"is damaged: field {field!r} of sample {sample} is no JPEG image")
+    return sizes

@@ -34,9 +34,8 @@ def sample_sums(
         parallel: take as many threads as numba has been given.
     """
     record = tables.metadata.dtype.itemsize
-    columns = [pointers[ids] for pointers in tables.pointers.values()]
-    sizes = [tables.sizes[np.searchsorted(tables.addresses, column)] for column in columns]
-    columns = [column + np.uint64(memory) - np.uint64(start) for column in columns]
+    columns = [pointers[ids] + np.uint64(memory) - np.uint64(start) for pointers in tables.pointers.values()]
+    sizes = [lengths[ids].astype(np.uint64) for lengths in tables.lengths.values()]
     columns.append(np.uint64(tables.metadata.ctypes.data) + ids.astype(np.uint64) * np.uint64(record))
     sizes.append(np.full(len(ids), record, np.uint64))
     return crc32c.sums(np.stack(columns, axis=1), np.stack(sizes, axis=1), parallel)
@@ -91,8 +90,7 @@ def damaged_samples(tables: BetonTables, checksums: NDArray[np.uint32]) -> NDArr
 def _windows(tables: BetonTables) -> Iterator[tuple[NDArray[np.int64], int, int]]:
     """(ids, first byte, end) of pieces of the file in its order, with every sample in one of them."""
     firsts = np.minimum.reduce(list(tables.pointers.values()))
-    sizes = [tables.sizes[np.searchsorted(tables.addresses, own)] for own in tables.pointers.values()]
-    ends = np.maximum.reduce([own + size for own, size in zip(tables.pointers.values(), sizes, strict=True)])
+    ends = np.maximum.reduce([own + tables.lengths[name] for name, own in tables.pointers.items()])
     order = np.argsort(firsts, kind="stable")
     window = firsts[order] // np.uint64(WINDOW_BYTES)
     for ids in np.split(order, np.flatnonzero(window[1:] != window[:-1]) + 1):

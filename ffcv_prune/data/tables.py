@@ -94,11 +94,11 @@ class Allocations:
             )
 
     def check(self, field: str, ptrs: np.ndarray, sizes: np.ndarray | np.integer | None = None) -> np.ndarray:
-        """Require exactly one allocation at each pointer, owned by that sample; return the sizes, uint64[n].
+        """Require exactly one allocation at each pointer, owned by that sample; return the sizes, uint32[n].
 
         FFCV finds a size by binary search for the address and does not look whether it was there.
         """
-        sound, found = np.empty(len(ptrs), np.bool_), np.empty(len(ptrs), np.uint64)
+        sound, found = np.empty(len(ptrs), np.bool_), np.empty(len(ptrs), np.uint32)
         for start in range(0, len(ptrs), TABLE_PIECE):  # whole columns would take 40 bytes a sample
             piece = slice(start, start + TABLE_PIECE)
             own = ptrs[piece]

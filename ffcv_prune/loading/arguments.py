@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from ffcv_prune.data.beton import BetonInfo, CustomFields
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.loading.order import validate_ids
+from ffcv_prune.loading.selectable import whole
 
 Pipeline: TypeAlias = Sequence[Any] | PipelineSpec | None
 
@@ -31,17 +31,6 @@ def file_path(fname: Any) -> Path:
     if not isinstance(fname, str | os.PathLike) or isinstance(os.fspath(fname), bytes):
         raise UserError(f"fname is {reprlib.repr(fname)}: pass the path of a .beton file")
     return Path(fname)
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """A whole number, `least` or more."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise UserError(f"{name} is {reprlib.repr(value)}: it must be a whole number") from None
-    if not least <= number < 2**63:
-        raise UserError(f"{name} is {number}: it must be at least {least} and fit into 64 bits")
-    return number
 
 
 def check_flags(**flags: Any) -> None:

@@ -49,6 +49,7 @@ class _Producer(threading.Thread):
         self.held = -1  # the batch that the consumer has
         self.stop_requested = False
         self.fields = graph.decoded_fields
+        self.stored = file.stored_samples(self.fields)
         self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
 
@@ -89,7 +90,7 @@ class _Producer(threading.Thread):
         slot = number % self.ring.slots
         if self.read_ahead:
             self.read_ahead.decoding(number)
-        self.ring.begin_batch(self.decoding, self.batches[number], slot)
+        self.ring.begin_batch(self.decoding, self.batches[number], slot, self.stored)
 
     def gone_on(self) -> None:
         """The consumer has the next batch, and is done with the one before."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ffcv_prune.data.beton import BetonTables
 from ffcv_prune.data.checksums import sample_name, sample_sums
 from ffcv_prune.errors import WRITE, UserError
+from ffcv_prune.loading.native_code import StoredField, StoredSamples
 
 
 class FirstRead:
@@ -24,16 +25,33 @@ class FirstRead:
         assert tables.checksums is not None
         self._tables, self._mapped, self._checksums = tables, mapped, tables.checksums
         self._unread = np.ones(tables.info.num_samples, np.bool_)
+        fields = [
+            StoredField(pointers.ctypes.data, pointers.strides[0], tables.lengths[name].ctypes.data)
+            for name, pointers in tables.pointers.items()
+        ]
+        self._stored = StoredSamples(
+            *(array.ctypes.data for array in (mapped, tables.metadata, tables.checksums, self._unread)),
+            (StoredField * len(fields))(*fields),
+            len(fields),
+            tables.metadata.dtype.itemsize,
+        )
+
+    def stored_samples(self, fields: Collection[str]) -> StoredSamples | None:
+        """For the native code: it checks each sample right before decoding, and marks the sound ones as read."""
+        return self._stored if self._covers(fields) else None
+
+    def _covers(self, fields: Collection[str]) -> bool:
+        """Whether these are all that lie outside the metadata: reading the rest may cost more than all else."""
+        return self._tables.pointers.keys() <= set(fields)
 
     def check(self, ids: NDArray[np.int64], fields: Collection[str], parallel: bool) -> None:
         """To be called with the samples of a batch, int64[m], once they are decoded: then they lie in the cache.
 
-        Samples of which not all `fields` outside the metadata were decoded are left for another time: reading the
-        rest may cost more than all else.
+        Samples of which not all `fields` outside the metadata were decoded are left for another time.
 
         Raises UserError that names file and sample.
         """
-        if not self._tables.pointers.keys() <= set(fields):
+        if not self._covers(fields):
             return
         new = ids[self._unread[ids]]
         if not len(new):

@@ -26,13 +26,12 @@ from ffcv_prune.loading.arguments import (
     refuse_unsupported,
     shuffles,
     usable_workers,
-    whole,
 )
 from ffcv_prune.loading.epoch import Batches, Epoch, Waiting
 from ffcv_prune.loading.open_file import ffcv_constructor, open_file
 from ffcv_prune.loading.order import PrunedOrder
 from ffcv_prune.loading.ring import Decoding, Ring
-from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that_share
+from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that_share, whole
 
 
 class PrunedLoader(SelectableLoader, Loader):

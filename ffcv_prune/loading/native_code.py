@@ -32,6 +32,22 @@ class Task(ctypes.Structure):
     )
 
 
+class StoredField(ctypes.Structure):
+    """Where a field has stored the samples, see `native/checksum.h`."""
+
+    _fields_ = (("place", ctypes.c_void_p), ("stride", ctypes.c_int64), ("size", ctypes.c_void_p))
+
+
+class StoredSamples(ctypes.Structure):
+    """The samples of a file and their checksums, see `native/checksum.h`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("file", "records", "checksums", "unread")),
+        ("fields", ctypes.POINTER(StoredField)),
+        *((name, ctypes.c_int64) for name in ("field_count", "record_bytes")),
+    )
+
+
 def task(jobs: np.ndarray, images: np.ndarray, scaled: bool = False, fill: tuple[int, int, int] | None = None) -> Task:
     """Make uint8[B, rows, columns, 3] of int64[B, len(JOB)], both C-contiguous. The task keeps both, but not what the
     jobs point to.
@@ -57,24 +73,25 @@ def library() -> ctypes.CDLL | None:
 
 def bind(path: str) -> ctypes.CDLL | None:
     """The library in a file; None if it cannot be loaded, or is of another version of these files or of libjpeg."""
-    try:
-        library = ctypes.CDLL(path)
-        works = library.ffcv_prune_works(ctypes.c_int64(8 * len(JOB)), ctypes.c_int64(ctypes.sizeof(Task)))
-    except (OSError, AttributeError):
-        return None
-    if not works:
-        return None
     pool, tasks, number = ctypes.c_void_p, ctypes.POINTER(Task), ctypes.c_int64
+    stored = ctypes.POINTER(StoredSamples)
     types = {
+        "works": (ctypes.c_int, (number, number, number, number)),
         "make": (ctypes.c_int, (tasks, number, number)),
         "begin": (pool, (ctypes.c_int, number)),
-        "submit": (None, (pool, tasks, ctypes.c_int, number, number)),
+        "submit": (None, (pool, tasks, ctypes.c_int, number, number, ctypes.c_void_p, stored)),
         "wait": (ctypes.c_int, (pool, number)),
         "wake": (None, (pool,)),
         "clear": (None, (pool,)),
         "end": (None, (pool,)),
+        "crc32c": (ctypes.c_int, (ctypes.c_int, ctypes.c_void_p, number, ctypes.POINTER(ctypes.c_uint32))),
     }
-    for name, (result, arguments) in types.items():
-        function = getattr(library, f"ffcv_prune_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
+    try:
+        library = ctypes.CDLL(path)
+        for name, (result, arguments) in types.items():
+            function = getattr(library, f"ffcv_prune_{name}")
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):
+        return None
+    sizes = map(ctypes.sizeof, (Task, StoredField, StoredSamples))
+    return library if library.ffcv_prune_works(8 * len(JOB), *sizes) else None

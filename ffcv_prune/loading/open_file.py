@@ -30,6 +30,7 @@ from ffcv_prune.loading import kernels
 from ffcv_prune.loading.augment import made_images
 from ffcv_prune.loading.bus_errors import Guard
 from ffcv_prune.loading.graph import PipelineGraph, nothing
+from ffcv_prune.loading.native_code import StoredSamples
 
 FileState = tuple[int, ...] | None
 
@@ -107,6 +108,10 @@ class OpenFile:
             raise UserError(f"{self.path} was replaced, changed or deleted since it was opened: build a new loader")
         if self._guard.failed:
             raise UserError(f"{self.path} cannot be read, the disk reports an error: write it again on another one")
+
+    def stored_samples(self, fields: Collection[str]) -> StoredSamples | None:
+        """What the native code checks the samples by, if these are the fields that are decoded; None: it does not."""
+        return None if self._first_read is None else self._first_read.stored_samples(fields)
 
     def check_decoded(self, ids: NDArray[np.int64], fields: Collection[str], parallel: bool) -> None:
         """Raise UserError unless what was decoded of the samples `ids`, int64[m], is what was written to the file.

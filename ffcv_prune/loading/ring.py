@@ -17,6 +17,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading import native_code
 from ffcv_prune.loading.augment import PadCropFlip
 from ffcv_prune.loading.graph import PipelineGraph
+from ffcv_prune.loading.native_code import StoredSamples
 from ffcv_prune.loading.open_file import OpenFile
 from ffcv_prune.loading.workers import workers
 
@@ -139,8 +140,8 @@ class Ring:
             if copied is not None:
                 copied.synchronize()
 
-    def begin_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> None:
-        """Have the images of the samples `ids` made."""
+    def begin_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int, stored: StoredSamples | None) -> None:
+        """Have the images of the samples `ids` made. `stored`: have these checked first. The caller holds both."""
         copied = self.copied[slot]
         if copied is not None:
             copied.synchronize()  # the pinned buffer's last copy, several batches ago
@@ -151,7 +152,7 @@ class Ring:
             images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
             if images.move is not None:
                 images.move.plan(own, ids, self.seed, self.epoch)
-        self.workers.submit(slot, len(ids))
+        self.workers.submit(slot, ids, stored)
 
     def finish_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         """The outputs for the samples `ids`, whose images are made: views into the slot, which on CUDA may not be

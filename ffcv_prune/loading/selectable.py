@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -208,3 +210,14 @@ def ranks_that_share(distributed: bool) -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         raise UserError("distributed=True needs torch.distributed.init_process_group first: start with torchrun")
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number, `least` or more."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} is {reprlib.repr(value)}: it must be a whole number") from None
+    if not least <= number < 2**63:
+        raise UserError(f"{name} is {number}: it must be at least {least} and fit into 64 bits")
+    return number

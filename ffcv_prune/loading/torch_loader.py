@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.errors import UserError, nearest, wrong_kind
 from ffcv_prune.loading.order import PrunedOrder
-from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that_share
+from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that_share, whole
 from ffcv_prune.loading.torch_fetch import (
     Fetcher,
     Requests,
@@ -97,9 +97,8 @@ class TorchLoader(SelectableLoader):
         **options: Any,
     ) -> None:
         self.num_samples = length_of(dataset)
-        for option, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
-            if value < least:
-                raise UserError(f"{option} is {value}: it must be at least {least}")
+        batch_size, num_workers = whole("batch_size", batch_size, 1), whole("num_workers", num_workers, 0)
+        seed = whole("seed", seed, 0)
         for option in options:
             if option in REFUSED:
                 raise UserError(f"{option}: {REFUSED[option]}")
@@ -125,6 +124,8 @@ class TorchLoader(SelectableLoader):
         Raises:
             UserError: it draws from a sampler of the user's own, whose order could not be kept.
         """
+        if not isinstance(loader, DataLoader):
+            raise wrong_kind("loader", loader, "a torch DataLoader, or a data set to TorchLoader itself")
         arguments = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn", "drop_last")}
         arguments |= {name: getattr(loader, name) for name in OPTIONS if name != "persistent_workers"}
         return cls(loader.dataset, **arguments | order_of_loader(loader) | changes)

@@ -12,10 +12,13 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import kernels, native_code
-from ffcv_prune.loading.native_code import Task
+from ffcv_prune.loading.native_code import StoredSamples, Task
+
+Ids = NDArray[np.int64]
 
 # What a thread takes of a batch at a time has so many bytes, or is one image: more than taking it costs by far.
 PIECE_BYTES = 64 << 10
@@ -24,8 +27,12 @@ PIECE_BYTES = 64 << 10
 class Workers(Protocol):
     """Makes batches, which are numbered from 0 in the order of `submit`; one thread calls, only `wake` is anybody's."""
 
-    def submit(self, slot: int, samples: int) -> None:
-        """Make the first images of the tasks of a slot, whose jobs are filled. Theirs until `wait` returned True."""
+    def submit(self, slot: int, ids: Ids, stored: StoredSamples | None) -> None:
+        """Make the first images of the tasks of a slot, whose jobs are filled: of the samples `ids`, int64[m].
+
+        Those that `stored` has as unread may be checked first, which marks the sound ones. Theirs until `wait`
+        returned True.
+        """
 
     def wait(self, batch: int) -> bool:
         """Wait until a batch is made, or for `wake`; whether it is made. MemoryError where there was none."""
@@ -55,9 +62,10 @@ class NativeWorkers:
             raise UserError(f"{threads} threads are not to be had: use a smaller num_workers")
         weakref.finalize(self, _end, library, self._pool, os.getpid())
 
-    def submit(self, slot: int, samples: int) -> None:
+    def submit(self, slot: int, ids: Ids, stored: StoredSamples | None) -> None:
         tasks = self._tasks[slot]
-        self._library.ffcv_prune_submit(self._pool, tasks, len(tasks), samples, self._piece)
+        own = len(ids), self._piece, ids.ctypes.data, stored
+        self._library.ffcv_prune_submit(self._pool, tasks, len(tasks), *own)
 
     def wait(self, batch: int) -> bool:
         made = self._library.ffcv_prune_wait(self._pool, batch)
@@ -93,8 +101,8 @@ class NumbaWorkers:
         self._kept = [np.empty((threads, task.rows, task.columns, 3), np.uint8) for task in tasks[0]]
         self._made = 0
 
-    def submit(self, slot: int, samples: int) -> None:
-        self._submitted.append((slot, samples))
+    def submit(self, slot: int, ids: Ids, stored: StoredSamples | None) -> None:
+        self._submitted.append((slot, len(ids)))
 
     def wait(self, batch: int) -> bool:
         if batch < len(self._submitted):

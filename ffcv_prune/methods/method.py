@@ -162,6 +162,14 @@ class Method:
         return kept if phase == "random" else self.selector.most(kept, n)
 
     @property
+    def sized_by(self) -> str | None:
+        """The parameter in (0, 1] that sets how many samples epochs train on, which rise with it.
+
+        None where that follows from the losses, too, or does not rise evenly.
+        """
+        return self.selector.sized_by or (self.phases.sized_by if self.selector.has_fixed_size else None)
+
+    @property
     def constant_share(self) -> float | None:
         """The share that every pruned epoch keeps; None where it follows from the losses or the epoch."""
         return self.phases.share if self.selector.has_fixed_size and "keep" in self.values else None

@@ -21,10 +21,11 @@ class Phases(Part, ABC):
 
     The first `warmup` epochs and the last ones train on the full data set or on random selections, as their mode
     says; those between follow the method.
-    `prunes`: whether anything is ever selected.
+    `prunes`: whether anything is ever selected. `sized_by`: see `Method.sized_by`.
     """
 
     prunes: ClassVar[bool] = True
+    sized_by: ClassVar[str | None] = None
 
     warmup: int | float = key(
         0, "epochs before the first scored selection; below 1: share of the run", within="[0, inf)"
@@ -102,6 +103,7 @@ class Phases(Part, ABC):
 class Periodic(Phases):
     """A selection of constant size every T_p epochs. Without a warm-up and a final phase: the paper's algorithm."""
 
+    sized_by: ClassVar[str | None] = "keep"
     keep: float = key(0.3, "fraction of the data kept (pruning rate = 1 - keep)", within="(0, 1]")
     period: int = key(10, "epochs between selections (the paper's T_p)", within="[1, inf)")
     final: int | float = key(0, "epochs after the last scored selection; below 1: share of the run", within="[0, inf)")
@@ -151,6 +153,7 @@ class UntilRandom(UntilFull):
 class Geometric(Phases):
     """gamma^e of the samples in epoch e, rounded down; all data in the last one."""
 
+    sized_by: ClassVar[str | None] = "gamma"
     gamma: float = key(0.95, "srd: factor of the share kept from one epoch to the next", within="(0, 1]")
 
     def final_phase(self, epochs: int) -> tuple[int, Phase]:

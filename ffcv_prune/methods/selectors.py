@@ -30,12 +30,14 @@ class Selector(Part, ABC):
         has_fixed_size: whether it draws exactly k samples; False: as many as its rule says.
         starts_without_values: whether its first k samples make sense before any sample has a value.
         fills_batches: whether what it chooses of a batch waits until it fills one.
+        sized_by: its own parameter that sets the size of a selection, see `Method.sized_by`; None: it has none.
     """
 
     is_random: ClassVar[bool] = False
     knows_probability: ClassVar[bool] = True
     has_fixed_size: ClassVar[bool] = True
     starts_without_values: ClassVar[bool] = False
+    sized_by: ClassVar[str | None] = None
 
     @property
     def ranks(self) -> bool:

@@ -60,13 +60,19 @@ class State:
         self._groups = _checked_groups(groups, n, method.needs_groups)
         self.selection: Selection | None = None
         self.nonfinite = 0
-        self._rule = method.rule
         self._fresh = np.zeros(n, np.bool_)  # recorded since the last selection
 
     @property
     def n(self) -> int:
         """Number of samples."""
         return self.table.n
+
+    def change(self, **parameters: Any) -> None:
+        """Give the method other values of parameters that say how much it selects and when; for selections to come.
+
+        UserError as of `Method.replace`; nothing has changed then.
+        """
+        self.method = self.method.replace(**parameters)
 
     def scores(self) -> Scores:
         """float32[n]: the score of each sample by what is known now; NaN: no value yet."""
@@ -90,7 +96,7 @@ class State:
         ids = self.method.source.due(self._fresh, None if self.selection is None else self.selection.ids)
         if ids is not None and ids.size:
             k = self.method.kept(self.n, epoch, self.epochs)
-            ids = self.method.source.budget.choose(self._viewed(self._samples_at(epoch)), self._rule, k, ids)
+            ids = self.method.source.budget.choose(self._viewed(self._samples_at(epoch)), self.method.rule, k, ids)
         return ids if ids is not None and ids.size else None
 
     def record(
@@ -157,7 +163,7 @@ class State:
         else:
             by_method = phase == "method"
             rule: Rule
-            rule, seen = (self._rule, self._viewed(samples)) if by_method else (Uniform(), samples)
+            rule, seen = (self.method.rule, self._viewed(samples)) if by_method else (Uniform(), samples)
             draw = rule.draw(seen, k, rng, None)
             ids = draw.ids
 
@@ -197,7 +203,7 @@ class State:
         order = np.argsort(ids)
         rng = np.random.default_rng([self.seed, epoch, _SELECTION_STREAM, batch])
         samples = self._viewed(self._samples_at(epoch, batch), ids[order])
-        drawn = self._rule.draw(samples, ids.size, rng, ids[order])
+        drawn = self.method.rule.draw(samples, ids.size, rng, ids[order])
         return np.sort(order[np.searchsorted(ids[order], drawn.ids)])
 
     def _samples_at(self, epoch: int, batch: int | None = None) -> Samples:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.machine import AmpDtype
-from ffcv_prune.methods import State
+from ffcv_prune.methods import Method, State
 from ffcv_prune.methods.table import CERTAINTY, NonFiniteLossError
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.scoring.batch_forward import BatchChooser
@@ -41,7 +41,7 @@ class Values:
         amp_dtype: AmpDtype,
         proxy: Proxy | None,
     ) -> None:
-        self.state, self.method, self.task, self.amp_dtype = state, state.method, task, amp_dtype
+        self.state, self.task, self.amp_dtype = state, task, amp_dtype
         self.score_loader, self.proxy = score_loader, proxy
         self._check(loader)
         ranks, facts = loader.world_size, len(self.method.facts)
@@ -50,6 +50,11 @@ class Values:
         self._recorded = TrainingLosses(state.n, ranks > 1, facts) if self.method.records_losses else None
         self._passes = self._scored = 0
         self._headroom: tuple[int, Headroom] | None = None
+
+    @property
+    def method(self) -> Method:
+        """That of the state."""
+        return self.state.method
 
     def _check(self, loader: SampleLoader) -> None:
         """UserError for loaders or a proxy that do not fit the method."""

@@ -3,6 +3,7 @@ nothing else but where the pass ends."""
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -27,6 +28,8 @@ from ffcv_prune.training.optimizer import build_optimizer
 BatchLoss = Callable[[Tensor, Tensor, Any, Any], Tensor]
 # Inputs, targets, ids of a batch -> those to train on; None: nothing this time.
 Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None]
+
+COMPILING_PASSES = 3  # CUDA graphs are recorded in the second
 
 
 class RunAhead:
@@ -98,6 +101,22 @@ class Stepper:
 
     def _compiled(self, model: nn.Module) -> Callable[[Tensor], Any]:
         return model if self.compile_mode == "off" else torch.compile(model, mode=self.compile_mode)
+
+    def compile_now(self, loader: PrunedLoader) -> None:
+        """Let torch.compile do its work on the loader's first batch; all else stays as it is. All ranks must call."""
+        if self.compile_mode == "off":
+            return
+        weights = copy.deepcopy(self.model.state_dict())  # a pass changes the statistics of batch norms
+        cuda = [self.device] if self.device.type == "cuda" else []
+        self.model.train()
+        with closing(loader.batches(loader.next_epoch, loader.selection)) as batches, torch.random.fork_rng(cuda):
+            batch = next(batches)
+            for _ in range(COMPILING_PASSES):
+                with autocast(self.device, self.amp_dtype):
+                    outputs = self.forward(batch.inputs)
+                self.task.losses(outputs, batch.targets).mean().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.load_state_dict(weights)
 
     @property
     def tested(self) -> nn.Module:

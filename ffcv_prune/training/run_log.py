@@ -32,6 +32,7 @@ class RunResult:
         seconds: wall-clock time by phase; their "total", which includes what is in no phase, such as writing
             selections; and, not in the total, "setup": opening the data and compiling loaders, and "static":
             what the scores of a static method cost, however many runs use them.
+        saved: with prune.save, the share of a full run's seconds, set-up included, that the run saved.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class RunResult:
     samples_seen: int
     cost: dict[str, int]
     seconds: dict[str, float]
+    saved: float | None = None
 
 
 def pruning_facts(
@@ -105,7 +107,7 @@ def epoch_line(row: dict[str, Any], epochs: int, headline: str) -> str:
 
 def kept_share(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
     """The fraction of the data kept in pruned epochs; `rows` are those of the log."""
-    if config.prune.constant_share is not None:
+    if config.prune.constant_share is not None and not config.save:
         return config.prune.constant_share
     kept = [row["keep"] for row in rows if row["phase"] == "method"]
     return round(sum(kept) / len(kept), 6) if kept else 1.0
@@ -125,6 +127,7 @@ def result_row(config: Config, result: RunResult) -> dict[str, Any]:
         **{name: "" if value is None else round(value, 6) for name, value in metrics.items()},
         "samples_seen": result.samples_seen,
         **result.cost,
+        **({} if result.saved is None else {"asked": config.save, "saved": round(result.saved, 6)}),
         **{f"{phase}_seconds": round(seconds, 3) for phase, seconds in result.seconds.items()},
         **{name: ", ".join(value) if isinstance(value, list) else value for name, value in made.items()},
         "config": " ".join(f"{s}.{k}={v}" for s, keys in config.sections.items() for k, v in keys.items()),

@@ -12,7 +12,7 @@ import numpy as np
 
 from ffcv_prune import strict_args
 from ffcv_prune.config import dotted
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.pruner import Pruner, Swap
 from ffcv_prune.scoring.forward import known_labels
 from ffcv_prune.training.run_folder import RunFolder
@@ -55,6 +55,8 @@ class RunWriter:
     ) -> None:
         if isinstance(tracker, str):
             require_tracker(tracker)
+        elif not (hasattr(tracker, "log") and hasattr(tracker, "close")):
+            raise wrong_kind("tracker", tracker, "its name, or an object with log(row, scores) and close()")
         wanted = Path(folder)
         self._pruner, loader = pruner, pruner.loader
         n = loader.num_samples

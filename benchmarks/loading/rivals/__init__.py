@@ -43,6 +43,7 @@ class Rival(NamedTuple):
 
 RIVALS = {
     "ours": Rival("ffcv_prune", "ours:Ours", ("ffcv_prune",)),
+    "whole": Rival("ffcv_prune, decoding whole", "ours:Whole", ("ffcv_prune",)),
     "ffcv": Rival("FFCV, rebuilt", "ffcv_stock:Stock", ("ffcv",)),
     "torch": Rival("torch DataLoader", "torch_loader:TorchLoader", ("torch", "simplejpeg")),
     "dali": Rival("NVIDIA DALI", "dali:Dali", ("nvidia-dali-cuda120",)),

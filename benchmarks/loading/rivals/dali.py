@@ -45,10 +45,8 @@ class Dali(Loader):
             if not data.is_resized:
                 yield images, ids[:, None]
                 continue
-            shapes = np.stack([data.heights[ids], data.widths[ids]], axis=1)
-            sides = np.repeat(shapes.min(axis=1, keepdims=True), 2, axis=1)
-            corners = (shapes - sides) // 2
-            yield images, ids[:, None], corners.astype(np.float32), sides.astype(np.float32)
+            regions = data.regions[ids].astype(np.float32)
+            yield images, ids[:, None], regions[:, :2], regions[:, 2:]
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         self.ids = ids

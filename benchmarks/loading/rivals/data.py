@@ -19,6 +19,7 @@ from ffcv.reader import Reader
 from numpy.typing import NDArray
 
 from ffcv_prune.data.beton import JPG, BetonInfo, check_beton
+from ffcv_prune.loading import kernels
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,17 @@ class Data:
     """A `.beton` of images that are all raw or all JPEG, to be served as uint8[B, side, side, 3].
 
     An image that is not square of that side is cropped to its largest centred square and resized.
+
+    Attributes:
+        crop: "centre", or "random" for a random part of the image, as in training. Ours and FFCV's draw it anew in
+            each epoch; others have no such generator to measure: they get what ours draws in epoch 0.
+        reduced: JPEG images may be decoded at a scale of libjpeg's that leaves 1.5 times the pixels wanted.
     """
 
     path: Path
     side: int
+    crop: str = "centre"
+    reduced: bool = False
 
     def __len__(self) -> int:
         return self._info.num_samples
@@ -45,6 +53,14 @@ class Data:
     @cached_property
     def widths(self) -> NDArray[np.int64]:
         return self._info.image_widths.astype(np.int64)
+
+    @cached_property
+    def regions(self) -> NDArray[np.int64]:
+        """int64[n, 4]: what is to be seen of each image, (top, left, height, width)."""
+        if self.crop == "random":
+            return random_regions(self.heights, self.widths)
+        sides = np.minimum(self.heights, self.widths)
+        return np.stack([(self.heights - sides) // 2, (self.widths - sides) // 2, sides, sides], axis=1)
 
     @cached_property
     def is_resized(self) -> bool:
@@ -97,6 +113,13 @@ class Data:
     def _sizes(self) -> NDArray[np.int64]:
         table = np.sort(Reader(os.fspath(self.path)).alloc_table, order="ptr")
         return table["size"][np.searchsorted(table["ptr"], self._starts)].astype(np.int64)
+
+
+def random_regions(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[n, 4], see `Data.regions`: by the rule and with the defaults of FFCV and torchvision."""
+    keys = [kernels.stream_key(0, 0, i) for i in range(len(heights))]
+    sizes = zip(keys, heights.tolist(), widths.tolist(), strict=True)
+    return np.array([kernels.random_resized_crop(*size, (0.08, 1.0), (3 / 4, 4 / 3)) for size in sizes], np.int64)
 
 
 class Buffers:

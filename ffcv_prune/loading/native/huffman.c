@@ -1,7 +1,8 @@
 /* Baseline Huffman decoding in place of libjpeg's, which takes most of a JPEG's time.
 
-   The bytes of the scan are freed of what is stuffed between them beforehand, so that eight are fetched at a time, and
-   nothing but the end of a block is a branch that a processor cannot foresee. Whatever is not as in a sound image of one
+   Each look-up has to wait for the one before, which says how many bits were used. So one serves two coefficients where
+   it can. The bytes of the scan are freed of what is stuffed between them beforehand, so that eight are fetched at a
+   time, and nothing but the end of a block is a branch that a processor cannot foresee. Whatever is not as in a sound image of one
    scan ends the attempt: libjpeg then begins the image anew, and says what is to be made of it. */
 
 #include "huffman.h"
@@ -20,6 +21,32 @@ static const uint8_t NATURAL[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 
 #define BITS(entry) ((entry) & 63)
 #define NUMBER_BITS(entry) ((entry) >> 6 & 15)
 #define ZEROS(entry) ((entry) >> 10)
+
+/* A pair: bits of both, of the first, of the first number, zeros before it; bits of the second number, zeros before it,
+   and whether there is a second. Where there is none, it is a 0 in the place that comes next, which remains there. */
+#define PAIR(bits, first, one) \
+    ((uint32_t)(bits) | (uint32_t)BITS(first) << 6 | (uint32_t)NUMBER_BITS(first) << 11 | (uint32_t)ZEROS(first) << 15 | (one))
+#define SECOND(entry) (NUMBER_BITS(entry) << 21 | (uint32_t)ZEROS(entry) << 25 | 1u << 31)
+#define PAIR_BITS(pair) ((pair) & 63)
+#define FIRST_BITS(pair) ((pair) >> 6 & 31)
+#define FIRST_NUMBER_BITS(pair) ((pair) >> 11 & 15)
+#define FIRST_ZEROS(pair) ((pair) >> 15 & 63)
+#define SECOND_NUMBER_BITS(pair) ((pair) >> 21 & 15)
+#define SECOND_ZEROS(pair) ((pair) >> 25 & 63)
+#define SECONDS(pair) ((pair) >> 31)
+
+static void fill_pairs(huffman_table *table) {
+    for (uint32_t bits = 0; bits < 1 << HUFFMAN_PEEK; bits++) {
+        uint32_t first = table->entry[bits], second = 0;
+        int left = HUFFMAN_PEEK - (int)BITS(first);
+        if (first && ZEROS(first) != END_OF_BLOCK && left > 0)
+            second = table->entry[bits << BITS(first) & ((1 << HUFFMAN_PEEK) - 1)];
+        if (second && (int)(BITS(second) - NUMBER_BITS(second)) <= left)
+            table->pair[bits] = PAIR(BITS(first) + BITS(second), first, SECOND(second));
+        else if (first)
+            table->pair[bits] = PAIR(BITS(first), first, 0);
+    }
+}
 
 /* 0, or -1 for a table that a baseline image cannot have. */
 static int fill_table(huffman_table *table, const JHUFF_TBL *from, int is_dc) {
@@ -46,6 +73,7 @@ static int fill_table(huffman_table *table, const JHUFF_TBL *from, int is_dc) {
         }
         table->end[bits] = code;
     }
+    if (!is_dc) fill_pairs(table);
     memcpy(table->bits, from->bits, sizeof table->bits);
     memcpy(table->values, from->huffval, sizeof table->values);
     table->is_dc = is_dc + 1;
@@ -127,27 +155,36 @@ INLINE uint32_t look_up(const huffman_table *table, const reader *r) {
     return entry;
 }
 
-/* The number behind the code of an entry; 0 if it has no bits. One that begins with 0 is negative. */
-INLINE int number_of(uint32_t entry, uint64_t buffer) {
-    int bits = NUMBER_BITS(entry);
-    buffer <<= BITS(entry) - bits;
+/* A number of so many bits, the last of `end` bits; 0 if it has none. One that begins with 0 is negative. */
+INLINE int number_of(int bits, int end, uint64_t buffer) {
+    buffer <<= end - bits;
     int negative = (int)(~(int64_t)buffer >> 63);
     return (int)(buffer >> 1 >> (63 - bits)) + (negative & (1 - (1 << bits)));
 }
 
-/* The next coefficient of a block, and its number. 0, 1 at the end of the block, or -1 if it is not as it should be. */
-INLINE int decode_coefficient(const huffman_table *ac, reader *r, JCOEF *block, int *k) {
-    uint32_t entry = look_up(ac, r);
-    int zeros = ZEROS(entry);
-    if (__builtin_expect(!entry, 0)) return -1;
-    *k += zeros;
-    if (*k > 63) {
-        skip(r, BITS(entry));
-        return zeros == END_OF_BLOCK ? 1 : -1;
+/* The next coefficients of a block, of which the first is number *k. 0, 1 at the end of the block, or -1 if it is not
+   as it should be. */
+INLINE int decode_coefficients(const huffman_table *ac, reader *r, JCOEF *block, int *k) {
+    uint32_t pair = ac->pair[r->buffer >> (64 - HUFFMAN_PEEK)];
+    if (__builtin_expect(!pair, 0)) {
+        uint32_t entry = look_up(ac, r);
+        if (!entry) return -1;
+        pair = PAIR(BITS(entry), entry, 0);
     }
-    if (block) block[NATURAL[*k]] = (JCOEF)number_of(entry, r->buffer);
-    skip(r, BITS(entry));
-    return ++*k > 63;
+    int first = *k + FIRST_ZEROS(pair), second = first + 1 + SECOND_ZEROS(pair);
+    if (first > 63) {
+        skip(r, PAIR_BITS(pair));
+        return FIRST_ZEROS(pair) == END_OF_BLOCK ? 1 : -1;
+    }
+    if (block) block[NATURAL[first]] = (JCOEF)number_of(FIRST_NUMBER_BITS(pair), FIRST_BITS(pair), r->buffer);
+    if (second > 63) {
+        skip(r, first == 63 ? FIRST_BITS(pair) : PAIR_BITS(pair));
+        return first == 63 || SECOND_ZEROS(pair) == END_OF_BLOCK ? 1 : -1;
+    }
+    if (block) block[NATURAL[second]] = (JCOEF)number_of(SECOND_NUMBER_BITS(pair), PAIR_BITS(pair), r->buffer);
+    skip(r, PAIR_BITS(pair));
+    *k = second + SECONDS(pair);
+    return *k > 63;
 }
 
 /* One block. 0, or -1 if it is not as it should be. */
@@ -155,13 +192,14 @@ INLINE int decode_block(const huffman_table *dc, const huffman_table *ac, int *l
     refill(r);
     uint32_t entry = look_up(dc, r);
     if (!entry) return -1;
-    *last_dc += number_of(entry, r->buffer);
+    *last_dc += number_of(NUMBER_BITS(entry), BITS(entry), r->buffer);
+    if (*last_dc != (JCOEF)*last_dc) return -1; /* only in a damaged image, in which it might go on to where int ends */
     if (block) block[0] = (JCOEF)*last_dc;
     skip(r, BITS(entry));
     for (int k = 1, end;;) {
-        if ((end = decode_coefficient(ac, r, block, &k))) return end < 0 ? end : 0;
+        if ((end = decode_coefficients(ac, r, block, &k))) return end < 0 ? end : 0;
         refill(r);
-        if ((end = decode_coefficient(ac, r, block, &k))) return end < 0 ? end : 0;
+        if ((end = decode_coefficients(ac, r, block, &k))) return end < 0 ? end : 0;
     }
 }
 

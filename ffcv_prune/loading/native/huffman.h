@@ -15,6 +15,7 @@
    coefficients before it, and bits of the code. 0 where the code is longer. */
 typedef struct {
     uint16_t entry[1 << HUFFMAN_PEEK];
+    uint32_t pair[1 << HUFFMAN_PEEK]; /* of AC tables: the same for two coefficients at once, where both codes are seen */
     uint16_t of_symbol[256];
     int32_t end[17], offset[17];   /* by the size of a code: the first that is none, and from a code to its position */
     uint8_t bits[17], values[256]; /* what it was made of */

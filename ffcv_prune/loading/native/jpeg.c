@@ -11,6 +11,10 @@
 #include <jerror.h>
 #include <jpegint.h>
 
+#ifndef LIBJPEG_TURBO_VERSION_NUMBER
+#error "this libjpeg is not libjpeg-turbo, whose jpeg_crop_scanline and jpegint.h are needed"
+#endif
+
 /* Pixels beside the region that are decoded with it: chroma is interpolated between neighbours. */
 #define MARGIN 2
 #define ROWS_AT_ONCE 16
@@ -151,17 +155,48 @@ static int attempt(jpeg_decoder *decoder, const uint8_t *bytes, size_t size, con
     return decoder->failed;
 }
 
-int jpeg_is_usable(void) {
-    jpeg_decoder *decoder = jpeg_decoder_new();
-    if (!decoder) return 0;
-    begin(decoder);
-    decoder->failed = -1;
+#define EXAMPLE_SIDE 24
+
+/* A small image as libjpeg itself writes it, to be freed; NULL if it gives up. */
+static uint8_t *example(jpeg_decoder *decoder, unsigned long *size) {
+    struct jpeg_compress_struct image = {.err = jpeg_std_error(&decoder->errors), .client_data = decoder};
+    uint8_t *volatile bytes = NULL;
+    decoder->errors.error_exit = give_up;
     if (setjmp(decoder->give_up) == 0) {
-        jpeg_create_decompress(&decoder->image);
-        decoder->failed = 0;
+        uint8_t row[3 * EXAMPLE_SIDE], *start = NULL;
+        jpeg_create_compress(&image);
+        jpeg_mem_dest(&image, &start, size);
+        image.image_width = image.image_height = EXAMPLE_SIDE;
+        image.input_components = 3, image.in_color_space = JCS_RGB;
+        jpeg_set_defaults(&image);
+        jpeg_start_compress(&image, TRUE);
+        while (image.next_scanline < EXAMPLE_SIDE) {
+            JSAMPROW rows = row;
+            for (int x = 0; x < (int)sizeof row; x++) row[x] = (uint8_t)(x * x + 9 * image.next_scanline);
+            jpeg_write_scanlines(&image, &rows, 1);
+        }
+        jpeg_finish_compress(&image);
+        bytes = start;
     }
-    int usable = !decoder->failed;
-    jpeg_destroy_decompress(&decoder->image);
+    jpeg_destroy_compress(&image);
+    return bytes;
+}
+
+/* libjpeg makes the same of the example by our Huffman decoder as by its own, and did call ours. */
+int jpeg_is_usable(void) {
+    uint8_t pixels[2][3 * EXAMPLE_SIDE * EXAMPLE_SIDE];
+    const jpeg_region all = {EXAMPLE_SIDE, EXAMPLE_SIDE, 0, 0, EXAMPLE_SIDE, EXAMPLE_SIDE, 8};
+    image_window window;
+    unsigned long size = 0;
+    jpeg_decoder *decoder = jpeg_decoder_new();
+    uint8_t *bytes = decoder ? example(decoder, &size) : NULL;
+    int usable = bytes != NULL;
+    for (int its_own = 0; usable && its_own < 2; its_own++) {
+        decoder->refused = its_own;
+        usable = attempt(decoder, bytes, size, &all, &window, pixels[its_own], NULL) == 0;
+    }
+    if (usable) usable = decoder->huffman.next > decoder->huffman.bytes.bytes && memcmp(pixels[0], pixels[1], sizeof *pixels) == 0;
+    free(bytes);
     jpeg_decoder_free(decoder);
     return usable;
 }

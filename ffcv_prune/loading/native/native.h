@@ -37,7 +37,7 @@ typedef struct jpeg_decoder jpeg_decoder;
 jpeg_decoder *jpeg_decoder_new(void); /* NULL without memory */
 void jpeg_decoder_free(jpeg_decoder *decoder);
 
-/* Whether the libjpeg that was found is the one that this was built for. */
+/* Whether the libjpeg that was found works with what this was built for, on an example. */
 int jpeg_is_usable(void);
 
 /* Decode the region. The window says where the pixels are: in `whole`, if the region is the whole image, else in `kept`.

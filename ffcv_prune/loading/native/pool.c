@@ -4,6 +4,7 @@
    thread waits for the slowest, all work on the batch that is needed first, and a core that has something else to do
    delays but its own piece. None of it needs Python's lock. */
 
+#include "checksum.h"
 #include "images.h"
 
 #include <pthread.h>
@@ -16,6 +17,8 @@ typedef struct {
     const image_task *tasks;
     int count;
     int64_t samples, piece, next, left; /* `next` is the first sample that nobody has taken, `left` are not yet made */
+    const int64_t *ids; /* of the samples in `stored`, which are checked there; or NULL */
+    const stored_samples *stored;
     int failed;
 } batch;
 
@@ -35,6 +38,7 @@ static void make_piece(pool *p, image_maker *maker, batch *b) {
     if (end == b->samples) p->taken++;
     pthread_mutex_unlock(&p->lock);
     int failed = 0;
+    if (b->stored) check_samples(b->stored, b->ids + first, end - first); /* what it reads is then near for decoding */
     for (int t = 0; t < b->count && !failed; t++) failed = make_images(maker, &b->tasks[t], first, end);
     pthread_mutex_lock(&p->lock);
     if (failed) b->failed = 1;
@@ -92,10 +96,12 @@ EXPORT pool *ffcv_prune_begin(int threads, int64_t slots) {
     return NULL;
 }
 
-/* Add a batch; its tasks, their jobs and their images belong to the pool until it is made. */
-EXPORT void ffcv_prune_submit(pool *p, const image_task *tasks, int count, int64_t samples, int64_t piece) {
+/* Add a batch; its tasks, their jobs and their images belong to the pool until it is made, and so do the ids of its
+   samples, if it has them checked first. */
+EXPORT void ffcv_prune_submit(pool *p, const image_task *tasks, int count, int64_t samples, int64_t piece,
+                              const int64_t *ids, const stored_samples *stored) {
     pthread_mutex_lock(&p->lock);
-    p->batches[p->submitted++ % p->slots] = (batch){tasks, count, samples, piece, 0, samples, 0};
+    p->batches[p->submitted++ % p->slots] = (batch){tasks, count, samples, piece, 0, samples, ids, stored, 0};
     int64_t pieces = (samples + piece - 1) / piece;
     for (int64_t t = 0; t < pieces && t < p->threads; t++) pthread_cond_signal(&p->work);
     pthread_mutex_unlock(&p->lock);
@@ -142,8 +148,14 @@ EXPORT int ffcv_prune_make(const image_task *task, int64_t first, int64_t end) {
     return failed;
 }
 
+/* CRC-32C of some bytes, for tests: `way` is that of crc32c_by. 0 where this processor has no such way, else 1. */
+EXPORT int ffcv_prune_crc32c(int way, const uint8_t *bytes, int64_t size, uint32_t *crc) {
+    return crc32c_by(way, bytes, (size_t)size, crc);
+}
+
 /* Whether this was built from the files that the caller has, and for the libjpeg that was found. */
-EXPORT int ffcv_prune_works(int64_t job_bytes, int64_t task_bytes) {
+EXPORT int ffcv_prune_works(int64_t job_bytes, int64_t task_bytes, int64_t field_bytes, int64_t stored_bytes) {
     if (job_bytes != sizeof(image_job) || task_bytes != sizeof(image_task)) return 0;
+    if (field_bytes != sizeof(stored_field) || stored_bytes != sizeof(stored_samples)) return 0;
     return jpeg_is_usable();
 }

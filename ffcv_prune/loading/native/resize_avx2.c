@@ -10,6 +10,7 @@
 
 #define AVX2 static inline __attribute__((always_inline, target("avx2")))
 #define MOST_TAPS 16
+#define AHEAD 4 /* outputs, of whose rows the last is fetched from memory */
 
 /* The weights of `right` as pairs of int16, of weight 1 = 32767: for each two outputs, and each two of their inputs,
    four times those of the one and four times those of the other. */
@@ -103,11 +104,18 @@ AVX2 void blend_32(const int16_t *one, const int16_t *two, __m256i share, uint8_
     _mm256_storeu_si256((__m256i *)out, bytes);
 }
 
+/* Raw pixels come from anywhere in memory: rows that are new to a coming output are fetched meanwhile. */
+static void fetch_rows(const resize_plan *p, int first, int next) {
+    for (int r = first + p->down.taps; r < next + p->down.taps; r++)
+        for (size_t x = 0; x < p->n; x += 64) __builtin_prefetch(p->pixels + r * p->stride + x);
+}
+
 __attribute__((target("avx2"))) static void shrink_rows(const resize_plan *p, int pairs, const int16_t *table) {
     int16_t *mean = (int16_t *)p->line[0];
     size_t m = 3 * (size_t)p->right.outputs;
     for (int o = 0; o < p->down.outputs; o++) {
         const uint8_t *row = p->pixels + p->down.first[o] * p->stride;
+        if (o + AHEAD < p->down.outputs) fetch_rows(p, p->down.first[o + AHEAD - 1], p->down.first[o + AHEAD]);
         uint16_t weight[MOST_TAPS];
         for (int t = 0; t < p->down.taps; t++)
             weight[t] = (uint16_t)(p->down.weight[(size_t)o * p->down.taps + t] * 32768 + 0.5f);

@@ -33,6 +33,7 @@ class TopOfPool(Selector):
 
     is_random: ClassVar[bool] = True
     starts_without_values: ClassVar[bool] = True
+    sized_by: ClassVar[str | None] = "pool"
     pool: float = key(0.5, "orderdp: share of the samples in the random pool", within="(0, 1]")
     top: float = key(0.6, "orderdp: share of the pool that is selected, the highest losses", within="(0, 1]")
 

@@ -60,6 +60,7 @@ class TopOfWindows(Selector):
     """
 
     has_fixed_size: ClassVar[bool] = False
+    sized_by: ClassVar[str | None] = "keep"
     keep: float = key(0.5, "proxy_batch: share of each window that is selected", within="(0, 1]")
     window: int = key(1024, "proxy_batch: samples among which the highest losses are sought", within="[1, inf)")
 

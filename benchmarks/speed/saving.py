@@ -1,0 +1,113 @@
+"""What `prune.save` saves, against what was asked of it.
+
+    python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 30 minutes on two cores
+    python -m benchmarks.speed.saving --redraw        the table again, without measuring
+
+Each case is a process of its own. It trains for two epochs by the method, so that all is compiled; then on all data;
+then with prune.save. Seconds are those of the whole run, set-up and measurement included; imports and the report are
+not. Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on the
+machine. docs/speed.md says how to read the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.harness.machine import ROOT, called_apart, measured_on
+from benchmarks.harness.rows import Results, benchmark
+from benchmarks.harness.tables import Row, table
+from ffcv_prune import config
+from ffcv_prune.errors import run_command
+from ffcv_prune.training.run_log import RunResult
+from ffcv_prune.training.trainer import train
+
+TITLE = "What prune.save saves"
+COLUMNS = ("method", "asked", "planned", "told", "saved", "seconds", "full_seconds", "setup_seconds")
+SETTINGS = ("config", "overrides")
+# Selections are made often enough that a plan can be corrected.
+OFTEN = ["--prune.period=2"]
+METHODS = {
+    **dict.fromkeys(("random", "uncertainty", "ema", "epsilon_greedy", "ucb"), OFTEN),
+    **{name: [] for name in ("recent_loss", "p_sgd", "evolved", "srd")},
+    "proxy_batch": ["--prune.proxy_model=basic_cnn"],
+}
+WITHIN = 0.03
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=Path("rn_configs/fashion_full.yaml"), help="of all runs")
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], help="each a case")
+    parser.add_argument("--asked", nargs="+", type=float, default=[0.4], help="shares to save, each with each method")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Measure the cases that have no row yet."""
+    cases = [(method, asked) for asked in args.asked for method in args.methods]
+    for method, asked in results.left(cases, lambda row: (row["method"], float(row["asked"]))):
+        print(f"{method}, {asked:g}", flush=True)
+        base = ["--config", str(ROOT / args.config), *args.overrides]
+        results.append([called_apart("speed.saving.compare", base, method, asked)])
+
+
+def compare(base: Sequence[str], method: str, asked: float) -> None:
+    """Print the row of a case as JSON."""
+    own = [*base, f"--prune.method={method}", *METHODS[method]]
+    with TemporaryDirectory() as out:
+        train(config.load([*own, f"--run.out={out}", "--run.name=warm_up", "--train.epochs=2"]))
+        full = train(config.load([*base, f"--run.out={out}", "--run.name=full"]))
+        saved = train(config.load([*own, f"--run.out={out}", "--run.name=saved", f"--prune.save={asked}"]))
+        first = json.loads((saved.folder / "log.jsonl").read_text().splitlines()[0])
+    seconds, full_seconds = _whole(saved), _whole(full)
+    row = {
+        "method": method,
+        "asked": asked,
+        "planned": first["saving"]["planned"],
+        "told": saved.saved,
+        "saved": 1 - seconds / full_seconds,
+        "seconds": seconds,
+        "full_seconds": full_seconds,
+        "setup_seconds": saved.seconds["setup"],
+    }
+    print(json.dumps(row))
+
+
+def _whole(result: RunResult) -> float:
+    return result.seconds["setup"] + result.seconds["total"]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table, and the largest difference."""
+    lines = [
+        {
+            "method": row["method"],
+            "asked": f"{float(row['asked']):.1%}",
+            "planned": f"{float(row['planned']):.1%}",
+            "told at the end": f"{float(row['told']):.1%}",
+            "saved": f"{float(row['saved']):.1%}",
+            "off by, points": f"{100 * _off(row):+.1f}",
+            "seconds": f"{float(row['seconds']):.1f}",
+            "of a full run": f"{float(row['full_seconds']):.1f}",
+            "set-up": f"{float(row['setup_seconds']):.1f}",
+        }
+        for row in rows
+    ]
+    near = sum(abs(_off(row)) <= WITHIN for row in rows)
+    worst = max(abs(_off(row)) for row in rows)
+    words = (
+        f"{near} of {len(rows)} runs saved what was asked within {100 * WITHIN:.0f} points; the largest difference is "
+        f"{100 * worst:.1f} points. {measured_on(rows)}"
+    )
+    return f"{table(lines)}\n\n{words}"
+
+
+def _off(row: Row) -> float:
+    return float(row["saved"]) - float(row["asked"])
+
+
+if __name__ == "__main__":
+    run_command(lambda: benchmark(sys.modules[__name__]))

@@ -1,0 +1,142 @@
+"""How fast a run is on this machine: measured for some seconds before it, and then by its own log."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from ffcv_prune.config import Config
+from ffcv_prune.machine import now
+from ffcv_prune.protocols import Batch, SampleLoader
+from ffcv_prune.pruner import Pruner
+from ffcv_prune.scoring.forward import score_dataset
+from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
+
+SECONDS = 2.0  # of training steps, about
+FEWEST = 2  # steps that are measured, however long they take
+BATCHES = 8  # of a pass, of a test
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that this machine takes.
+
+    Attributes:
+        step: to train on a sample, with its loading.
+        forward: to score a sample in a pass.
+        proxy: to take a sample through the proxy net, with its share of that net's steps.
+        test: for a whole test.
+        epoch: for an epoch, whatever it trains on: the wait for its first batch, and what is in no phase.
+    """
+
+    step: float
+    forward: float = 0.0
+    proxy: float = 0.0
+    test: float = 0.0
+    epoch: float = 0.0
+
+
+def measure(config: Config, stepper: Stepper, pruner: Pruner, test_loader: SampleLoader) -> Pace:
+    """Measure what the run will do, on copies of what learns: the run is left as it is. For one process."""
+    device = stepper.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout
+        own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype, stepper.task)
+        own.model.train()
+        _train(own, pruner.loader, 0.0)  # compiles, allocates
+        wait, seconds, samples = _train(own, pruner.loader, SECONDS)
+        some: Any = _First(test_loader)
+        flip = config.data.test_flip
+        tested = _timed(lambda: evaluate(stepper.tested, some, stepper.task, stepper.amp_dtype, 0, flip), device)
+        forward, proxy = _scoring(stepper, pruner)
+    return Pace(seconds / samples, forward, proxy, tested * test_loader.num_samples / some.num_samples, wait)
+
+
+def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
+    """The pace of a run by the lines of its log, at least one; `before`, its measurement, for what it has not done."""
+    total = {phase: sum(row["seconds"][phase] for row in rows) for phase in rows[0]["seconds"]}
+    cost, seen, epochs = rows[-1]["cost"], rows[-1]["samples_seen"], len(rows)
+    tests = sum(any(row[name] is not None for name in row if name.startswith("test_")) for row in rows)
+    waited = min(total["load"], before.epoch * epochs)
+    rest = total["total"] - sum(total[phase] for phase in ("load", "train", "score", "eval"))
+    return Pace(
+        step=(total["load"] + total["train"] - waited) / seen if seen else before.step,
+        forward=total["score"] / cost["forwards"] if cost["forwards"] else before.forward,
+        proxy=total["score"] / cost["proxy_forwards"] if cost["proxy_forwards"] else before.proxy,
+        test=total["eval"] / tests if tests else before.test,
+        epoch=(waited + max(0.0, rest)) / epochs,
+    )
+
+
+def spent(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds since the first of these lines of a log began."""
+    return sum(row["seconds"]["total"] for row in rows)
+
+
+class _First:
+    """A loader of the first batches of another, for what serves a whole data set."""
+
+    def __init__(self, loader: SampleLoader, batches: int = BATCHES) -> None:
+        self._loader, self._batches = loader, batches
+        self.num_samples = min(loader.num_samples, batches * loader.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        with closing(self._loader.batches(epoch)) as batches:
+            yield from islice(batches, self._batches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+def _train(own: Stepper, loader: SampleLoader, seconds: float) -> tuple[float, float, int]:
+    """Train for so many seconds, for an epoch at most: the wait for the first batch, the seconds after, the samples."""
+    start, samples = now(own.device), 0
+    with closing(loader.batches(0)) as batches:
+        for number, batch in enumerate(batches):
+            if number == 0:
+                begun = time.perf_counter()
+            own.step(batch.inputs, batch.targets, batch.ids, mean_loss, lr=0.0)
+            samples += len(batch.ids)
+            if number + 1 >= FEWEST and time.perf_counter() - begun >= seconds:
+                break
+    return begun - start, now(own.device) - begun, samples
+
+
+def _scoring(stepper: Stepper, pruner: Pruner) -> tuple[float, float]:
+    """Seconds of a sample in a scoring pass, and in one of the proxy net; 0 for what the method does not do."""
+    loader, method, proxy = pruner.values.score_loader, pruner.method, copy.deepcopy(pruner.values.proxy)
+    if loader is None or not method.makes_passes:
+        return 0.0, 0.0
+    if proxy is not None:
+        keep, window, stride = (method.values[name] for name in ("keep", "window", "stride"))
+        some: Any = _First(loader, BATCHES * stride)
+        return 0.0, _timed(lambda: proxy.run(some, 0, keep, window, stride), stepper.device) / some.num_samples
+    ids = np.arange(min(loader.num_samples, BATCHES * loader.batch_size))
+
+    def score() -> None:
+        score_dataset(
+            stepper.model,
+            loader,
+            amp_dtype=stepper.amp_dtype,
+            task=stepper.task,
+            ids=ids,
+            certainty=method.needs_certainty,
+            gradients=True,
+        )
+
+    return _timed(score, stepper.device) / len(ids), 0.0
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the second of two calls: the first may compile."""
+    work()
+    start = now(device)
+    work()
+    return now(device) - start

@@ -1,0 +1,248 @@
+"""prune.save: parameters of a method with which a run saves a share of the seconds that one on all data takes.
+
+All is computed from the method, the number of epochs and a `Pace`; that is measured in `pace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import ceil
+from typing import Any
+
+from ffcv_prune.errors import UserError
+from ffcv_prune.methods import PRESETS, Method
+from ffcv_prune.training.pace import Pace, of_log, spent
+
+GRID = 100_000  # the parameter that is solved for is a multiple of 1 / GRID
+NEAR = 0.001  # of a full run: nearer to what is asked than this, a plan is as good as any
+WORTH = 0.005  # of a full run: what a prediction must be off to be corrected
+FIRST_SHARE = 1 / 3  # of the epochs, after which the pace of the run itself is known
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a run's seconds follow from, beside its method and its pace.
+
+    Attributes:
+        n: samples of the training set.
+        setup: seconds before the first epoch.
+        full_setup: those of them that a run on all data would take, too.
+    """
+
+    n: int
+    batch_size: int
+    epochs: int
+    eval_every: int
+    setup: float
+    full_setup: float
+
+    def trained(self, method: Method, epoch: int) -> int:
+        """Samples that the epoch trains on: a last batch that is not whole is left out."""
+        return method.samples_in(epoch, self.epochs, self.n) // self.batch_size * self.batch_size
+
+    def scored(self, method: Method, epoch: int) -> int:
+        """Samples of the pass before the epoch; 0 without any."""
+        phases, source = method.phases, method.source
+        due = phases.selects(epoch, self.epochs) and phases.phase(epoch, self.epochs) == "method"
+        if not method.makes_passes or not due:
+            return 0
+        left = self.n - (self.trained(method, epoch - 1) if source.records and epoch else 0)
+        first = epoch == phases.warmup_epochs(self.epochs)  # samples without a loss are scored beyond a budget
+        return left if first else min(left, ceil(source.budget.share * self.n - 1e-6))
+
+
+def seconds_of(method: Method, pace: Pace, scale: Scale, first: int = 0) -> dict[str, float]:
+    """Predicted seconds of the epochs from `first` on, by phase: "train", "score", "eval" and "other"."""
+    epochs = range(first, scale.epochs)
+    tests = sum((epoch + 1) % scale.eval_every == 0 or epoch + 1 == scale.epochs for epoch in epochs)
+    forward = pace.proxy if method.source.by_proxy else pace.forward
+    return {
+        "train": sum(scale.trained(method, epoch) for epoch in epochs) * pace.step,
+        "score": sum(scale.scored(method, epoch) for epoch in epochs) * forward,
+        "eval": tests * pace.test,
+        "other": len(epochs) * pace.epoch,
+    }
+
+
+@dataclass
+class Plan:
+    """What a run does to save a share of a full run's seconds.
+
+    Attributes:
+        asked: that share, 0 to 1.
+        preset: the method as it was configured.
+        pace: as it was measured before the run.
+        values: the parameters that differ from the preset's.
+        planned: the share that is saved if the pace stays as it was measured.
+        corrected: the epoch before which the rest was solved anew; None: not yet.
+    """
+
+    asked: float
+    preset: Method
+    scale: Scale
+    pace: Pace
+    values: dict[str, Any] = field(default_factory=dict)
+    planned: float = 0.0
+    corrected: int | None = None
+
+    @classmethod
+    def make(cls, asked: float, preset: Method, pace: Pace, scale: Scale) -> Plan:
+        """Solve for the size of the selections; where that cannot save enough, for the period and the phases, too.
+
+        Raises:
+            UserError: more than can be saved, or less; it names the most, or the least.
+        """
+        plan = cls(asked, preset, scale, pace)
+        most = 0.0
+        for milder in _milder(preset, scale.epochs):
+            smallest, largest = limits(milder, scale)
+            highest, lowest = (plan.saved(plan.seconds(choice)) for choice in (smallest, largest))
+            if asked < lowest - NEAR:
+                raise UserError(
+                    f"prune.save={asked:g}: method {preset.name} saves {lowest:.3f} at least of a full run here; "
+                    "ask for more"
+                )
+            if asked <= highest + NEAR:
+                target = (1 - asked) * plan.full_seconds(pace) - scale.setup
+                plan._take(solve(milder, pace, scale, target))
+                plan.planned = plan.saved(plan.seconds())
+                return plan
+            most = max(most, highest)
+        raise UserError(
+            f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of {scale.epochs} "
+            "epochs here; ask for less, or train longer"
+        )
+
+    @property
+    def method(self) -> Method:
+        """The method to follow."""
+        return self.preset.replace(**self.values)
+
+    def _take(self, method: Method) -> None:
+        before = self.preset.values
+        self.values = {name: value for name, value in method.values.items() if value != before[name]}
+
+    def seconds(self, method: Method | None = None) -> dict[str, float]:
+        """Predicted seconds of the whole run by phase, by the pace measured before it."""
+        return {"set-up": self.scale.setup, **seconds_of(method or self.method, self.pace, self.scale)}
+
+    def full_seconds(self, pace: Pace) -> float:
+        """Seconds of a run on all data at this pace."""
+        return self.scale.full_setup + sum(seconds_of(PRESETS["full"], pace, self.scale).values())
+
+    def saved(self, seconds: Mapping[str, float]) -> float:
+        """The share that a run of these seconds, by phase, saves."""
+        return 1 - sum(seconds.values()) / self.full_seconds(self.pace)
+
+    def forecast(self, rows: Sequence[Mapping[str, Any]], since: float = 0.0) -> float:
+        """The share that the whole run saves if it goes on as planned.
+
+        Args:
+            rows: of its log, at least one.
+            since: seconds that it has taken since the last of them.
+        """
+        pace = of_log(rows, self.pace)
+        rest = seconds_of(self.method, pace, self.scale, len(rows))
+        return 1 - (self.scale.setup + spent(rows) + since + sum(rest.values())) / self.full_seconds(pace)
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether the forecast is to be looked at before this epoch: once, at a selection after a third of the run."""
+        phases, epochs = self.method.phases, self.scale.epochs
+        late = self.corrected is None and epoch >= FIRST_SHARE * epochs
+        return late and phases.selects(epoch, epochs) and phases.phase(epoch, epochs) != "full"
+
+    def correct(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Solve for the size of the selections to come if the forecast is off; returns what was done, in words."""
+        self.corrected = epoch = len(rows)
+        before = self.forecast(rows)
+        if abs(before - self.asked) < WORTH:
+            return f"the plan holds: it saves {before:.1%}"
+        pace = of_log(rows, self.pace)
+        left = (1 - self.asked) * self.full_seconds(pace) - self.scale.setup - spent(rows)
+        self._take(solve(self.method, pace, self.scale, left, epoch))
+        after = self.forecast(rows)
+        return f"plan corrected: it would have saved {before:.1%}; {self._changes()}; it saves {after:.1%}"
+
+    def in_words(self) -> str:
+        """The plan on one line."""
+        seconds, full = self.seconds(), self.full_seconds(self.pace)
+        parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
+        return (
+            f"plan to save {self.asked:.1%} of a full run: {self._changes()}; {parts}: "
+            f"{sum(seconds.values()):.1f} of {full:.1f} s, {self.planned:.1%} saved"
+        )
+
+    def _changes(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.values.items()) or "the method as it is"
+
+    def facts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the log tells of the plan after the last of these rows."""
+        shares = {"asked": self.asked, "planned": self.planned, "predicted": self.forecast(rows)}
+        return {name: round(share, 6) for name, share in shares.items()} | self.values
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values: all that a resumed run needs to go on with the plan."""
+        state = {name: getattr(self, name) for name in ("asked", "values", "planned", "corrected")}
+        return state | {"scale": asdict(self.scale), "pace": asdict(self.pace)}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], preset: Method) -> Plan:
+        """The plan that `state_dict` tells of."""
+        own = dict(state)
+        return cls(preset=preset, scale=Scale(**own.pop("scale")), pace=Pace(**own.pop("pace")), **own)
+
+
+def limits(method: Method, scale: Scale, first: int = 0) -> tuple[Method, Method]:
+    """The method at its smallest size that leaves a batch in every epoch from `first` on, and at its largest."""
+
+    def fits(value: float) -> bool:
+        try:
+            method_there = sized(method, value)
+            return all(scale.trained(method_there, epoch) for epoch in range(first, scale.epochs))
+        except UserError:  # leaves no sample
+            return False
+
+    return sized(method, _lowest(fits)), sized(method, 1.0)
+
+
+def solve(method: Method, pace: Pace, scale: Scale, target: float, first: int = 0) -> Method:
+    """The method at the size with which its epochs from `first` on take as near to `target` seconds as they can."""
+
+    def seconds(choice: Method) -> float:
+        return sum(seconds_of(choice, pace, scale, first).values())
+
+    smallest, _ = limits(method, scale, first)
+    assert method.sized_by is not None
+    least = smallest.values[method.sized_by]
+    above = _lowest(lambda value: value >= least and seconds(sized(method, value)) >= target)
+    choices = [sized(method, value) for value in (max(least, above - 1 / GRID), above)]
+    return min(choices, key=lambda choice: abs(seconds(choice) - target))
+
+
+def sized(method: Method, value: float) -> Method:
+    """The method with this value of the parameter that sets its size."""
+    assert method.sized_by is not None  # `Config` has seen to it
+    changed: dict[str, Any] = {method.sized_by: value}
+    return method.replace(**changed)
+
+
+def _lowest(holds: Callable[[float], bool]) -> float:
+    """The lowest value of the grid in (0, 1] from which on it holds; 1 if there is none."""
+    below, above = 0, GRID
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if holds(middle / GRID) else (middle, above)
+    return above / GRID
+
+
+def _milder(preset: Method, epochs: int) -> Iterator[Method]:
+    """The method as it is, with ever longer periods where it makes passes, and then without phases of all data."""
+    yield preset
+    method, values = preset, preset.values
+    while method.makes_passes and method.values.get("period", epochs) < epochs:
+        method = method.replace(period=min(epochs, 2 * method.values["period"]))
+        yield method
+    full = {name: "random" for name in ("warmup_mode", "final_mode") if values.get(name) == "full"}
+    if full:
+        yield method.replace(**full)

@@ -1,0 +1,387 @@
+"""prune.save: what is solved, and that runs follow it. The pace is fed: no test looks at the clock."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffcv_prune import config, methods
+from ffcv_prune.errors import UserError
+from ffcv_prune.methods import PRESETS, Method
+from ffcv_prune.training import loop
+from ffcv_prune.training import plan as planning
+from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.loop import Trainer
+from ffcv_prune.training.pace import Pace, measure, of_log
+from ffcv_prune.training.plan import NEAR, Plan, Scale, seconds_of, sized
+from ffcv_prune.training.stop import StopSignals
+from ffcv_prune.training.trainer import train
+from ffcv_prune.training.world import World
+from tests.betons import Beton, write_run
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANNED = [name for name, method in PRESETS.items() if method.sized_by]
+PROXY = {"proxy_model": "basic_cnn", "window": 64}
+VARIANTS = {
+    **{name: PRESETS[name] for name in PLANNED if name != "proxy_batch"},
+    "proxy_batch": methods.build("proxy_batch", **PROXY),
+    "ucb both": methods.build("ucb", score_source="both", period=2, warmup=2),
+    "ucb budget": methods.build("ucb", score_budget=0.3, period=3, final=0.2, final_mode="full"),
+    "ema full": methods.build("ema", period=4, warmup=1, warmup_mode="full", class_floor=0.5),
+}
+
+Configure = Callable[..., config.Config]
+paces = st.builds(
+    Pace,
+    step=st.floats(0.5, 2.0),
+    forward=st.floats(0.0, 0.4),
+    proxy=st.floats(0.0, 0.4),
+    test=st.floats(0.0, 500.0),
+    epoch=st.floats(0.0, 50.0),
+)
+scales = st.builds(
+    Scale,
+    n=st.integers(300, 3000),
+    batch_size=st.integers(1, 100),
+    epochs=st.integers(4, 30),
+    eval_every=st.integers(1, 5),
+    setup=st.floats(100.0, 300.0),
+    full_setup=st.floats(0.0, 100.0),
+)
+
+
+def jump(plan: Plan) -> float:
+    """The share of a full run by which its seconds jump where each epoch gains a batch, or a sample of each window."""
+    samples = plan.scale.batch_size + (plan.scale.n // plan.preset.values.get("window", plan.scale.n))
+    return plan.scale.epochs * samples * plan.pace.step / plan.full_seconds(plan.pace)
+
+
+@given(name=st.sampled_from(list(VARIANTS)), pace=paces, scale=scales, asked=st.floats(0.01, 0.99))
+@settings(deadline=None, max_examples=150)
+def test_a_plan_saves_what_is_asked_or_names_what_can_be_saved(
+    name: str, pace: Pace, scale: Scale, asked: float
+) -> None:
+    preset = VARIANTS[name]
+    try:
+        plan = Plan.make(asked, preset, pace, scale)
+    except UserError as error:
+        assert "\n" not in str(error)
+        words = str(error).split()
+        limit, at = next((float(word), words[i + 2]) for i, word in enumerate(words) if word[:2] in ("0.", "-0."))
+        shares = all_shares(preset, pace, scale)
+        if at == "most":
+            assert asked > limit and max(shares) <= limit + NEAR
+        else:
+            assert asked < limit and min(shares) >= limit - NEAR
+        return
+    saved = plan.saved(plan.seconds())
+    assert saved == pytest.approx(asked, abs=NEAR + jump(plan) / 2)
+    assert all(scale.trained(plan.method, epoch) >= scale.batch_size for epoch in range(scale.epochs))
+
+
+def all_shares(preset: Method, pace: Pace, scale: Scale) -> list[float]:
+    """What is saved with sizes, periods and phases on a grid, as far as each epoch has a batch."""
+    plan, shares = Plan(0.0, preset, scale, pace), []
+    options: dict[str, tuple[Any, ...]] = {"period": (preset.values.get("period"), scale.epochs)}
+    options |= {mode: (preset.values.get(mode), "random") for mode in ("warmup_mode", "final_mode")}
+    known = {key: values for key, values in options.items() if key in preset.values}
+    for chosen in itertools.product(*known.values()):
+        method = preset.replace(**dict(zip(known, chosen, strict=True)))
+        for value in (*np.linspace(0.01, 1, 34), *np.geomspace(1e-4, 0.01, 10)):
+            try:
+                choice = sized(method, float(value))
+                fits = all(scale.trained(choice, epoch) for epoch in range(scale.epochs))
+            except UserError:
+                continue
+            if fits:
+                shares.append(plan.saved(plan.seconds(choice)))
+    return shares
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_predicted_samples_are_those_of_the_method(name: str) -> None:
+    method, scale = VARIANTS[name], Scale(500, 32, 12, 5, 0.0, 0.0)
+    rng = np.random.default_rng(0)
+    scores = {"scores": rng.random((2, scale.n)).astype(np.float32)} if "scores" in method.values else {}
+    state = method.start(scale.n, scale.epochs, groups=np.arange(scale.n) % 10, **scores)
+    counts = {"train": 0, "score": 0}
+    for epoch in range(scale.epochs):
+        wanted = state.wanted(epoch)
+        if wanted is not None:
+            counts["score"] += wanted.size
+            state.record(wanted, rng.random(wanted.size), epoch=epoch)
+        state.select(epoch)
+        assert state.selection is not None
+        trained = state.selection.ids[: state.selection.ids.size // 32 * 32]
+        counts["train"] += trained.size
+        if method.records_losses:
+            state.record(trained, rng.random(trained.size), epoch=epoch)
+    predicted = seconds_of(method, Pace(step=1.0, forward=1.0, proxy=1.0, test=1.0, epoch=1.0), scale)
+    assert predicted == counts | {"eval": 3, "other": 12}
+
+
+def test_a_method_whose_size_no_parameter_sets_is_refused(configure: Configure) -> None:
+    for name in PRESETS.keys() - set(PLANNED):
+        with pytest.raises(UserError, match=f"method {name} trains on; take one of c_sgd, .*, ucb") as refused:
+            configure(method=name, save=0.4)
+        assert "\n" not in str(refused.value)
+    assert {"infobatch", "seta", "ies", "kakurenbo", "repb", "rs2", "full"} <= PRESETS.keys() - set(PLANNED)
+
+
+def row(epoch: int, seen: int, forwards: int = 0, accuracy: float | None = None, **seconds: float) -> dict[str, Any]:
+    """A line of a log."""
+    phases = dict.fromkeys(("load", "score", "select", "swap", "train", "eval", "save"), 0.0) | seconds
+    cost = {"forwards": forwards, "proxy_forwards": 0}
+    total = sum(phases.values()) + 0.25
+    return {
+        "epoch": epoch,
+        "samples_seen": seen,
+        "cost": cost,
+        "test_accuracy": accuracy,
+        "seconds": phases | {"total": total},
+    }
+
+
+def test_the_pace_of_a_log() -> None:
+    before = Pace(step=9.0, forward=9.0, proxy=9.0, test=9.0, epoch=1.0)
+    rows = [
+        row(0, 100, 300, load=3.0, train=40.0, score=60.0, select=0.5, save=0.25),
+        row(1, 200, 300, accuracy=0.5, load=2.0, train=57.0, eval=4.0),
+    ]
+    # 2 of 5 s of waiting are for the two first batches
+    assert of_log(rows, before) == Pace(step=0.5, forward=0.2, proxy=9.0, test=4.0, epoch=1.625)
+    assert of_log(rows[:1], before).test == 9.0
+    made_no_step = row(0, 0, load=1.0)
+    assert of_log([made_no_step], before).step == 9.0
+
+
+def test_a_prediction_that_was_off_is_corrected_once() -> None:
+    scale = Scale(1000, 10, 12, 12, setup=100.0, full_setup=50.0)
+    plan = Plan.make(0.5, methods.build("ucb", period=2), Pace(step=1.0, forward=0.1), scale)
+    assert plan.saved(plan.seconds()) == pytest.approx(0.5, abs=0.005)
+    trained, keep = scale.trained(plan.method, 0), plan.method.values["keep"]
+    assert [plan.is_due(epoch) for epoch in range(6)] == [False] * 4 + [True, False]
+    # passes take three times as long
+    score = [300.0, 0.0] * 2
+    rows = [row(e, (e + 1) * trained, (e // 2 + 1) * 1000, train=trained, score=score[e]) for e in range(4)]
+    off = plan.forecast(rows)
+    assert off == pytest.approx(0.5 - 6 * 200 / plan.full_seconds(plan.pace), abs=0.01)
+    words = plan.correct(rows)
+    assert "plan corrected" in words and "\n" not in words
+    assert plan.method.values["keep"] < keep
+    assert plan.forecast(rows) == pytest.approx(0.5, abs=NEAR + jump(plan) / 2)
+    assert not any(plan.is_due(epoch) for epoch in range(12))
+
+
+def test_a_prediction_that_holds_is_left_alone_and_a_hopeless_one_saves_what_it_can() -> None:
+    scale = Scale(1000, 10, 12, 12, setup=0.0, full_setup=0.0)
+    for factor, expected in ((1.0, "same"), (4.0, "least")):
+        plan = Plan.make(0.5, PRESETS["recent_loss"], Pace(step=1.0), scale)
+        values, trained = plan.values, scale.trained(plan.method, 0)
+        rows = [row(e, (e + 1) * trained, train=trained, save=factor * 500 - 500) for e in range(4)]
+        plan.correct(rows)
+        if expected == "same":
+            assert plan.values == values
+        else:
+            assert all(scale.trained(plan.method, epoch) == 10 for epoch in range(4, 12))
+
+
+def test_a_state_takes_other_parameters_or_is_as_it_was() -> None:
+    state = methods.build("random", keep=0.5, period=1).start(100, epochs=3)
+    first = state.select(0)
+    state.change(keep=0.25)
+    second = state.select(1)
+    with pytest.raises(UserError, match="keep=2"):
+        state.change(keep=2)
+    assert first is not None and second is not None and (first.ids.size, second.ids.size) == (50, 25)
+    assert state.method == methods.build("random", keep=0.25, period=1)
+
+
+def test_a_plan_survives_a_checkpoint() -> None:
+    scale = Scale(1000, 10, 12, 12, setup=100.0, full_setup=50.0)
+    plan = Plan.make(0.87, VARIANTS["ema full"], Pace(step=1.0, forward=0.3), scale)
+    assert plan.values.keys() > {"keep"}
+    plan.corrected = 4
+    file = io.BytesIO()
+    torch.save(plan.state_dict(), file)
+    file.seek(0)
+    assert Plan.of_state(torch.load(file, weights_only=True), plan.preset) == plan
+
+
+# ---- runs --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory, beton: Beton, test_beton: Beton) -> Path:
+    return write_run(tmp_path_factory.mktemp("saving") / "small.yaml", beton, test_beton, epochs=6)
+
+
+@pytest.fixture
+def configure(config_file: Path, tmp_path: Path) -> Configure:
+    def make(**prune: Any) -> config.Config:
+        options = [f"--prune.{name}={value}" for name, value in prune.items()]
+        return config.load(["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", *options])
+
+    return make
+
+
+# Seconds so long that the real ones beside them, of the set-up, do not count.
+FED = Pace(step=1e6, forward=2e5, proxy=1e5, test=1e7)
+RUNS: dict[str, dict[str, Any]] = {
+    "random": {"keep": 1.0},
+    "ucb": {"period": 2},
+    "srd": {},
+    "evolved": {},
+    "proxy_batch": PROXY,
+}
+SCRIPT = """
+import sys
+from ffcv_prune import config
+from ffcv_prune.errors import run_command
+from ffcv_prune.training.trainer import train
+from tests.test_plan import feed
+
+feed()
+run_command(lambda: train(config.load(sys.argv[1:])))
+"""
+
+
+def feed(measured: Pace = FED, of_run: Pace = FED) -> None:
+    """Give runs of this process a pace before they begin, and one as if their logs had told it."""
+
+    def spent(rows: list[dict[str, Any]]) -> float:
+        seen, cost = rows[-1]["samples_seen"], rows[-1]["cost"]
+        passes = cost["forwards"] * of_run.forward + cost["proxy_forwards"] * of_run.proxy
+        return seen * of_run.step + passes + len(rows) * of_run.test
+
+    for module, name, fed in (
+        (loop, "measure", lambda *_: measured),
+        (planning, "of_log", lambda *_: of_run),
+        (planning, "spent", spent),
+    ):
+        setattr(module, name, fed)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_follows_its_plan(name: str, config_file: Path, tmp_path: Path, beton: Beton) -> None:
+    prune = {"method": name, "save": 0.4, **RUNS[name]}
+    options = [f"--prune.{key}={value}" for key, value in prune.items()]
+    done = command("-c", SCRIPT, "--config", str(config_file), f"--run.out={tmp_path}", *options)
+    assert done.returncode == 0, done.stderr
+    rows, n = read_log(tmp_path / "small"), len(beton)
+    values = {key: value for key, value in rows[-1]["saving"].items() if key in methods.PRESETS[name].parameters}
+    method = methods.build(name, **RUNS[name]).replace(**values)
+    assert method.sized_by in values
+    full = 6 * (n // 32 * 32 * FED.step + FED.test)
+    seen = 0
+    for epoch, own in enumerate(rows):
+        seen += method.samples_in(epoch, 6, n) // 32 * 32
+        assert own["samples_seen"] == seen
+        assert own["saving"]["asked"] == 0.4
+    cost = rows[-1]["cost"]
+    spent = seen * FED.step + cost["forwards"] * FED.forward + cost["proxy_forwards"] * FED.proxy + 6 * FED.test
+    assert 1 - spent / full == pytest.approx(0.4, abs=NEAR + 6 * 32 * FED.step / full / 2)
+    assert rows[-1]["saving"]["predicted"] == pytest.approx(1 - spent / full, abs=1e-4)
+    assert "plan to save 40.0% of a full run" in done.stdout
+    assert "of a full run's seconds, 40.0% were asked" in done.stdout
+    with (tmp_path / "small" / "result.csv").open(newline="") as file:
+        (result,) = csv.DictReader(file)
+    assert float(result["asked"]) == 0.4 and float(result["saved"]) == pytest.approx(1 - spent / full, abs=1e-4)
+    told = f"small was to save 40.0% of a full run&#39;s seconds; after 6 of 6 epochs it saves {1 - spent / full:.1%}."
+    assert told in (tmp_path / "small" / "report.html").read_text()
+
+
+def test_what_cannot_be_saved_is_refused_and_nothing_is_written(config_file: Path, tmp_path: Path) -> None:
+    options = ["--config", str(config_file), f"--run.out={tmp_path / 'runs'}", "--prune.method=ucb"]
+    # The set-up of so small a run takes longer than its training, on any machine.
+    done = command("train_imagenet.py", *options, "--prune.save=0.97")
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "prune.save" in line]
+    assert "method ucb can save 0." in line and "at most of a full run of 6 epochs" in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_several_processes_are_refused(configure: Configure, loaders: Loaders) -> None:
+    trainer = Trainer(configure(method="random", save=0.4), loaders)
+    trainer.world = World(torch.device("cpu"), 0, 2, 0, 2)
+    with pytest.raises(UserError, match=r"prune\.save measures and plans one process"):
+        trainer.make_plan(0.0)
+
+
+@pytest.mark.parametrize("name", ["random", "ucb", "proxy_batch"])
+def test_a_measurement_leaves_the_run_as_it_is(name: str, configure: Configure) -> None:
+    own = configure(method=name, **RUNS[name])
+    with closing(Loaders(own)) as loaders:
+        trainer = Trainer(own, loaders)
+        before = io.BytesIO()
+        torch.save(trainer.state_dict(), before)
+        pace = measure(own, trainer.stepper, trainer.pruner, trainer.test_loader)
+        after = io.BytesIO()
+        torch.save(trainer.state_dict(), after)
+        waited = trainer.loader.wait_seconds
+        with StopSignals(announce=False) as stop:
+            trainer.run(None, stop)
+        # What the measurement waited for is not charged to the run.
+        assert trainer.clock.seconds["load"] == pytest.approx(trainer.loader.wait_seconds - waited, abs=1e-9)
+    assert before.getvalue() == after.getvalue()
+    assert pace.step > 0 and pace.test > 0 and pace.epoch > 0
+    assert (pace.forward > 0, pace.proxy > 0) == (name == "ucb", name == "proxy_batch")
+
+
+def test_a_resumed_run_goes_on_with_its_plan(
+    configure: Configure, loaders: Loaders, monkeypatch: pytest.MonkeyPatch, unpainted: None
+) -> None:
+    other = Pace(step=FED.step, forward=2 * FED.forward, test=FED.test)  # as the log has it: the plan is corrected
+    for module, name in ((loop, "measure"), (planning, "of_log"), (planning, "spent")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # gives them back
+    feed(of_run=other)
+    own = configure(method="ucb", save=0.4, period=1)
+    whole = train(own, loaders)
+    real = loop.evaluate
+    for last in (2, 4):  # tests: before and after the correction
+        tests = iter(range(1, last))
+
+        def interrupted(*arguments: Any, tests: Iterator[int] = tests) -> Any:
+            if next(tests, None) is None:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(loop, "evaluate", interrupted)
+            train(configure(method="ucb", save=0.4, period=1), loaders)
+        folder = sorted(whole.folder.parent.iterdir())[-1]
+        with monkeypatch.context() as patch:
+            patch.delattr(loop, "measure")
+            resumed, path = config.read_command(["--resume", str(folder)])
+            result = train(resumed, loaders, resume=path)
+        assert [r["samples_seen"] for r in read_log(folder)] == [r["samples_seen"] for r in read_log(whole.folder)]
+        assert [r["saving"]["keep"] for r in read_log(folder)] == pytest.approx(
+            [r["saving"]["keep"] for r in read_log(whole.folder)], abs=1e-4
+        )
+        weights = [torch.load(run.folder / "weights.pt", weights_only=True) for run in (whole, result)]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    keeps = [r["saving"]["keep"] for r in read_log(whole.folder)]
+    assert len(set(keeps)) == 2
