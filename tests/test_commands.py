@@ -190,35 +190,39 @@ def test_every_config_opens_with_its_command_and_resolves(path: Path) -> None:
 
 
 def demo_rows(ucb: list[float]) -> list[dict[str, str]]:
-    seconds = dict.fromkeys(("load", "score", "select", "swap", "train"), "2.0")
-    fixed = {"fashion_full": 0.92, "fashion_full_equal": 0.90, "fashion_full_equal_time": 0.91, "fashion_random": 0.90}
+    """The curve is 90 % at 30 s and 92 % at 120 s: 91 % at 60 s, where all others are."""
+    others = {"fashion_random": 0.91, "fashion_recent_loss": 0.925, "fashion_ucb_as_written": 0.5}
+    curve = {"fashion_full_3": (0.90, 30), "fashion_full_5": (0.91, 60), "fashion_full": (0.92, 120)}
     rows = []
     for seed, accuracy in enumerate(ucb):
-        for run, value in {**fixed, "fashion_ucb": accuracy, "fashion_ucb_as_written": 0.5}.items():
+        at_a_minute = {name: (value, 60) for name, value in {**others, "fashion_ucb": accuracy}.items()}
+        for run, (value, seconds) in {**curve, **at_a_minute}.items():
             row = {"run": run, "seed": str(seed), "accuracy": str(value), "cpu": "A", "cores": "2"}
             row |= {"keep": "1.0" if "full" in run else "0.3", "samples_seen": "180000"}
-            rows.append(row | {f"{phase}_seconds": value for phase, value in seconds.items()})
-    rows[0] |= {"train_seconds": "32.0"}
+            phases = dict.fromkeys(("load", "score", "select", "swap"), "2.0") | {"train": str(seconds - 8)}
+            rows.append(row | {f"{phase}_seconds": value for phase, value in phases.items()})
     return rows
 
 
 @pytest.mark.parametrize(
     ("ucb", "verdict"),
     [
-        ([0.902], "cannot be told from random (+0.20 ± 1.01 points)"),
-        ([0.88], "is worse than random (-2.00 ± 0.87 points)"),
-        ([0.91, 0.912, 0.911], "is better than random (+1.10 ± 0.31 points)"),
-        ([0.88, 0.94], "cannot be told from random (+1.00 ± 114.57 points)"),
+        ([0.912], "not told apart: random (+0.00 ± 0.91 points), UCB, guarded (+0.20 ± 0.90 points); worse: UCB as"),
+        ([0.89], "worse: UCB, guarded (-2.00 ± 0.88 points), UCB as written (-41.00 ± 1.20 points). ± is the"),
+        ([0.92, 0.922, 0.921], "better: recent losses (+1.50 ± 0.00 points), UCB, guarded (+1.10 ± 0.29 points); not"),
+        ([0.90, 0.94], "not told apart: random (+0.00 ± 0.00 points), UCB, guarded (+1.00 ± 50.90 points); worse"),
     ],
 )
 def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str) -> None:
     summary = demo.summary(demo_rows(ucb))
+    assert summary.startswith("Against full data trained for as long, better: recent losses (+1.50 ±")
     assert verdict in summary
     assert f"Seeds: {', '.join(str(seed) for seed in range(len(ucb)))}." in summary
-    cells = [cell.strip() for cell in summary.splitlines()[5].split("|")[1:-1]]
-    assert cells[:3] == ["random", "0.3", "0.7"]
+    (line,) = (line for line in summary.splitlines() if line.startswith("| recent losses"))
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:3] == ["recent losses", "0.3", "0.7"]
     if len(ucb) == 1:
-        assert cells[3:] == ["90.00 %", "2.0", "2.0", "4.0", "2.0", "10.0", "4.00", "180,000"]
+        assert cells[3:] == ["92.50 %", "2.0", "2.0", "4.0", "52.0", "60.0", "180,000", "at least 50 %"]
 
 
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,8 +72,7 @@ def _numbers(rows: Sequence[Row]) -> dict[str, str]:
 
 def _saving(found: Payoff, level: Correction) -> str:
     percent = type(found.saving)(100 * found.saving.mean, 100 * found.saving.error, found.saving.freedom)
-    bound = {(True, False): "at least ", (False, True): "at most "}.get((found.beyond > 0, found.below > 0), "")
-    return bound + percent.in_words(level.level)
+    return found.bound + percent.in_words(level.level)
 
 
 def _score(grid: Grid, judged: Judged, entry: Entry, level: Correction) -> str:

@@ -70,6 +70,11 @@ class Payoff:
     beyond: int
     below: int
 
+    @property
+    def bound(self) -> str:
+        """What stands before the saving where the curve does not reach as far: "at least " or "at most "."""
+        return {(True, False): "at least ", (False, True): "at most "}.get((self.beyond > 0, self.below > 0), "")
+
 
 def payoff(curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: Mapping[int, float]) -> Payoff:
     """Of the seeds that the method and full data share. `accuracies` 0 to 1, costs in any unit.
