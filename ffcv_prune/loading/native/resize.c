@@ -53,7 +53,7 @@ static int linear_taps(double length) { return length > 1 ? 2 : 1; }
 
 /* OpenCV's INTER_AREA where a side grows, in its own arithmetic: linear from one input to the next, but only in the
    outputs that lie across their border. */
-static void linear_axis(axis *a, int start, int inputs) {
+static void linear_axis(axis *a, int inputs) {
     double inverse = (double)a->outputs / inputs, step = 1 / inverse;
     for (int o = 0; o < a->outputs; o++) {
         int at = (int)floor(o * step);
@@ -61,7 +61,7 @@ static void linear_axis(axis *a, int start, int inputs) {
         share = share <= 0 ? 0 : share - floorf(share);
         if (at >= inputs - 1) at = inputs - 1, share = 0;
         int first = at < inputs - a->taps ? at : inputs - a->taps;
-        a->first[o] = start + first;
+        a->first[o] = first;
         float *weight = a->weight + (size_t)o * a->taps;
         for (int t = 0; t < a->taps; t++) weight[t] = first + t == at ? 1 - share : first + t == at + 1 ? share : 0;
     }
@@ -129,22 +129,28 @@ static void grow_rows(const resize_plan *p) {
     }
 }
 
+/* How many inputs a window touches. */
+static int touched(double start, double length, int inputs) {
+    int end = (int)ceil(start + length);
+    return (end < inputs ? end : inputs) - (int)start;
+}
+
 static size_t aligned(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
 int resize_area(const image_window *source, uint8_t *destination, int rows, int columns, int flip, scratch *kept) {
-    int left = (int)source->left, right = (int)ceil(source->left + source->width);
-    right = right < source->columns ? right : source->columns;
-    double inside = source->left - left;
-    int shrinks = source->height >= rows && source->width >= columns, wide = right - left;
-    resize_plan p = {.pixels = source->pixels + 3 * (ptrdiff_t)left, .stride = source->stride, .n = 3 * (size_t)wide,
+    /* All that follows is of the pixels that the window touches alone: a crop is resized as the image that it is. */
+    int left = (int)source->left, wide = touched(source->left, source->width, source->columns);
+    int top = (int)source->top, high = touched(source->top, source->height, source->rows);
+    int shrinks = source->height >= rows && source->width >= columns;
+    resize_plan p = {.pixels = source->pixels + top * source->stride + 3 * (ptrdiff_t)left, .stride = source->stride,
+                     .n = 3 * (size_t)wide,
                      .down.outputs = rows, .right.outputs = columns, .destination = destination,
                      .grows = !shrinks && source->height < rows};
-    p.down.taps = shrinks ? area_taps(source->rows, source->top, source->height, rows) : linear_taps(source->height);
-    p.right.taps = shrinks ? area_taps(wide, inside, source->width, columns) : linear_taps(source->width);
+    p.down.taps = shrinks ? area_taps(high, source->top - top, source->height, rows) : linear_taps(source->height);
+    p.right.taps = shrinks ? area_taps(wide, source->left - left, source->width, columns) : linear_taps(source->width);
     size_t m = 3 * (size_t)columns;
     if (source->height == rows && source->width == columns && p.down.taps == 1 && p.right.taps == 1 && !flip) {
-        for (int o = 0; o < rows; o++)
-            memcpy(destination + o * m, p.pixels + ((ptrdiff_t)source->top + o) * p.stride, m);
+        for (int o = 0; o < rows; o++) memcpy(destination + o * m, p.pixels + o * p.stride, m);
         return 0;
     }
     size_t weights = (size_t)columns * p.right.taps;
@@ -159,11 +165,11 @@ int resize_area(const image_window *source, uint8_t *destination, int rows, int 
     p.right.first = (int32_t *)parts[2], p.right.weight = (float *)parts[3];
     p.line[0] = parts[4], p.line[1] = parts[5], p.line[2] = parts[6], p.table = parts[7];
     if (shrinks) {
-        area_axis(&p.down, source->rows, source->top, source->height);
-        area_axis(&p.right, wide, inside, source->width);
+        area_axis(&p.down, high, source->top - top, source->height);
+        area_axis(&p.right, wide, source->left - left, source->width);
     } else { /* the window is of whole pixels: only what shrinks is decoded at a scale */
-        linear_axis(&p.down, (int)source->top, (int)source->height);
-        linear_axis(&p.right, 0, wide);
+        linear_axis(&p.down, high);
+        linear_axis(&p.right, wide);
     }
     if (flip) mirror(&p.right);
     if (resize_avx2(&p) == 0) return 0;
