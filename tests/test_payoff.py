@@ -119,16 +119,16 @@ def test_each_entry_is_tuned_by_one_seed_and_run_for_the_others(small: Path) -> 
     order = drive(grid, lambda case: 0.5 if case.choice == "lr=0.02" else 0.6)
     first = [(case.choice, case.seed) for case in order if case.entry == "full 0.5"]
     assert first == [("lr=0.02", 0), ("lr=0.1", 0), ("lr=0.1", 1), ("lr=0.1", 2)]
-    assert len(order) == len(set(order)) == 5 * 4 + 2
+    assert len(order) == len(set(order)) == 5 * 4 + 3 + 2
     null = [(case.choice, case.seed) for case in order if case.entry == "recent null"]
     assert null == [("lr=0.1", 1), ("lr=0.1", 2)]  # its method's choice
 
 
 def test_full_data_comes_first_and_then_a_stage_of_all_methods(small: Path) -> None:
     order = [(case.entry, case.seed) for case in drive(grids.load(small), lambda case: 0.6)]
-    assert {entry for entry, _ in order[:8]} == {"full 0.5", "full 1"}
-    assert order[8:14] == [(entry, 0) for _ in range(2) for entry in ("recent", "proxy", "ucb")]
-    assert [seed for _, seed in order[14:]] == [1] * 4 + [2] * 4
+    assert {entry for entry, _ in order[:11]} == {"full 0.5", "full 0.7", "full 1"}
+    assert order[11:17] == [(entry, 0) for _ in range(2) for entry in ("recent", "proxy", "ucb")]
+    assert [seed for _, seed in order[17:]] == [1] * 4 + [2] * 4
 
 
 def test_keys_are_tuned_one_after_the_other(small: Path) -> None:
@@ -166,15 +166,15 @@ def test_other_conditions_take_over_the_choices_and_the_methods_that_are_left(
 
     order = [case for case in drive(grid, accuracy) if case.condition == "again"]
     assert {case.choice for case in order} == {"lr=0.1"} and {case.seed for case in order} == {1, 2}
-    assert {case.entry for case in order} == {"full 0.5", "full 1", "recent", "proxy"}
+    assert {case.entry for case in order} == {"full 0.5", "full 0.7", "full 1", "recent", "proxy"}
     assert [case.seed for case in order if case.entry == "proxy"] == [1]
 
 
 def test_claimed_methods_get_more_seeds_at_the_end(small: Path) -> None:
     small.write_text(small.read_text().replace("methods: [], seeds: 2", "methods: [recent], seeds: 4"))
     order = drive(grids.load(small), lambda case: 0.6)
-    assert {(case.entry, case.seed) for case in order[-6:]} == {
-        (entry, seed) for entry in ("full 0.5", "full 1", "recent") for seed in (3, 4)
+    assert {(case.entry, case.seed) for case in order[-8:]} == {
+        (entry, seed) for entry in ("full 0.5", "full 0.7", "full 1", "recent") for seed in (3, 4)
     }
 
 
@@ -201,7 +201,7 @@ def test_a_small_grid_from_end_to_end(small: Path, capsys: pytest.CaptureFixture
     words = ["--csv", str(csv), "--grid", str(small), "--jobs", "2"]
     benchmark(referee, words=words)
     rows = read_csv(csv)
-    assert len(rows) == 5 * 4 + 2
+    assert len(rows) == 5 * 4 + 3 + 2
     by_entry = {name: [own for own in rows if own["entry"] == name] for name in ("full 1", "recent", "proxy", "ucb")}
     full, recent, proxy, ucb = (own[-1] for own in by_entry.values())
     assert float(full["work"]) == int(full["samples_seen"]) == 4 * 6 * 32

@@ -89,7 +89,7 @@ def test_a_plan_saves_what_is_asked_or_names_what_can_be_saved(
             assert asked < limit and min(shares) >= limit - NEAR
         return
     saved = plan.saved(plan.seconds())
-    assert saved == pytest.approx(asked, abs=NEAR + jump(plan) / 2)
+    assert saved == pytest.approx(asked, abs=NEAR + jump(plan))  # sizes of several epochs may jump at once
     assert all(scale.trained(plan.method, epoch) >= scale.batch_size for epoch in range(scale.epochs))
 
 
