@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ffcv_prune import config, methods
@@ -71,6 +71,12 @@ def jump(plan: Plan) -> float:
 
 
 @given(name=st.sampled_from(list(VARIANTS)), pace=paces, scale=scales, asked=st.floats(0.01, 0.99))
+@example(  # keep=0.63125 and the float just above it leave another number of batches
+    name="p_sgd",
+    pace=Pace(1.0),
+    scale=Scale(n=720, batch_size=35, epochs=4, eval_every=1, setup=100.0, full_setup=0.0),
+    asked=0.34375,
+)
 @settings(deadline=None, max_examples=150)
 def test_a_plan_saves_what_is_asked_or_names_what_can_be_saved(
     name: str, pace: Pace, scale: Scale, asked: float
@@ -89,7 +95,7 @@ def test_a_plan_saves_what_is_asked_or_names_what_can_be_saved(
             assert asked < limit and min(shares) >= limit - NEAR
         return
     saved = plan.saved(plan.seconds())
-    assert saved == pytest.approx(asked, abs=NEAR + jump(plan))  # sizes of several epochs may jump at once
+    assert saved == pytest.approx(asked, abs=NEAR + jump(plan) / 2)
     assert all(scale.trained(plan.method, epoch) >= scale.batch_size for epoch in range(scale.epochs))
 
 

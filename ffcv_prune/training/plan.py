@@ -216,7 +216,8 @@ def solve(method: Method, pace: Pace, scale: Scale, target: float, first: int = 
     assert method.sized_by is not None
     least = smallest.values[method.sized_by]
     above = _lowest(lambda value: value >= least and seconds(sized(method, value)) >= target)
-    choices = [sized(method, value) for value in (max(least, above - 1 / GRID), above)]
+    below = (round(above * GRID) - 1) / GRID  # of the grid, too: a float beside it may leave other batches
+    choices = [sized(method, value) for value in (max(least, below), above)]
     return min(choices, key=lambda choice: abs(seconds(choice) - target))
 
 
