@@ -29,7 +29,7 @@ from benchmarks.harness.plots import save
 from benchmarks.harness.rows import read_csv
 from benchmarks.harness.tables import Row, aligned, mean_and_spread, table, values
 from benchmarks.harness.training import SharedLoaders
-from benchmarks.payoff.saving import Curve, Payoff, payoff
+from benchmarks.payoff.curve import Curve, Payoff, payoff
 from ffcv_prune import config
 from ffcv_prune.analysis.intervals import correction, difference_of_tests
 from ffcv_prune.analysis.report import write_report

@@ -5,14 +5,14 @@
     python -m benchmarks.loading throughput --imagenet-dir DIR --busy 1 --csv busy.csv      beside a busy process
     python -m benchmarks.loading throughput --redraw               the tables again, without measuring
 
-About 15 minutes on 2 cores, and 1.5 GB in betons/throughput. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
+Half an hour on 2 cores, by estimate, and some GB in betons/throughput. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
 some hundred are enough, they are repeated. Without it only CIFAR-10 is measured, from the .beton that
 `write_datasets.py --dataset cifar10` writes. A loader that is not installed is left out.
 
-Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles: raw
-pixels and JPEG, of the size of CIFAR's (32 x 32, copied) and of ImageNet's (longer side 400, the centre cropped and
-resized to 224); photographs of a longer side of 500, a random crop resized to 224, and the centre to 80, as for
-scores, from JPEG decoded at a scale of libjpeg's by whoever can. Everybody reads the same stored bytes from a warm
+Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles. They
+are raw pixels and JPEG. Those of CIFAR's size (32 x 32) are copied, and of ImageNet's (longer side 400) the centre is
+resized to 224. Of photographs with a longer side of 500, a random crop is resized to 224, or the centre to 80, as for
+scores; JPEG is then decoded at a scale of libjpeg's by whoever can. Everybody reads the same stored bytes from a warm
 page cache and delivers uint8[B, side, side, 3].
 Loaders take turns in measurements of --seconds (one epoch at least); building, compiling and the first epoch are left
 out (rows of repeat 0), except for what a loader does anew for each selection. docs/speed.md says how to read the table.

@@ -7,8 +7,8 @@ from enum import IntEnum
 from functools import cached_property
 
 from benchmarks.harness.tables import Row
+from benchmarks.payoff.curve import Curve, Payoff, payoff
 from benchmarks.payoff.grid import TUNING_SEED, Case, Entry, Grid, Settings, choice_name
-from benchmarks.payoff.saving import Curve, Payoff, payoff
 
 
 class Stage(IntEnum):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from benchmarks.harness.tables import Row, mean_and_spread, table
+from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import NULL, Entry, Grid
 from benchmarks.payoff.judge import Judged
-from benchmarks.payoff.saving import Payoff
 from ffcv_prune.analysis.intervals import Correction, correction, difference
 
 

@@ -59,8 +59,8 @@ class Dataset:
 def open_dataset(data: Data, model_classes: int, task: str = "auto") -> Dataset:
     """Check the files of a run and read what stands in their manifests. `task` is that of train.task.
 
-    A .beton without a manifest (somebody's own) has as many classes as its labels say, or as `model_classes`
-    says if that is not 0, and is normalised with ImageNet's mean and standard deviation.
+    A .beton without a manifest (somebody's own) has as many classes as `model_classes` says, or if that is 0, its
+    labels. It is normalised with ImageNet's mean and standard deviation.
 
     Raises:
         UserError: a missing or damaged file, no labels or other targets, labels outside the classes, classes that
