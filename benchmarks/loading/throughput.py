@@ -6,8 +6,8 @@
     python -m benchmarks.loading throughput --redraw               the tables again, without measuring
 
 Half an hour on 2 cores, by estimate, and some GB in betons/throughput. DIR holds ImageNet's photographs as
-train/WNID/*.JPEG; some hundred are enough, they are repeated. Without it only CIFAR-10 is measured, from the .beton that
-`write_datasets.py --dataset cifar10` writes. A loader that is not installed is left out.
+train/WNID/*.JPEG; some hundred are enough, they are repeated. Without it only CIFAR-10 is measured, from the .beton
+that `write_datasets.py --dataset cifar10` writes. A loader that is not installed is left out.
 
 Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles. They
 are raw pixels and JPEG. Those of CIFAR's size (32 x 32) are copied, and of ImageNet's (longer side 400) the centre is
