@@ -45,8 +45,8 @@ class Dali(Loader):
             if not data.is_resized:
                 yield images, ids[:, None]
                 continue
-            regions = data.regions[ids].astype(np.float32)
-            yield images, ids[:, None], regions[:, :2], regions[:, 2:]
+            corners, sides = np.ascontiguousarray(data.regions[ids].reshape(-1, 2, 2).swapaxes(0, 1), np.float32)
+            yield images, ids[:, None], corners, sides
 
     def epoch(self, ids: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         self.ids = ids
