@@ -360,6 +360,7 @@ class Stream(IterableDataset[int]):
     ("dataset", "options", "message"),
     [
         (NoLength(), {}, "NoLength has no length: give it __len__"),
+        ("train.beton", {}, "train.beton is a path: TorchLoader takes a data set"),
         (Stream(), {}, "Stream is iterable.*map-style"),
         ({1, 2}, {}, "set has no __getitem__"),
         ([], {}, "list is empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,8 @@ def order_of_loader(loader: DataLoader[Any]) -> dict[str, Any]:
 
 def length_of(dataset: Any) -> int:
     kind = type(dataset).__name__
+    if isinstance(dataset, str | os.PathLike):
+        raise UserError(f"{dataset} is a path: TorchLoader takes a data set, PrunedLoader the path of a .beton")
     if isinstance(dataset, DataLoader):
         raise UserError("this is a DataLoader, which has a data set and an order: use TorchLoader.like(loader)")
     if isinstance(dataset, IterableDataset):
