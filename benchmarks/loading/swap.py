@@ -3,9 +3,10 @@
     python -m benchmarks.loading swap              1,281,167 samples, about 5 minutes
     python -m benchmarks.loading swap --redraw     the tables again, without measuring
 
-Each repeat takes a new random selection of 30 %. "swap" is `set_selection` and the order of the next epoch; "rebuilt"
-is what FFCV alone offers, a new `ffcv.Loader` with `indices=`, up to its first batch. Constructors are measured in a
-process of their own that has compiled before, on a small file. docs/speed.md says how to read the tables.
+Each repeat takes a new random selection of 30 %, after an epoch that ran to its end, as in training. "swap" is
+`set_selection` and the order of the next epoch; "rebuilt" is what FFCV alone offers, a new `ffcv.Loader` with
+`indices=`, up to its first batch. Constructors are measured in a process of their own that has compiled before, on a
+small file. docs/speed.md says how to read the tables.
 
 Two files: `--samples` raw images of 8 x 8 in batches of 1,024, where a batch takes next to no time; and for an ordinary
 batch, `--large` raw images of 256 x 256 in batches of 512 with random crops to 224.
@@ -96,6 +97,12 @@ def measure(data: str, path: Path, ordered: int, repeats: int) -> Iterator[dict[
             more.select(validate_ids(of_more, ordered))
             more.sample_order(loader.next_epoch)
 
+    def whole_epoch() -> None:
+        for _ in loader:
+            pass
+        if more is not None:  # as the loader itself does it within its epoch
+            more.draw_ahead(loader.next_epoch)
+
     def ordered_anew(*ids: NDArray[np.int64]) -> None:
         swap(*ids)
         loader.next_traversal_order()
@@ -121,8 +128,9 @@ def measure(data: str, path: Path, ordered: int, repeats: int) -> Iterator[dict[
         gc.collect()  # what the repeat before left behind of FFCV's loader
         swap(*ids)  # its memory, too, may still be on its way back: not timed
         with stopwatch() as timed:
+            whole_epoch()
             _, swapped = timed(partial(ordered_anew, *ids))
-            loader.set_selection(None)
+            whole_epoch()
             batches, begun = timed(partial(first_batch, *ids))
             with closing(batches):  # the few batches that were decoded in advance are among those that are timed
                 served, then = timed(lambda batches=batches: sum(1 for _ in islice(batches, 40)))  # type: ignore[misc]
