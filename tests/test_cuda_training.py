@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ffcv_prune import PrunedLoader, Pruner, collectives, config, tasks
@@ -45,18 +47,18 @@ def loader(device: str, beton: Beton) -> PrunedLoader:
     return PrunedLoader(beton.path, 16, 1, pipelines=pipelines, shuffle=True, with_ids=True, seed=0)
 
 
-def make_stepper(device: str, amp_dtype: torch.dtype | None = None) -> Stepper:
+def make_stepper(device: str, amp_dtype: torch.dtype | None = None, ema: float = 0.0) -> Stepper:
     torch.manual_seed(0)
-    return Stepper(build_model("resnet_tiny", 10, MEAN, STD).to(device), SETTINGS, amp_dtype)
+    return Stepper(build_model("resnet_tiny", 10, MEAN, STD).to(device), replace(SETTINGS, ema=ema), amp_dtype)
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16], ids=["off", "bf16", "fp16"])
-@pytest.mark.parametrize("method", ["full", "infobatch"])
+@pytest.mark.parametrize(("method", "ema"), [("full", 0.0), ("full", 0.9), ("infobatch", 0.0)])
 def test_a_step_never_waits_for_the_device(
-    method: str, amp_dtype: torch.dtype | None, device: str, loader: PrunedLoader
+    method: str, ema: float, amp_dtype: torch.dtype | None, device: str, loader: PrunedLoader
 ) -> None:
     """But for the step before the last, which `RunAhead` waits for by an event."""
-    stepper = make_stepper(device, amp_dtype)
+    stepper = make_stepper(device, amp_dtype, ema)
     loader.set_selection(None)
     pruner = Pruner(loader, None, method, epochs=2, amp_dtype=None)
     for epoch in range(2):  # in the second, infobatch has weights
@@ -84,6 +86,22 @@ def test_a_step_that_waits_would_be_found(device: str, loader: PrunedLoader) -> 
         stepper.step(images, labels, ids, mean_loss, lr=0.01)
         with never_waiting(device):
             stepper.step(images, labels, ids, looked_at, lr=0.01)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_a_moving_mean_that_waits_would_be_found(
+    device: str, loader: PrunedLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own sends its count to the device."""
+    stepper = make_stepper(device, ema=0.9)
+    waiting = AveragedModel(stepper.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    monkeypatch.setattr(stepper.averaged, "update", lambda: waiting.update_parameters(stepper.model))
+    with iter_of(loader) as (images, labels, ids):
+        for _ in range(2):
+            stepper.step(images, labels, ids, mean_loss, lr=0.01)
+        with pytest.raises(RuntimeError, match="synchroniz"), never_waiting(device):
+            stepper.step(images, labels, ids, mean_loss, lr=0.01)
 
 
 def test_no_batch_of_a_test_waits_for_the_device(device: str, beton: Beton) -> None:

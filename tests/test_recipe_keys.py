@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ffcv_prune import config, tasks
 from ffcv_prune.errors import UserError
@@ -108,6 +109,40 @@ def test_the_moving_mean_is_of_all_steps(batch: tuple[Tensor, Tensor]) -> None:
     for own, same in zip(stepper.tested.state_dict().values(), other.tested.state_dict().values(), strict=True):
         assert torch.equal(own, same)
     assert Stepper(SmallNet(), Train(epochs=1), None).averaged is None
+
+
+def test_what_counts_is_copied_into_the_moving_mean(batch: tuple[Tensor, Tensor]) -> None:
+    """Half of a count would be no count; the running statistics are numbers like the weights."""
+    stepper = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    assert stepper.averaged is not None
+    variances = []
+    for number in range(1, 4):
+        step(stepper, *batch)
+        norm, mean = stepper.model.norm, stepper.tested.norm
+        assert mean.num_batches_tracked == norm.num_batches_tracked == number
+        variances.append(norm.running_var.clone())
+        expected = variances[0] if number == 1 else 0.75 * expected + 0.25 * variances[-1]
+        torch.testing.assert_close(mean.running_var, expected)
+
+
+def test_the_state_of_the_moving_mean_is_that_of_torch_s(batch: tuple[Tensor, Tensor]) -> None:
+    """So checkpoints of earlier versions go on, and the updates are the same."""
+    stepper = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    own, theirs = stepper.averaged, AveragedModel(stepper.model, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+    assert own is not None
+    for _ in range(3):
+        step(stepper, *batch)
+        theirs.update_parameters(stepper.model)
+    found, expected = own.state_dict(), theirs.state_dict()
+    assert found.keys() == expected.keys() and found["n_averaged"] == expected["n_averaged"] == 3
+    for name, value in theirs.module.named_parameters():
+        assert torch.equal(found[f"module.{name}"], value), name
+    other = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    other.load_state_dict(copy.deepcopy(stepper.state_dict()) | {"averaged": copy.deepcopy(expected)})
+    for one in (stepper, other):
+        step(one, *batch)
+    for value, same in zip(stepper.tested.parameters(), other.tested.parameters(), strict=True):
+        assert torch.equal(value, same)
 
 
 class RightHalf(nn.Module):
