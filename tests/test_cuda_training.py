@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ffcv_prune import PrunedLoader, Pruner, collectives, config, tasks
+from ffcv_prune import PrunedLoader, Pruner, collectives, config, score_dataset, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.models import MODELS, build_model
@@ -26,7 +26,7 @@ from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
-from tests.devices import BOTH, Unwaited, never_waiting, without_tf32
+from tests.devices import BOTH, OneOfMany, Unwaited, never_waiting, without_tf32
 from tests.nets import SmallNet
 from tests.test_resume import Killed
 
@@ -110,6 +110,20 @@ def test_no_batch_of_a_test_waits_for_the_device(device: str, beton: Beton) -> N
     model, task = SmallNet().to(device), tasks.Classification()
     expected = evaluate(model, test_loader, task, None, classes=10, flip=True)
     assert evaluate(model, Unwaited(test_loader, device), task, None, classes=10, flip=True) == expected
+
+
+class Looking(tasks.Classification):
+    """Looks at a value in each batch."""
+
+    def counts(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().counts(outputs, targets) + 0 * outputs.sum().item()
+
+
+def test_a_test_that_waits_would_be_found(device: str, beton: Beton) -> None:
+    pipelines = score_pipelines(check_beton(beton.path), device=device)
+    test_loader = PrunedLoader(beton.path, 32, 1, pipelines=pipelines, drop_last=False)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        evaluate(SmallNet().to(device), Unwaited(test_loader, device), Looking(), None)
 
 
 def test_an_overflow_in_the_first_step_changes_nothing(device: str, loader: PrunedLoader) -> None:
@@ -282,3 +296,22 @@ def test_a_group_of_one_rank_does_all_that_ranks_do(group: None, device: str, lo
     recorded.record(torch.tensor([[0.5, 1.5], [1.0, 0.0]], device=device), ids)
     found, rows = recorded.latest()
     assert found.tolist() == [2, 7] and rows.tolist() == [[1.5, 0.5], [0.0, 1.0]]
+
+
+def test_a_group_of_one_rank_tests_and_scores_as_ranks_do(
+    group: None, device: str, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("total", "interleaved"):
+        act = getattr(collectives, name)
+        monkeypatch.setattr(collectives, name, lambda *a, act=act, name=name: (done.append(name), act(*a))[1])
+    pipelines = score_pipelines(check_beton(beton.path), device=device)
+    alone = PrunedLoader(beton.path, 32, 1, pipelines=pipelines, drop_last=False, distributed=True)
+    model, task, shared = SmallNet().to(device), tasks.Classification(), OneOfMany(alone)
+    expected = evaluate(model, alone, task, None, classes=10)
+    values = score_dataset(model, alone, amp_dtype=None, certainty=True, gradients=True)
+    assert not done
+    assert evaluate(model, shared, task, None, classes=10) == expected
+    found = score_dataset(model, shared, amp_dtype=None, certainty=True, gradients=True)
+    np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-5)
+    assert done == ["total", *["interleaved"] * 4]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ffcv_prune import config, tasks
 from ffcv_prune.errors import UserError
 from ffcv_prune.sections import Train
+from ffcv_prune.training import clock
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.loaders import Loaders, ramp_side
 from ffcv_prune.training.pruning import build_proxy
@@ -243,6 +247,30 @@ def test_compiling_before_the_first_epoch_changes_nothing(
     assert found.metrics == expected.metrics
     weights = [torch.load(run.folder / "weights.pt", weights_only=True) for run in (expected, found)]
     assert all(torch.equal(own, weights[1][name]) for name, own in weights[0].items())
+
+
+def test_compiling_for_another_side_is_charged_to_no_epoch(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To compile takes a hundred seconds here, by the clock of the run."""
+    sides: list[int] = []
+
+    def compiled(net: nn.Module, mode: str) -> nn.Module:
+        def compile_once(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if net.training and inputs[0].shape[-1] not in sides:
+                sides.append(inputs[0].shape[-1])
+
+        net.register_forward_pre_hook(compile_once)
+        return net
+
+    late = SimpleNamespace(perf_counter=lambda: time.perf_counter() + 100 * len(sides))
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(clock, "time", late)
+    ramp = {"data__augment": "random_resized_crop", "data__size": 64, "data__size_ramp": "32,64,0.25,0.5"}
+    folder = train(settings(**ramp, data__test_size=32, train__compile="default")).folder
+    seconds = [json.loads(line)["seconds"]["total"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert sides == [32, 64]
+    assert len(seconds) == 4 and max(seconds) < 100
 
 
 @pytest.mark.parametrize(
