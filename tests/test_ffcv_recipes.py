@@ -29,7 +29,8 @@ def recipe(epochs: int) -> config.Config:
 
 def changed(section: Any) -> dict[str, Any]:
     """The keys that are not at their default."""
-    return {key.name: getattr(section, key.name) for key in fields(section) if getattr(section, key.name) != key.default}
+    found = {key.name: (getattr(section, key.name), key.default) for key in fields(section)}
+    return {name: value for name, (value, default) in found.items() if value != default}
 
 
 @epochs
