@@ -168,8 +168,9 @@ class Crossings(TorchDispatchMode):
 def test_our_moving_mean_sends_nothing_to_the_device_and_torch_s_does(ours: bool) -> None:
     if not torch.backends.cuda.is_built():
         pytest.skip("needs a PyTorch that was built for CUDA")
-    with FakeTensorMode():
-        model = nn.Sequential(nn.Conv2d(3, 8, 3, device="cuda"), nn.BatchNorm2d(8, device="cuda"))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to("meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = net.to_empty(device="cuda")
         mean = MovingMean(model, 0.9)
         theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
         with Crossings() as crossings:

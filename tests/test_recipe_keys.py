@@ -119,13 +119,13 @@ def test_what_counts_is_copied_into_the_moving_mean(batch: tuple[Tensor, Tensor]
     """Half of a count would be no count; the running statistics are numbers like the weights."""
     stepper = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
     assert stepper.averaged is not None
-    variances = []
+    expected: Tensor | None = None
     for number in range(1, 4):
         step(stepper, *batch)
         norm, mean = stepper.model.norm, stepper.tested.norm
         assert mean.num_batches_tracked == norm.num_batches_tracked == number
-        variances.append(norm.running_var.clone())
-        expected = variances[0] if number == 1 else 0.75 * expected + 0.25 * variances[-1]
+        variance = norm.running_var.clone()
+        expected = variance if expected is None else 0.75 * expected + 0.25 * variance
         torch.testing.assert_close(mean.running_var, expected)
 
 
@@ -249,9 +249,7 @@ def test_compiling_before_the_first_epoch_changes_nothing(
     assert all(torch.equal(own, weights[1][name]) for name, own in weights[0].items())
 
 
-def test_compiling_for_another_side_is_charged_to_no_epoch(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiling_for_another_side_is_charged_to_no_epoch(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """To compile takes a hundred seconds here, by the clock of the run."""
     sides: list[int] = []
 

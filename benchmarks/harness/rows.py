@@ -31,7 +31,7 @@ def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -
 
     It is a module with TITLE, COLUMNS (of its rows), SETTINGS (the options that all rows of a CSV share),
     `add_arguments(parser)`, `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`,
-    the text of its page. It may have `draw(rows, path)`, a picture, and LATER, see `shared_settings`. Where SETTINGS has
+    the text of its page. It may have `draw(rows, path)`, a picture, and LATER (`shared_settings`). Where SETTINGS has
     "overrides", all other words of the command line are these.
     """
     name = module.__spec__.name
