@@ -48,6 +48,18 @@ def test_each_run_is_compared_with_the_full_data_of_its_own_repeat(tmp_path: Pat
         speedup.lines_of(rows[1:3])
 
 
+def test_the_side_of_smaller_images_is_that_of_the_rows(tmp_path: Path) -> None:
+    """Rows that do not name it, as those of our page, were scored at 16 pixels."""
+    rows = [row("full", 0.1, 0, 1000, 10.0), row("ucb_small", 0.1, 0, 125, 2.5)]
+    rows += [row("ucb_budget_small", 0.1, 0, 125, 2.5)]
+    for settings, side in (("config=a threads=1", 16), ("config=a score_size=80 --data.score_size=7", 80)):
+        text = speedup.summary([own | {"settings": settings} for own in rows])
+        assert f"| UCB, scored at {side} px |" in text
+        assert f"| UCB, a budget of 0.3, scored at {side} px |" in text
+    for method in ("ucb_small", "ucb_budget_small"):
+        assert "--data.score_size=80" in speedup.Case(method, 0.1, 0).options(10, tmp_path, 80)
+
+
 def test_a_tiny_benchmark_measures_once_and_goes_on(
     beton: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
