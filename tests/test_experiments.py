@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.harness import machine
+from benchmarks.harness.rows import write_csv
 from benchmarks.paper import grid, runner
 from benchmarks.paper.cells import RESULTS, cells, read_rows, table
 from benchmarks.paper.estimate import duration, estimate, scoring_passes
@@ -258,6 +260,15 @@ def test_each_run_is_done_once_and_its_row_says_all(done: Done, capsys: pytest.C
     assert points[-1] == (int(row["samples_seen"]), pytest.approx(float(row["accuracy"]), abs=1e-4))
     assert float(row["score_seconds"]) > 0
     assert row["torch"] and row["cpu"] and row["date"]
+
+
+def test_no_run_is_added_to_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, path = loaded(tmp_path, MINIMAL), tmp_path / "paper.csv"
+    write_csv(path, [{"key": run.key} | machine.here() | {"gpus": "Another"} for run in runs[:2]])
+    runner.run_all(runs[:2], path, tmp_path)  # nothing is to do
+    monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(UserError, match=r"rows of another machine \(gpus Another\); name another --csv"):
+        runner.run_all(runs, path, tmp_path)
 
 
 def test_the_table_and_the_figures_come_from_the_rows(done: Done, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from ffcv_prune.training.plan import NEAR, Plan, Scale, seconds_of, sized
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.trainer import train
 from ffcv_prune.training.world import World
+from ffcv_prune.words import percent
 from tests.betons import Beton, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -310,12 +311,13 @@ def test_a_run_follows_its_plan(name: str, config_file: Path, tmp_path: Path, be
     spent = seen * FED.step + cost["forwards"] * FED.forward + cost["proxy_forwards"] * FED.proxy + 6 * FED.test
     assert 1 - spent / full == pytest.approx(0.4, abs=NEAR + 6 * 32 * FED.step / full / 2)
     assert rows[-1]["saving"]["predicted"] == pytest.approx(1 - spent / full, abs=1e-4)
-    assert "plan to save 40.0% of a full run" in done.stdout
-    assert "of a full run's seconds, 40.0% were asked" in done.stdout
+    assert "plan to save 40.00 % of a full run" in done.stdout
+    assert "of a full run's seconds, 40.00 % were asked" in done.stdout
     with (tmp_path / "small" / "result.csv").open(newline="") as file:
         (result,) = csv.DictReader(file)
     assert float(result["asked"]) == 0.4 and float(result["saved"]) == pytest.approx(1 - spent / full, abs=1e-4)
-    told = f"small was to save 40.0% of a full run&#39;s seconds; after 6 of 6 epochs it saves {1 - spent / full:.1%}."
+    saved = percent(1 - spent / full)
+    told = f"small was to save 40.00 % of a full run&#39;s seconds; after 6 of 6 epochs it saves {saved}."
     assert told in (tmp_path / "small" / "report.html").read_text()
 
 

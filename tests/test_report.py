@@ -309,15 +309,14 @@ def test_static_scores_are_charged_beside_the_training(tmp_path: Path, source: s
 
 def test_without_a_baseline_at_the_same_samples_seen_nothing_is_claimed(tmp_path: Path) -> None:
     (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=30)
-    assert (
-        "no run of full data at the same samples seen to judge it by: the nearest, full_0, saw 200.0 % more" in sentence
-    )
+    told = "no run of full data at the same samples seen to judge it by: the nearest, full_0, saw 200.00 % more"
+    assert told in sentence
     assert "won" not in sentence
 
 
 def test_a_baseline_that_lost_a_little_to_drop_last_is_compared_and_the_gap_told(tmp_path: Path) -> None:
     (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=9)
-    assert "Full data at 10.0 % fewer samples seen, full_0, reached 80.00 %" in sentence
+    assert "Full data at 10.00 % fewer samples seen, full_0, reached 80.00 %" in sentence
     assert "Pruning won 10.00 points" in sentence
 
 
