@@ -69,6 +69,7 @@ def write_report(
     tested = [run for run in runs if any(row.get("class_accuracy") for row in run.rows)]
     counted = [together(group) for group in repetitions(pruned)]
     fits = [_fitted(run) if fit else None for run in counted]
+    groups = repetitions(runs)
     compared = len({run.samples_seen for run in runs}) > 1
     head, table = _table(runs)
     page = PAGES.get_template("report.html.j2").render(
@@ -80,7 +81,8 @@ def write_report(
         verdicts=verdicts(runs),
         rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared else "",
         accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen"),
-        differing=differing_keys(runs),
+        groups=[together(group).name for group in groups],
+        differing=differing_keys(groups),
         curves=_picture(plot_curves(runs), "training loss and what else moved against the epoch"),
         phases=_picture(plot_phases(runs), "seconds by phase"),
         selections=[_selected(run, fit) for run, fit in zip(counted, fits, strict=True)],
