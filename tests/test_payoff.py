@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.harness.rows import benchmark, read_csv
+from benchmarks.harness.training import Images
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import referee
 from benchmarks.payoff.curve import Curve, payoff
-from benchmarks.payoff.data import Images, variants
+from benchmarks.payoff.data import variants
 from benchmarks.payoff.grid import Case, Grid, choice_name
 from benchmarks.payoff.judge import Judged, cases
 from ffcv_prune.errors import UserError
