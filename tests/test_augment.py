@@ -76,9 +76,6 @@ def test_crops_lie_inside_the_image(key: int, height: int, width: int, scale: fl
 
 
 def test_crops_have_the_distribution_of_torchvision() -> None:
-    torchvision = pytest.importorskip("torchvision.transforms")
-    import torch
-
     torch.manual_seed(0)
     image = torch.empty(3, 300, 400)
     theirs = np.array([torchvision.RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
