@@ -12,7 +12,7 @@ from benchmarks.harness.machine import MACHINE
 from benchmarks.harness.rows import benchmark
 from benchmarks.speed import speedup
 from ffcv_prune.errors import UserError
-from tests.betons import Beton
+from tests.betons import Beton, write_run
 
 TIMES = {"load": 0.5, "score": 2.0, "select": 0.0, "swap": 0.0, "train": 5.0, "other": 0.5}
 
@@ -52,14 +52,7 @@ def test_each_run_is_compared_with_the_full_data_of_its_own_repeat(tmp_path: Pat
 def test_a_tiny_benchmark_measures_once_and_goes_on(
     beton: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tmp_path / "tiny.yaml"
-    config.write_text(
-        f"""
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 9, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-"""
-    )
+    config = write_run(tmp_path / "tiny.yaml", beton, epochs=9)
     results = tmp_path / "results.csv"
 
     def run(*options: str) -> str:
