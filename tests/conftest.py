@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from ffcv_prune.config import Config, load
 from ffcv_prune.training.loaders import Loaders
 from tests.betons import Beton, write_beton
+from tests.reports import painting_nothing
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the shell's way with `pytest &`; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -70,7 +70,5 @@ def loaders(config_file: Path) -> Iterator[Loaders]:
 
 @pytest.fixture(scope="module")
 def unpainted() -> Iterator[None]:
-    """Reports whose figures are made and not painted, which takes several times as long as a small run trains."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda *_, **__: None)
+    with painting_nothing():
         yield

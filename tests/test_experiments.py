@@ -20,6 +20,7 @@ from benchmarks.paper.selection_counts import find_cell, read_histogram
 from benchmarks.paper.static_scores import make_scores
 from ffcv_prune.errors import UserError
 from tests.betons import Beton, write_beton
+from tests.reports import painting_nothing
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = """
@@ -234,9 +235,10 @@ small:
 """
     about, runs = grid.load(experiment(folder, text, tiny_config(beton.path, test.path)), "small")
     csv_file = folder / "small.csv"
-    runner.run_all(runs[:3], csv_file, folder / "runs")
-    first = csv_file.read_text()
-    runner.run_all(runs, csv_file, folder / "runs")
+    with painting_nothing():
+        runner.run_all(runs[:3], csv_file, folder / "runs")
+        first = csv_file.read_text()
+        runner.run_all(runs, csv_file, folder / "runs")
     assert csv_file.read_text().startswith(first)
     return about, runs, csv_file, folder
 
@@ -351,7 +353,8 @@ def test_static_scores_are_made_once_and_charged_to_every_run(
     assert first == second
     assert by_name["forget 0.5 seed 1"].config.static.epochs == 4
     csv_file = tmp_path / "small.csv"
-    runner.run_all(runs, csv_file, tmp_path / "runs")
+    with painting_nothing():
+        runner.run_all(runs, csv_file, tmp_path / "runs")
     rows = read_rows(csv_file)
     assert len(rows) == len(runs) + 2  # and the EMA runs whose selections are used again
     cost = {rows[by_name[f"forget 0.5 seed {seed}"].key]["static_seconds"] for seed in range(2)}

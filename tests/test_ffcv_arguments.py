@@ -253,7 +253,7 @@ def test_ffcvs_own_tests_get_our_loader(tmp_path: Path, beton: Beton, monkeypatc
     files[0].parent.mkdir()
     for file in files[1:]:
         file.touch()
-    with pytest.raises(SystemExit, match="test_basic_pipeline.py does not exist: name a checkout of FFCV"):
+    with pytest.raises(SystemExit, match=r"test_basic_pipeline\.py does not exist: name a checkout of FFCV"):
         ffcv_suite.main(tmp_path)
     files[0].touch()
     given: list[str] = []

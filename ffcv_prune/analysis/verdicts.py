@@ -77,9 +77,7 @@ def _share_more(share: float) -> str:
 def _said(group: list[Run]) -> str:
     own, static = _mean(group, "training_seconds"), _mean(group, "static_seconds")
     with_scores = f", {own + static:.1f} s with its static scores" if static > 0 else ""
-    return (
-        f"{group[0].name} reached {percent(_mean(group, 'accuracy'))} in {own:.1f} s{with_scores} ({_runs(group)})"
-    )
+    return f"{group[0].name} reached {percent(_mean(group, 'accuracy'))} in {own:.1f} s{with_scores} ({_runs(group)})"
 
 
 def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Correction) -> str:
