@@ -40,8 +40,8 @@ CASES: dict[str, dict[str, str]] = {
 }
 # Methods that came later: compared where both checkouts have them.
 LATER: dict[str, dict[str, str]] = {
-    **{name: {"keep": "0.5"} for name in ("bls", "glws", "p_sgd", "c_sgd", "rs2", "srd", "evolved")},
-    **{name: {} for name in ("ies", "kakurenbo", "orderdp", "repb", "seta")},
+    **{name: {"keep": "0.5"} for name in ("glws", "p_sgd", "c_sgd", "rs2", "evolved")},
+    **{name: {} for name in ("bls", "srd", "ies", "kakurenbo", "orderdp", "repb", "seta")},
     "recent_loss": {"keep": "0.5", "warmup": "1"},
     "selective_backprop": {"start": "0", "end": "1"},
     "proxy_batch": {"window": "64", "proxy_model": "basic_cnn", "stride": "2"},
