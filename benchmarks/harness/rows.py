@@ -133,16 +133,14 @@ class Results:
         cases = list(cases)
         if not self.path.exists():
             return cases
-        rows, here = self.read(), machine.here()
+        rows = self.read()
         for row in rows:
             if row["settings"] != self.settings:
                 raise UserError(
                     f"{self.path} holds rows with `{row['settings']}`, not `{self.settings}`; "
                     "remove it or name another --csv"
                 )
-            other = [f"{name} {row[name]}" for name in machine.MIXED if row[name] != here[name]]
-            if other:
-                raise UserError(f"{self.path} holds rows of another machine ({', '.join(other)}); name another --csv")
+        machine.refuse_mixed(self.path, rows)
         done = {case_of(row) for row in rows}
         left = [case for case in cases if case not in done]
         print(f"{len(cases) - len(left)} of {len(cases)} cases have their rows in {self.path}: left out", flush=True)

@@ -21,6 +21,7 @@ from ffcv_prune.training.stop import StopSignals, stopped
 from ffcv_prune.training.trackers import open_tracker, require_tracker
 from ffcv_prune.training.watch import LOST_RANK
 from ffcv_prune.training.world import join
+from ffcv_prune.words import percent
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -115,7 +116,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     plan, saved = trainer.plan, None
     if plan is not None:
         saved = plan.forecast(folder.rows, saving["total"])
-        print(f"saved {saved:.1%} of a full run's seconds, {plan.asked:.1%} were asked", flush=True)
+        print(f"saved {percent(saved)} of a full run's seconds, {percent(plan.asked)} were asked", flush=True)
     result = RunResult(
         folder=folder.path,
         method=trainer.pruner.method.label,
