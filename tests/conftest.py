@@ -23,17 +23,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the shell's way with `p
 
 # Files of tests that start processes or train for long. They come first: begun last, one of them would keep one of two
 # processes busy alone.
-LONG = """
-    test_resume test_experiments test_torch_loader test_distributed test_faults test_payoff test_commands test_findings
-    test_adapter_transformers test_adapter_lightning test_adapter_accelerate test_two_hosts test_startup test_wheel
-    test_run_writer test_profile test_warm_up test_readme test_walkthrough test_torch_pages test_recipe_keys test_plan
-    test_score_benchmarks test_loader_benchmarks test_loader_throughput test_run_script test_workers test_trackers
-    test_without_ffcv test_static_command test_augment test_writer test_site test_compatibility test_gpu_benchmark
-""".split()
+LONG = (
+    *("resume", "experiments", "torch_loader", "distributed", "faults", "payoff", "commands", "findings"),
+    *("adapter_transformers", "adapter_lightning", "adapter_accelerate", "two_hosts", "startup", "wheel", "run_writer"),
+    *("profile", "warm_up", "readme", "walkthrough", "torch_pages", "recipe_keys", "plan", "score_benchmarks"),
+    *("loader_benchmarks", "loader_throughput", "run_script", "workers", "trackers", "without_ffcv", "static_command"),
+    *("augment", "writer", "site", "compatibility", "gpu_benchmark"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONG)}
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
     lacking = {
         "cuda": (not torch.cuda.is_available(), "needs a CUDA device"),
