@@ -6,8 +6,8 @@
     python -m benchmarks.speed.speedup --redraw                   the table and the plot again, from the CSV
 
 Each run trains one epoch, which is not measured. Then it trains a period of T_p = 10 epochs with one selection at its
-start, as a long run does again and again. Full data, whose epochs are all alike, are trained on for FULL_EPOCHS beside
-the runs of each keep. Samples are counted as trained on: whole batches. docs/speed.md says how to read the table.
+start, as a long run does again and again. Full data, whose epochs are alike, are trained on for FULL_EPOCHS beside the
+runs of each keep. Samples are counted as trained on: whole batches. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
