@@ -84,7 +84,7 @@ def test_the_pages_of_speed_are_those_of_the_committed_rows(name: str) -> None:
 
 
 PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}
-OTHERS = {"train.beton", "train.py", "data.in_memory"}  # a file, timm's script, a key of ffcv-imagenet
+OTHERS = {"train.beton", "train.py", "dataset.json", "data.in_memory"}  # files, and a key of ffcv-imagenet
 KEYS = {
     section: {field.name for field in fields(kind)} for section, kind in (SECTIONS | get_type_hints(Recipe)).items()
 }
