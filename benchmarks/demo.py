@@ -24,7 +24,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.harness.machine import ROOT
+from benchmarks.harness.machine import ROOT, refuse_mixed
 from benchmarks.harness.plots import save
 from benchmarks.harness.rows import read_csv
 from benchmarks.harness.tables import Row, aligned, mean_and_spread, table, values
@@ -67,6 +67,8 @@ def main() -> None:
     except ValueError:
         raise UserError(f"--seeds {args.seeds}: give whole numbers, such as 0,1,2") from None
     csv_file = args.csv.resolve() if args.csv else None
+    if csv_file and csv_file.exists():
+        refuse_mixed(csv_file, read_csv(csv_file))
     os.chdir(ROOT)  # the configs' paths are relative to it
     if not all(Path(f"betons/fashion_mnist/{split}.beton").exists() for split in ("train", "test")):
         subprocess.run([sys.executable, "write_datasets.py", "--dataset", "fashion_mnist"], check=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ffcv_prune import methods, strict_args
-from ffcv_prune.errors import SCORES, TRAIN, UserError, nearest
+from ffcv_prune.errors import TRAIN, UserError, nearest
 from ffcv_prune.methods import Method
 from ffcv_prune.methods.method import parameters_of
 from ffcv_prune.methods.sources import SOURCES, Source
@@ -94,10 +94,11 @@ class Config:
             faults.append(
                 f"prune.save={self.save:g}: no parameter sets what method {prune.name} trains on; take one of {able}"
             )
-        if prune.values.get("proxy_model") == "":
-            faults.append(f"prune.method={prune.name} needs prune.proxy_model, the name of a small net")
-        if prune.values.get("scores") == "":
-            faults.append(f"prune.method={prune.name} needs prune.scores=FILE.npy, which {SCORES} --config FILE writes")
+        faults += [
+            f"prune.method={prune.name} needs prune.{name}{declared.metadata['needed']}"
+            for name, declared in prune.parameters.items()
+            if declared.metadata["needed"] and not prune.values[name]
+        ]
         strict_args.refuse(faults)
 
     @property

@@ -81,7 +81,7 @@ def untuned(odd: bool) -> Iterator[None]:
     """Where the batch is of an `odd` size, take cuDNN's first guess of an algorithm.
 
     With `torch.backends.cudnn.benchmark` each new size tries out those of all convolutions, for a second or so. That
-    never pays for a last batch, whose size is another one at each checkpoint where a pass scores some samples only.
+    never pays for a last batch, whose size is another one at each selection where a pass scores some samples only.
     """
     cudnn = torch.backends.cudnn
     if not (odd and cudnn.benchmark):

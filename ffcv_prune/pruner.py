@@ -82,6 +82,8 @@ class Pruner:
         proxy: the proxy net of a method that selects by one; its `score_loader` shuffles and augments as `loader` does,
             in batches of the method's window.
         class_names: of the classes 0, 1, …, for the warning that some are starved; None: their numbers.
+        group: of torch.distributed, over which the ranks compare what they selected; one over gloo spares a GPU the
+            wait. None: the default one.
 
     Attributes:
         state: the run of the method: its table of statistics and its last selection.
@@ -103,6 +105,7 @@ class Pruner:
         scores: ArrayLike | None = None,
         class_names: Sequence[str] | None = None,
         proxy: Proxy | None = None,
+        group: Any = None,
         **parameters: Any,
     ) -> None:
         if isinstance(method, str):
@@ -123,8 +126,14 @@ class Pruner:
         self.task = Classification() if task is None else task
         groups = loader.labels if method.needs_groups else None
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
-        self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy)
+<<<<<<< HEAD
+        self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy, group)
+        self._group = group
         self._epoch, self._batch = -1, 0  # where `choose` is; -1: before the first begin_epoch
+=======
+        self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy)
+        self._epoch, self._batch = -1, 0  # of the batch that `choose` is given next; -1: before the first begin_epoch
+>>>>>>> core12
         self._told = not method.prunes  # that begin_epoch was left out
         loader.on_epoch = weakref.WeakMethod(self._epoch_begins)
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
@@ -172,6 +181,7 @@ class Pruner:
                     hashlib.blake2b(selection.ids.tobytes()).hexdigest(),
                     f"at the selection of epoch {epoch}, rank {{}} selected other samples than rank 0: "
                     "give all ranks the same data, method and seed",
+                    self._group,
                 )
             if not selection.ids.size:
                 raise UserError(f"method {self.method.name} leaves no sample for epoch {epoch}: let it drop fewer")
@@ -206,8 +216,8 @@ class Pruner:
             return inputs, targets, ids
         self._check_begun()
         check_ids(ids, self.state.n)
-        self._batch += 1
-        return self.values.chooser.choose(model, (inputs, targets, ids), self._epoch, self._batch - 1)
+        number, self._batch = self._batch, self._batch + 1
+        return self.values.chooser.choose(model, (inputs, targets, ids), self._epoch, number)
 
     def batch_loss(self, losses: Tensor, ids: Tensor, outputs: Any = None, targets: Tensor | None = None) -> Tensor:
         """Return the weighted mean of a batch's losses, a float32 scalar to call `backward` on.

@@ -22,13 +22,15 @@ def key(
     within: str | None = None,
     choices: tuple[str, ...] | None = None,
     pattern: str | None = None,
+    needed: str = "",
 ) -> T:
     """Declare one key. The field's annotation is its type: one of those in `strict_args.PARSERS`.
 
     `within` is an interval such as ``"(0, 1]"`` for a number, or for each number of a list. `choices` lists
     the words, or `pattern` is the regular expression, that a text must match. `REQUIRED`: no default.
+    `needed`, what a run is told to give, refuses an empty text there; by hand it may be empty.
     """
-    metadata = {"description": description, "within": within, "choices": choices, "pattern": pattern}
+    metadata = {"description": description, "within": within, "choices": choices, "pattern": pattern, "needed": needed}
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
+from ffcv_prune.words import percent
 
 STARVED = 0.2  # of a class whose share of a selection is less than this, in proportion to its share of the data
 
@@ -43,7 +44,5 @@ class StarvedClasses:
             return "no class is starved any more"
         worst = starved[np.argmin(fractions[starved])]
         found = f"{len(starved)} of {len(self.counts)} classes"
-        return (
-            f"{found} hold less than {STARVED:.0%} of their share of the selection (least: {fractions[worst]:.1%} of "
-            f"{self.names[worst]}, {keep:.1%} of all samples are kept): {self.remedy}"
-        )
+        least = f"least: {percent(fractions[worst])} of {self.names[worst]}, {percent(keep)} of all samples are kept"
+        return f"{found} hold less than {100 * STARVED:g} % of their share of the selection ({least}): {self.remedy}"

@@ -11,17 +11,30 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from ffcv_prune.config import Config, load
 from ffcv_prune.training.loaders import Loaders
 from tests.betons import Beton, write_beton
+from tests.reports import painting_nothing
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the shell's way with `pytest &`; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files of tests that start processes or train for long. They come first: begun last, one of them would keep one of two
+# processes busy alone.
+LONG = """
+    test_resume test_experiments test_torch_loader test_distributed test_faults test_payoff test_commands test_findings
+    test_adapter_transformers test_adapter_lightning test_adapter_accelerate test_two_hosts test_startup test_wheel
+    test_run_writer test_profile test_warm_up test_readme test_walkthrough test_torch_pages test_recipe_keys test_plan
+    test_score_benchmarks test_loader_benchmarks test_loader_throughput test_run_script test_workers test_trackers
+    test_without_ffcv test_static_command test_augment test_writer test_site test_compatibility test_gpu_benchmark
+""".split()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
     lacking = {
         "cuda": (not torch.cuda.is_available(), "needs a CUDA device"),
         "requires_root": (os.geteuid() != 0, "needs root"),
@@ -70,7 +83,5 @@ def loaders(config_file: Path) -> Iterator[Loaders]:
 
 @pytest.fixture(scope="module")
 def unpainted() -> Iterator[None]:
-    """Reports whose figures are made and not painted, which takes several times as long as a small run trains."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda *_, **__: None)
+    with painting_nothing():
         yield

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffcv_prune import PrunedLoader
 from ffcv_prune.loading.ring import Ring
@@ -50,8 +51,22 @@ def never_waiting(device: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+class Unread(TorchDispatchMode):
+    """An error where the host asks for the value of a tensor, which would make it wait for a GPU."""
+
+    READS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")  # the second and third in inference mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.READS:
+            raise RuntimeError(f"{func} would be a synchronizing operation")
+        return func(*args, **(kwargs or {}))
+
+
 class Unwaited:
-    """A loader, with an error where the host waits for a GPU from the second batch to the last."""
+    """A loader, with an error where the host waits for a GPU from the second batch to the last.
+
+    On the CPU, with one where it asks for a value.
+    """
 
     def __init__(self, loader: PrunedLoader, device: str) -> None:
         self._loader, self._device = loader, device
@@ -62,8 +77,27 @@ class Unwaited:
     def batches(self, *arguments: Any) -> Iterator[Batch]:
         with closing(self._loader.batches(*arguments)) as batches:
             yield next(batches)
-            with never_waiting(self._device):
+            with Unread() if self._device == "cpu" else never_waiting(self._device):
                 yield from batches
+
+
+class MoreThanOne(int):
+    """1, and above 1."""
+
+    def __gt__(self, other: object) -> bool:
+        return True
+
+
+class OneOfMany:
+    """A loader of the one rank of a group: it serves all, and the rank does what several do together."""
+
+    world_size = MoreThanOne(1)
+
+    def __init__(self, loader: PrunedLoader) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 @contextmanager

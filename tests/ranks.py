@@ -1,4 +1,4 @@
-"""What one rank of `test_distributed` runs: ranks.py checks BETON | train | die | stuck [options]."""
+"""What one rank of `test_distributed` runs: ranks.py checks BETON | train | slow disk | die | stuck [options]."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ FIELD: list[tuple[str, dict[str, Any], bool]] = [
 def check_methods(world: World, path: str, shared: tuple[PrunedLoader, ...], whole: tuple[PrunedLoader, ...]) -> None:
     """Ranks select alike; of the batch that selective backprop shares out, each chooses from its own part."""
     for name, parameters, same in FIELD:
-        own, alone = (selections(name, parameters, path, pair) for pair in (shared, whole))
+        own, alone = (selections(name, parameters, path, pair, world.group) for pair in (shared, whole))
         assert all(other == own for other in world.gather(own))
         assert (own == alone) == same, name
     pruner = Pruner(shared[0], None, "selective_backprop", epochs=2, amp_dtype=None, start=0, end=1, interrupt=0)
@@ -308,7 +308,18 @@ def check_methods(world: World, path: str, shared: tuple[PrunedLoader, ...], who
     assert pruner.values.costs["forwards"] == 203 // BATCH * BATCH  # of all ranks, in the second epoch
 
 
-def selections(name: str, parameters: dict[str, Any], path: str, pair: tuple[PrunedLoader, ...]) -> list[list[int]]:
+def asked_groups(patch: pytest.MonkeyPatch) -> list[Any]:
+    """The group of every question that is not about tensors of a device, from here on."""
+    asked: list[Any] = []
+    for name in ("gather", "work_of_main"):
+        ask = getattr(collectives, name)
+        patch.setattr(collectives, name, lambda what, group=None, ask=ask: (asked.append(group), ask(what, group))[1])
+    return asked
+
+
+def selections(
+    name: str, parameters: dict[str, Any], path: str, pair: tuple[PrunedLoader, ...], group: Any
+) -> list[list[int]]:
     """Those of five epochs, of losses that follow from sample and epoch."""
     loader, score_loader = pair
     method, proxy = methods.build(name, **parameters), None
@@ -317,10 +328,13 @@ def selections(name: str, parameters: dict[str, Any], path: str, pair: tuple[Pru
         proxy = Proxy(net, torch.optim.SGD(net.parameters(), lr=0.05), amp_dtype=None)
         pipelines = score_pipelines(check_beton(path), device=DEVICE)
         score_loader = PrunedLoader(path, 64, 1, pipelines=pipelines, shuffle=True, drop_last=False)
-    pruner = Pruner(loader, score_loader, method, epochs=5, amp_dtype=None, proxy=proxy)
+    pruner = Pruner(loader, score_loader, method, epochs=5, amp_dtype=None, proxy=proxy, group=group)
     found = []
     for epoch in range(5):
-        swap = pruner.begin_epoch(epoch, small_net())
+        with pytest.MonkeyPatch.context() as patch:
+            asked = asked_groups(patch)
+            swap = pruner.begin_epoch(epoch, small_net())
+        assert loader.world_size == 1 or (asked and set(asked) == {group})
         assert swap is not None
         found.append(swap.ids.tolist())
         losses = torch.from_numpy(np.random.default_rng(epoch).gamma(1, 1, 203)).to(DEVICE)
@@ -333,7 +347,7 @@ def selections(name: str, parameters: dict[str, Any], path: str, pair: tuple[Pru
 def check_agreement(world: World, loader: PrunedLoader) -> None:
     """What differs between ranks is an error on all of them that names the rank."""
     last = world.size - 1
-    pruner = Pruner(loader, None, "random", epochs=200, seed=world.rank // last)
+    pruner = Pruner(loader, None, "random", epochs=200, seed=world.rank // last, group=world.group)
     for _ in range(2):
         with pytest.raises(UserError, match=rf"epoch 0, rank {last} selected other samples than rank 0"):
             pruner.begin_epoch(0, small_net())
@@ -349,11 +363,9 @@ def check_agreement(world: World, loader: PrunedLoader) -> None:
 
 
 def check_patience(world: World) -> None:
-    """In set-up every rank waits for a slow one longer than it would in training."""
-    hasty = replace(world, _group=torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=3)))
+    """Where one rank works, the others wait for it longer than they would in a question."""
+    hasty = replace(world, group=torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=3)))
     with hasty.together():
-        pass
-    with hasty.together(setup=True):
         time.sleep(4 if world.rank == 1 else 0)
     assert hasty.agree(world.rank) == world.size - 1
 
@@ -378,8 +390,24 @@ class SavingTrainer(trainer.Trainer):
     """Leaves every rank's final weights for the test to compare."""
 
     def run(self, folder: RunFolder | None, stop: StopSignals) -> None:
-        super().run(folder, stop)
+        with pytest.MonkeyPatch.context() as patch:
+            asked = asked_groups(patch)
+            super().run(folder, stop)
+        assert None not in asked, "a question over the group of the gradients"
         torch.save(self.stepper.model.state_dict(), Path(self.config.run.out) / f"rank_{self.world.rank}.pt")
+
+
+class SlowDiskTrainer(SavingTrainer):
+    """Writes what belongs to an epoch for longer than a rank may be silent in a question."""
+
+    def run(self, folder: RunFolder | None, stop: StopSignals) -> None:
+        hasty = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=5))
+        self.world = replace(self.world, group=hasty)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("save_selection", "log"):
+                write = getattr(RunFolder, name)
+                patch.setattr(RunFolder, name, lambda *own, write=write: (time.sleep(7), write(*own))[1])
+            super().run(folder, stop)
 
 
 def die_in_an_epoch(module: nn.Module, _: object) -> None:
@@ -409,7 +437,7 @@ def main() -> None:
     if mode == "stuck":
         watch.GRACE = 2.0
         nn.modules.module.register_module_forward_pre_hook(wait_for_ever)
-    trainer.Trainer = SavingTrainer
+    trainer.Trainer = SlowDiskTrainer if mode == "slow disk" else SavingTrainer
     own, resume = config.read_command(arguments)
     trainer.train(own, resume=resume)
 

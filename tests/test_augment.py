@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ffcv.fields.decoders import CenterCropRGBImageDecoder
 from ffcv.loader import Loader
 from ffcv.transforms import ToTensor, ToTorchImage
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torchvision.transforms import RandomResizedCrop
 
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
@@ -76,12 +78,9 @@ def test_crops_lie_inside_the_image(key: int, height: int, width: int, scale: fl
 
 
 def test_crops_have_the_distribution_of_torchvision() -> None:
-    torchvision = pytest.importorskip("torchvision.transforms")
-    import torch
-
     torch.manual_seed(0)
     image = torch.empty(3, 300, 400)
-    theirs = np.array([torchvision.RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
     ours = np.array(
         [random_resized_crop(stream_key(0, 0, i), 300, 400, (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(4000)]
     )

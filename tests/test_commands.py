@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from benchmarks import demo
+from benchmarks.harness import machine
+from benchmarks.harness.rows import write_csv
 from ffcv_prune import config
 from ffcv_prune.data.manifest import Manifest
-from ffcv_prune.errors import run_command
+from ffcv_prune.errors import UserError, run_command
 from tests.betons import Beton, write_beton, write_run
 from tests.processes import wait_for_epochs
 
@@ -223,6 +225,15 @@ def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str)
     assert cells[:3] == ["recent losses", "0.3", "0.7"]
     if len(ucb) == 1:
         assert cells[3:] == ["92.50 %", "2.0", "2.0", "4.0", "52.0", "60.0", "180,000", "at least 50 %"]
+
+
+def test_the_demo_adds_no_row_to_those_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.csv"
+    write_csv(rows, [machine.here() | {"gpus": "Another"}])
+    monkeypatch.setattr(demo, "run_all", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(sys, "argv", ["demo", "--csv", str(rows)])
+    with pytest.raises(UserError, match=r"rows of another machine \(gpus Another\); name another --csv"):
+        demo.main()
 
 
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,7 @@ from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import train_pipelines
 from tests.betons import Beton
-from tests.devices import BATCH_WAITS, BOTH, RING_GUARDS, finish, lag, leave_out, never_waiting, side_stream
+from tests.devices import BATCH_WAITS, BOTH, RING_GUARDS, finish, lag, leave_out, never_waiting, nothing, side_stream
 from tests.nets import SmallNet
 
 BATCH = 8
@@ -162,6 +163,42 @@ def test_twenty_rings_in_a_row_take_the_memory_of_two(device: str, beton: Beton,
         finish(device)
         held.append(torch.cuda.memory_allocated() - before)
     assert max(held) <= 2 * held[0]
+
+
+def held_when_dropped(beton: Beton, device: str) -> torch.Tensor:
+    """A batch that a late stream copies after its loader is gone, and others have taken what memory was free."""
+    torch.cuda.empty_cache()  # what is allocated next comes from little memory
+    loader = make_loader(beton, device)
+    assert loader.ring is not None  # its memory comes from the usual stream
+    with side_stream(device):
+        epoch = iter(loader)
+        images, _, _ = next(epoch)
+        lag(device, 400_000_000)
+        seen = images.clone()
+    epoch.close()
+    del epoch, images, loader
+    gc.collect()
+    time.sleep(0.05)  # the streams of the slots are through
+    others = [torch.full_like(seen, 255) for _ in range(1000)]
+    finish(device)
+    del others
+    return seen.cpu()
+
+
+@pytest.mark.parametrize("device", BOTH)
+def test_a_batch_is_whole_after_its_loader_is_gone(device: str, beton: Beton, collected: None) -> None:
+    expected = next(iter(make_loader(beton, "cpu")))[0]
+    assert torch.equal(held_when_dropped(beton, device), expected)
+
+
+@pytest.mark.cuda
+def test_it_is_not_where_the_allocator_does_not_know_its_stream(
+    beton: Beton, collected: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail."""
+    expected = next(iter(make_loader(beton, "cpu")))[0]
+    monkeypatch.setattr(torch.Tensor, "record_stream", nothing)
+    assert not torch.equal(held_when_dropped(beton, "cuda"), expected)
 
 
 @pytest.mark.cuda

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from ffcv_prune import PrunedLoader, Pruner, collectives, config, tasks
+from ffcv_prune import PrunedLoader, Pruner, collectives, config, score_dataset, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from ffcv_prune.models import MODELS, build_model
@@ -24,7 +26,7 @@ from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
-from tests.devices import BOTH, Unwaited, never_waiting, without_tf32
+from tests.devices import BOTH, OneOfMany, Unwaited, never_waiting, without_tf32
 from tests.nets import SmallNet
 from tests.test_resume import Killed
 
@@ -45,18 +47,18 @@ def loader(device: str, beton: Beton) -> PrunedLoader:
     return PrunedLoader(beton.path, 16, 1, pipelines=pipelines, shuffle=True, with_ids=True, seed=0)
 
 
-def make_stepper(device: str, amp_dtype: torch.dtype | None = None) -> Stepper:
+def make_stepper(device: str, amp_dtype: torch.dtype | None = None, ema: float = 0.0) -> Stepper:
     torch.manual_seed(0)
-    return Stepper(build_model("resnet_tiny", 10, MEAN, STD).to(device), SETTINGS, amp_dtype)
+    return Stepper(build_model("resnet_tiny", 10, MEAN, STD).to(device), replace(SETTINGS, ema=ema), amp_dtype)
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16], ids=["off", "bf16", "fp16"])
-@pytest.mark.parametrize("method", ["full", "infobatch"])
+@pytest.mark.parametrize(("method", "ema"), [("full", 0.0), ("full", 0.9), ("infobatch", 0.0)])
 def test_a_step_never_waits_for_the_device(
-    method: str, amp_dtype: torch.dtype | None, device: str, loader: PrunedLoader
+    method: str, ema: float, amp_dtype: torch.dtype | None, device: str, loader: PrunedLoader
 ) -> None:
     """But for the step before the last, which `RunAhead` waits for by an event."""
-    stepper = make_stepper(device, amp_dtype)
+    stepper = make_stepper(device, amp_dtype, ema)
     loader.set_selection(None)
     pruner = Pruner(loader, None, method, epochs=2, amp_dtype=None)
     for epoch in range(2):  # in the second, infobatch has weights
@@ -86,12 +88,42 @@ def test_a_step_that_waits_would_be_found(device: str, loader: PrunedLoader) -> 
             stepper.step(images, labels, ids, looked_at, lr=0.01)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_a_moving_mean_that_waits_would_be_found(
+    device: str, loader: PrunedLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own sends its count to the device."""
+    stepper = make_stepper(device, ema=0.9)
+    waiting = AveragedModel(stepper.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    monkeypatch.setattr(stepper.averaged, "update", lambda: waiting.update_parameters(stepper.model))
+    with iter_of(loader) as (images, labels, ids):
+        for _ in range(2):
+            stepper.step(images, labels, ids, mean_loss, lr=0.01)
+        with pytest.raises(RuntimeError, match="synchroniz"), never_waiting(device):
+            stepper.step(images, labels, ids, mean_loss, lr=0.01)
+
+
 def test_no_batch_of_a_test_waits_for_the_device(device: str, beton: Beton) -> None:
     pipelines = score_pipelines(check_beton(beton.path), device=device)
     test_loader = PrunedLoader(beton.path, 32, 1, pipelines=pipelines, drop_last=False)
     model, task = SmallNet().to(device), tasks.Classification()
     expected = evaluate(model, test_loader, task, None, classes=10, flip=True)
     assert evaluate(model, Unwaited(test_loader, device), task, None, classes=10, flip=True) == expected
+
+
+class Looking(tasks.Classification):
+    """Looks at a value in each batch."""
+
+    def counts(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().counts(outputs, targets) + 0 * outputs.sum().item()
+
+
+def test_a_test_that_waits_would_be_found(device: str, beton: Beton) -> None:
+    pipelines = score_pipelines(check_beton(beton.path), device=device)
+    test_loader = PrunedLoader(beton.path, 32, 1, pipelines=pipelines, drop_last=False)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        evaluate(SmallNet().to(device), Unwaited(test_loader, device), Looking(), None)
 
 
 def test_an_overflow_in_the_first_step_changes_nothing(device: str, loader: PrunedLoader) -> None:
@@ -264,3 +296,22 @@ def test_a_group_of_one_rank_does_all_that_ranks_do(group: None, device: str, lo
     recorded.record(torch.tensor([[0.5, 1.5], [1.0, 0.0]], device=device), ids)
     found, rows = recorded.latest()
     assert found.tolist() == [2, 7] and rows.tolist() == [[1.5, 0.5], [0.0, 1.0]]
+
+
+def test_a_group_of_one_rank_tests_and_scores_as_ranks_do(
+    group: None, device: str, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("total", "interleaved"):
+        act = getattr(collectives, name)
+        monkeypatch.setattr(collectives, name, lambda *a, act=act, name=name: (done.append(name), act(*a))[1])
+    pipelines = score_pipelines(check_beton(beton.path), device=device)
+    alone = PrunedLoader(beton.path, 32, 1, pipelines=pipelines, drop_last=False, distributed=True)
+    model, task, shared = SmallNet().to(device), tasks.Classification(), OneOfMany(alone)
+    expected = evaluate(model, alone, task, None, classes=10)
+    values = score_dataset(model, alone, amp_dtype=None, certainty=True, gradients=True)
+    assert not done
+    assert evaluate(model, shared, task, None, classes=10) == expected
+    found = score_dataset(model, shared, amp_dtype=None, certainty=True, gradients=True)
+    np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-5)
+    assert done == ["total", *["interleaved"] * 4]

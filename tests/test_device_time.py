@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ffcv_prune import PrunedLoader, config, score_dataset, tasks
 from ffcv_prune.data.beton import check_beton
@@ -19,6 +23,7 @@ from ffcv_prune.scoring import forward
 from ffcv_prune.training import world
 from ffcv_prune.training.epoch import RunAhead, Stepper, evaluate, mean_loss
 from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.moving_mean import MovingMean
 from tests import late_device
 from tests.betons import Beton, write_run
 from tests.late_device import Device
@@ -140,6 +145,41 @@ def test_no_step_looks_at_a_value(amp_dtype: torch.dtype | None) -> None:
             stepper.step(images, ids, ids, mean_loss, lr=0.1)
         with pytest.raises(DataDependentOutputException):
             stepper.step(images, ids, ids, lambda losses, *_: losses.mean() + losses.mean().item(), lr=0.1)
+
+
+class Crossings(TorchDispatchMode):
+    """The names of what was sent from host to device or back: from memory that is not pinned, the host waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = tree_leaves((args, kwargs))
+        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        devices |= {leaf.type for leaf in leaves if isinstance(leaf, torch.device)}
+        if len(devices) > 1:
+            self.found.append(str(func))
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch's"])
+def test_our_moving_mean_sends_nothing_to_the_device_and_torch_s_does(ours: bool) -> None:
+    if not torch.backends.cuda.is_built():
+        pytest.skip("needs a PyTorch that was built for CUDA")
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to("meta")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = net.to_empty(device="cuda")
+        mean = MovingMean(model, 0.9)
+        theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        with Crossings() as crossings:
+            for _ in range(3):
+                if ours:
+                    mean.update()
+                else:
+                    theirs.update_parameters(model)
+    assert bool(crossings.found) != ours, crossings.found
 
 
 @pytest.mark.parametrize(("dtype", "backend"), [(torch.float16, "Cudnn"), (torch.bfloat16, "Native")])

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -110,6 +111,50 @@ def test_two_ranks_train_one_model(options: list[str], tmp_path: Path) -> None:
         assert round(own["test_accuracy"] * 83, 4) == round(own["test_accuracy"] * 83)  # each test sample once
     # The first scores come from the same weights: the same selection.
     np.testing.assert_array_equal(*(np.load(folder / "selections" / "epoch_0000.npy") for folder in (run, alone)))
+
+
+def test_the_others_wait_for_a_slow_disk_of_the_main_rank(options: list[str], tmp_path: Path) -> None:
+    done = torchrun(2, RANKS, "slow disk", *options, f"--run.out={tmp_path}", "--train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert len(read_log(tmp_path / "small")) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_rank_that_never_comes_is_a_lost_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, the words are those that PyTorch has for a store that nobody writes to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(world, "SILENCE", timedelta(seconds=2))
+    if device == "cuda":
+
+        def nobody(*_: Any, **__: Any) -> None:
+            raise torch.distributed.DistBackendError(
+                "[1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] via c10d key-value store by "
+                "key '0', but store->get('0') got error: wait timeout after 600000ms, keys: /default_pg/0//cuda//0/0"
+            )
+
+        monkeypatch.setattr(world, "choose_device", lambda *_: torch.device("cuda", 0))
+        monkeypatch.setattr(world, "prepare", lambda _: None)
+        monkeypatch.setattr(torch.distributed, "init_process_group", nobody)
+    with pytest.raises(UserError, match="another rank ended or cannot be reached"), world.join(device):
+        pass
+    assert not torch.distributed.is_initialized()
+
+
+def test_what_is_wrong_with_this_rank_is_no_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for name, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(torch.distributed.DistNetworkError, match="EADDRINUSE"), world.join("cpu"):
+            pass
 
 
 def test_sigterm_at_one_rank_stops_all_and_another_number_goes_on(options: list[str], tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.harness import machine
+from benchmarks.harness.rows import write_csv
 from benchmarks.paper import grid, runner
 from benchmarks.paper.cells import RESULTS, cells, read_rows, table
 from benchmarks.paper.estimate import duration, estimate, scoring_passes
@@ -18,6 +20,7 @@ from benchmarks.paper.selection_counts import find_cell, read_histogram
 from benchmarks.paper.static_scores import make_scores
 from ffcv_prune.errors import UserError
 from tests.betons import Beton, write_beton
+from tests.reports import painting_nothing
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = """
@@ -232,9 +235,10 @@ small:
 """
     about, runs = grid.load(experiment(folder, text, tiny_config(beton.path, test.path)), "small")
     csv_file = folder / "small.csv"
-    runner.run_all(runs[:3], csv_file, folder / "runs")
-    first = csv_file.read_text()
-    runner.run_all(runs, csv_file, folder / "runs")
+    with painting_nothing():
+        runner.run_all(runs[:3], csv_file, folder / "runs")
+        first = csv_file.read_text()
+        runner.run_all(runs, csv_file, folder / "runs")
     assert csv_file.read_text().startswith(first)
     return about, runs, csv_file, folder
 
@@ -258,6 +262,15 @@ def test_each_run_is_done_once_and_its_row_says_all(done: Done, capsys: pytest.C
     assert points[-1] == (int(row["samples_seen"]), pytest.approx(float(row["accuracy"]), abs=1e-4))
     assert float(row["score_seconds"]) > 0
     assert row["torch"] and row["cpu"] and row["date"]
+
+
+def test_no_run_is_added_to_rows_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, path = loaded(tmp_path, MINIMAL), tmp_path / "paper.csv"
+    write_csv(path, [{"key": run.key} | machine.here() | {"gpus": "Another"} for run in runs[:2]])
+    runner.run_all(runs[:2], path, tmp_path)  # nothing is to do
+    monkeypatch.setattr(runner, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(UserError, match=r"rows of another machine \(gpus Another\); name another --csv"):
+        runner.run_all(runs, path, tmp_path)
 
 
 def test_the_table_and_the_figures_come_from_the_rows(done: Done, tmp_path: Path) -> None:
@@ -340,7 +353,8 @@ def test_static_scores_are_made_once_and_charged_to_every_run(
     assert first == second
     assert by_name["forget 0.5 seed 1"].config.static.epochs == 4
     csv_file = tmp_path / "small.csv"
-    runner.run_all(runs, csv_file, tmp_path / "runs")
+    with painting_nothing():
+        runner.run_all(runs, csv_file, tmp_path / "runs")
     rows = read_rows(csv_file)
     assert len(rows) == len(runs) + 2  # and the EMA runs whose selections are used again
     cost = {rows[by_name[f"forget 0.5 seed {seed}"].key]["static_seconds"] for seed in range(2)}

@@ -29,7 +29,7 @@ from ffcv_prune.data.writer import write_dataset
 from ffcv_prune.errors import UserError, run_command, uninterrupted
 from ffcv_prune.loading.bus_errors import Guard
 from ffcv_prune.loading.pipelines import score_pipelines
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_beton, write_run
 from tests.data_helpers import write_images, write_recipe
 from tests.nets import SmallNet
 from tests.processes import expect_no_leak, shared_memory, wait_for_epochs
@@ -232,16 +232,7 @@ def fill(disk: Path) -> None:
 
 
 def write_config(folder: Path, beton: Beton, epochs: int) -> Path:
-    path = folder / "small.yaml"
-    path.write_text(
-        f"""
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: {epochs}, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{method: random, keep: 0.5, period: 1}}
-"""
-    )
-    return path
+    return write_run(folder / "small.yaml", beton, epochs=epochs, prune="method: random, keep: 0.5, period: 1")
 
 
 @pytest.mark.requires_root

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
 
+import ffcv
+import ffcv.loader
 import numpy as np
 import pytest
 import torch
@@ -28,6 +32,7 @@ from ffcv.traversal_order import Sequential
 
 from ffcv_prune import PrunedLoader
 from ffcv_prune.errors import UserError
+from tests import ffcv_suite
 from tests.betons import Beton
 
 IMAGE, LABEL = SimpleRGBImageDecoder(), IntDecoder()
@@ -238,3 +243,22 @@ def test_one_operation_may_feed_two_outputs(beton: Beton) -> None:
         for one, other in zip(outputs, expected, strict=True):
             assert torch.equal(one, other)
             assert one.dtype == other.dtype
+
+
+def test_ffcvs_own_tests_get_our_loader(tmp_path: Path, beton: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (ffcv, ffcv.loader):
+        monkeypatch.setattr(module, "Loader", Loader)  # put back after the test
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    files = [tmp_path / "tests" / f"test_{part}.py" for part in ffcv_suite.PARTS]
+    files[0].parent.mkdir()
+    for file in files[1:]:
+        file.touch()
+    with pytest.raises(SystemExit, match=r"test_basic_pipeline\.py does not exist: name a checkout of FFCV"):
+        ffcv_suite.main(tmp_path)
+    files[0].touch()
+    given: list[str] = []
+    monkeypatch.setattr(pytest, "main", given.extend)
+    ffcv_suite.main(tmp_path, "-x")
+    assert {str(file) for file in files} < set(given) and given[-1] == "-x"
+    for module in (ffcv, ffcv.loader):
+        assert isinstance(module.Loader(beton.path, 8, num_workers=999), PrunedLoader)

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ffcv_prune import methods
 from tests.goldens.cases import EPOCHS, LABELS, PASS, TRAINING, N, cases, line, losses, static_scores
-
-methods = pytest.importorskip("ffcv_prune.methods")
-if not hasattr(methods, "build"):
-    pytest.skip("methods made of parts are not there yet", allow_module_level=True)
 
 RECORDED: dict[str, list[str]] = json.loads((Path(__file__).parent / "goldens" / "selections.json").read_text())
 CASES = list(cases())

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import step
 from benchmarks.gpu.__main__ import PARTS, parse, run_part
 from benchmarks.gpu.data import NAMES
 from benchmarks.gpu.report import FAIL, PASS, SKIP, Line, Report
@@ -166,3 +167,20 @@ def test_all_is_cut_off_and_goes_on_with_less_time(tmp_path: Path) -> None:
     printed, _ = start_all(tmp_path, ["--minutes=0"]).communicate(timeout=60)
     assert [(line.part, line.verdict) for line in read(tmp_path)] == [(part, SKIP) for part in PARTS]
     assert "0 minutes have passed" in printed
+
+
+def test_both_precisions_are_compiled_and_held_against_what_is_not(tmp_path: Path) -> None:
+    modes = step.CUDA_MODES | step.LAST_MODES
+    compiled = {(amp, how) for amp in ("bf16", "fp16") for how in ("off", "default", "reduce-overhead")}
+    assert sorted(modes.values()) == sorted(compiled)
+    report, case = Report(tmp_path, ABOUT), step.Case("resnet18", 224, 1024, {})
+    report.begin("step")
+    speeds = {mode: 100.0 * (number + 1) for number, mode in enumerate(modes)}
+    step.compare(report, case, speeds, modes)
+    assert {line.name.removeprefix(f"{case}: "): line.value for line in report.lines} == {
+        "fp16 of bf16": 2.0,
+        "fp16, compiled of fp16": 1.5,
+        "fp16, CUDA graphs of fp16": 2.0,
+        "bf16, compiled of bf16": 5.0,
+        "bf16, CUDA graphs of bf16": 6.0,
+    }

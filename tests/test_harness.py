@@ -130,6 +130,8 @@ def test_settings() -> None:
     assert shared_settings(args, ("a", "c")) == "a=1 c=x"
     args.overrides = ["--train.lr=1"]
     assert shared_settings(args, ("a", "overrides")) == "a=1 --train.lr=1"
+    assert shared_settings(args, ("a", "b", "overrides"), {"b": 2}) == "a=1 --train.lr=1"  # as of rows before b
+    assert shared_settings(args, ("a", "b"), {"b": 3}) == "a=1 b=2 --train.lr=1"
 
 
 @pytest.mark.parametrize("name", ["agreement", "long_run", "scoring", "speedup", "top_k"])

@@ -139,3 +139,22 @@ def test_a_loader_that_is_closed_has_no_copies_on_their_way(loader: PrunedLoader
     next(epoch)
     epoch.close()
     assert all(copied is not None and copied.reached == copied.recorded for copied in loader.ring.copied)
+
+
+class Allocated:
+    """In place of a tensor: what PyTorch's allocator is told of it."""
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = []
+
+    def record_stream(self, stream: Stream) -> None:
+        self.streams.append(stream)
+
+
+def test_memory_is_kept_for_every_stream_that_got_a_batch(loader: PrunedLoader, device: Device) -> None:
+    """Without it, the allocator gives the memory of a loader that is dropped to others at once."""
+    buffer, side = Allocated(), Stream(device)
+    loader.ring._on_device = [buffer]
+    for stream in (device.current_stream(), side, side, device.current_stream()):
+        consume(loader, device, stream, batches=3)
+    assert buffer.streams == [device.current_stream(), side]

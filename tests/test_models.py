@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -198,14 +199,30 @@ def test_whitening_takes_no_images_for_a_model_without_it() -> None:
 
 
 def test_blurred_convolutions_are_those_with_a_stride() -> None:
-    model = build_model("resnet18_blurpool", 10, MEAN, STD)
-    plain = build_model("resnet18", 10, MEAN, STD)
-    blurred = [module for module in model.modules() if isinstance(module, BlurredConv)]
-    strided = [m for m in plain.modules() if isinstance(m, nn.Conv2d) and max(m.stride) > 1 and m.in_channels >= 16]
-    assert len(blurred) == len(strided) == 6
-    constant = torch.ones(1, blurred[0].conv.in_channels, 8, 8)
-    smooth = nn.functional.conv2d(constant, blurred[0].blur, groups=constant.shape[1])
-    assert torch.allclose(smooth, torch.ones_like(smooth))  # a blur, of sum 1
+    """Of 16 channels or more, as ffcv-imagenet has it: not the first."""
+    modules = dict(build_model("resnet18_blurpool", 10, MEAN, STD).named_modules())
+    blurred = {name: module for name, module in modules.items() if isinstance(module, BlurredConv)}
+    assert [*blurred] == [f"network.layer{i}.0.{name}" for i in (2, 3, 4) for name in ("conv1", "downsample.0")]
+    assert all(module.conv.stride == (2, 2) for module in blurred.values())
+    plain = [module for name, module in modules.items() if isinstance(module, nn.Conv2d) and name[:-5] not in blurred]
+    assert [module.in_channels for module in plain if max(module.stride) > 1] == [3]
+
+
+def test_a_blurred_convolution_is_the_convolution_of_binomial_means() -> None:
+    """In loops, with zeros around the maps and around their means."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False).double()
+    maps = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    weights = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16
+    around = ((0, 0), (0, 0), (1, 1), (1, 1))
+    padded, means = np.pad(maps.numpy(), around), np.zeros(maps.shape)
+    for row, column in np.ndindex(7, 6):
+        means[:, :, row, column] = (padded[:, :, row : row + 3, column : column + 3] * weights).sum((2, 3))
+    padded, expected = np.pad(means, around), np.zeros((2, 5, 4, 3))
+    for row, column in np.ndindex(4, 3):
+        patch = padded[:, None, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]  # [B, 1, C, 3, 3]
+        expected[:, :, row, column] = (patch * conv.weight.detach().numpy()).sum((2, 3, 4))
+    np.testing.assert_allclose(BlurredConv(conv)(maps).detach().numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("name", "side"), [("resnet18", 8), ("resnet18_cifar", 32), ("resnet34_cifar", 32)])

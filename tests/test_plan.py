@@ -31,6 +31,7 @@ from ffcv_prune.training.plan import NEAR, Plan, Scale, seconds_of, sized
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.trainer import train
 from ffcv_prune.training.world import World
+from ffcv_prune.words import percent
 from tests.betons import Beton, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,20 +255,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "evolved": {},
     "proxy_batch": PROXY,
 }
-SCRIPT = """
-import sys
-from ffcv_prune import config
-from ffcv_prune.errors import run_command
-from ffcv_prune.training.trainer import train
-from tests.test_plan import feed
-
-feed()
-run_command(lambda: train(config.load(sys.argv[1:])))
-"""
 
 
-def feed(measured: Pace = FED, of_run: Pace = FED) -> None:
-    """Give runs of this process a pace before they begin, and one as if their logs had told it."""
+def feed(monkeypatch: pytest.MonkeyPatch, of_run: Pace = FED) -> None:
+    """Give runs a pace before they begin, and one as if their logs had told it."""
 
     def spent(rows: list[dict[str, Any]]) -> float:
         seen, cost = rows[-1]["samples_seen"], rows[-1]["cost"]
@@ -275,11 +266,11 @@ def feed(measured: Pace = FED, of_run: Pace = FED) -> None:
         return seen * of_run.step + passes + len(rows) * of_run.test
 
     for module, name, fed in (
-        (loop, "measure", lambda *_: measured),
+        (loop, "measure", lambda *_: FED),
         (planning, "of_log", lambda *_: of_run),
         (planning, "spent", spent),
     ):
-        setattr(module, name, fed)
+        monkeypatch.setattr(module, name, fed)
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -291,12 +282,19 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_follows_its_plan(name: str, config_file: Path, tmp_path: Path, beton: Beton) -> None:
-    prune = {"method": name, "save": 0.4, **RUNS[name]}
-    options = [f"--prune.{key}={value}" for key, value in prune.items()]
-    done = command("-c", SCRIPT, "--config", str(config_file), f"--run.out={tmp_path}", *options)
-    assert done.returncode == 0, done.stderr
-    rows, n = read_log(tmp_path / "small"), len(beton)
+def test_a_run_follows_its_plan(
+    name: str,
+    configure: Configure,
+    loaders: Loaders,
+    beton: Beton,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    unpainted: None,
+) -> None:
+    feed(monkeypatch)
+    folder = train(configure(method=name, save=0.4, **RUNS[name]), loaders).folder
+    printed = capsys.readouterr().out
+    rows, n = read_log(folder), len(beton)
     values = {key: value for key, value in rows[-1]["saving"].items() if key in methods.PRESETS[name].parameters}
     method = methods.build(name, **RUNS[name]).replace(**values)
     assert method.sized_by in values
@@ -310,13 +308,14 @@ def test_a_run_follows_its_plan(name: str, config_file: Path, tmp_path: Path, be
     spent = seen * FED.step + cost["forwards"] * FED.forward + cost["proxy_forwards"] * FED.proxy + 6 * FED.test
     assert 1 - spent / full == pytest.approx(0.4, abs=NEAR + 6 * 32 * FED.step / full / 2)
     assert rows[-1]["saving"]["predicted"] == pytest.approx(1 - spent / full, abs=1e-4)
-    assert "plan to save 40.0% of a full run" in done.stdout
-    assert "of a full run's seconds, 40.0% were asked" in done.stdout
-    with (tmp_path / "small" / "result.csv").open(newline="") as file:
+    assert "plan to save 40.00 % of a full run" in printed
+    assert "of a full run's seconds, 40.00 % were asked" in printed
+    with (folder / "result.csv").open(newline="") as file:
         (result,) = csv.DictReader(file)
     assert float(result["asked"]) == 0.4 and float(result["saved"]) == pytest.approx(1 - spent / full, abs=1e-4)
-    told = f"small was to save 40.0% of a full run&#39;s seconds; after 6 of 6 epochs it saves {1 - spent / full:.1%}."
-    assert told in (tmp_path / "small" / "report.html").read_text()
+    saved = percent(1 - spent / full)
+    told = f"small was to save 40.00 % of a full run&#39;s seconds; after 6 of 6 epochs it saves {saved}."
+    assert told in (folder / "report.html").read_text()
 
 
 def test_what_cannot_be_saved_is_refused_and_nothing_is_written(config_file: Path, tmp_path: Path) -> None:
@@ -361,9 +360,7 @@ def test_a_resumed_run_goes_on_with_its_plan(
     configure: Configure, loaders: Loaders, monkeypatch: pytest.MonkeyPatch, unpainted: None
 ) -> None:
     other = Pace(step=FED.step, forward=2 * FED.forward, test=FED.test)  # as the log has it: the plan is corrected
-    for module, name in ((loop, "measure"), (planning, "of_log"), (planning, "spent")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # gives them back
-    feed(of_run=other)
+    feed(monkeypatch, of_run=other)
     own = configure(method="ucb", save=0.4, period=1)
     whole = train(own, loaders)
     real = loop.evaluate

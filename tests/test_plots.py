@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 
-from ffcv_prune.analysis.plots import method_colors, plot_accuracy, plot_against_rate, plot_by_class, plot_curves
+from ffcv_prune.analysis.plots import (
+    COLORS,
+    method_colors,
+    plot_accuracy,
+    plot_against_rate,
+    plot_by_class,
+    plot_curves,
+    plot_phases,
+)
 from ffcv_prune.analysis.runs import Run
 
 
@@ -26,11 +36,28 @@ RUNS = [run("ucb", [0.1, 0.5]), run("full", [0.2, 0.6]), run("ema", [0.3, 0.55])
 
 
 def test_the_curves_of_loss_and_rates_are_those_of_the_log() -> None:
-    loss, lr, keep = plot_curves(RUNS).axes
+    runs = copy.deepcopy(RUNS)
+    loss, lr = plot_curves(runs).axes  # the share kept never changes: no axis
     assert not loss.lines  # not on record
     assert [list(line.get_ydata()) for line in lr.lines] == [[0.1, 0.05]] * 4
+    for own in runs:
+        own.rows[1]["keep"] = 1.0
+    loss, lr, keep = plot_curves(runs).axes
     assert [list(line.get_xdata()) for line in keep.lines] == [[0, 1]] * 4
+    assert [list(line.get_ydata()) for line in keep.lines] == [[0.6, 1.0]] * 4
     assert all(tick == int(tick) for axes in (lr, keep) for tick in axes.get_xticks())
+    for own in runs:
+        for row in own.rows:
+            row |= {"lr": 0.1, "keep": 0.6, "train_loss": 2.0}
+    (loss,) = plot_curves(runs).axes
+    assert len(loss.lines) == 4 and loss.get_legend() is not None
+
+
+def test_phases_have_colours_that_no_method_has() -> None:
+    own = run("ucb", [0.1])
+    own.rows[0]["seconds"] = dict.fromkeys(("load", "score", "select", "swap", "train", "eval", "save", "total"), 1.0)
+    found = [to_rgb(bar[0].get_facecolor()) for bar in plot_phases([own]).axes[0].containers]
+    assert len(set(found)) == 7 and not set(found) & {to_rgb(color) for color in COLORS}
 
 
 def test_time_is_told_without_the_tests() -> None:

@@ -389,7 +389,7 @@ def test_a_method_that_needs_correctness_is_refused_where_the_task_has_none(
 def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
     scores = np.asarray(loaders[0].labels, np.float32)  # the highest classes whole, nothing of the others
     pruner = make_pruner(loaders, "static", keep=0.5, period=1, final=1, scores=scores)
-    warning = r"^epoch 0: 5 of 10 classes .*0\.0% of 0, .*random_share=0\.5 or class_floor=1"
+    warning = r"^epoch 0: 5 of 10 classes .*0\.00 % of 0, .*random_share=0\.5 or class_floor=1"
     with pytest.warns(UserWarning, match=warning) as caught:
         pruner.begin_epoch(0, SmallNet())
     assert len(caught) == 1 and caught[0].filename == __file__

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import json
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ffcv_prune import config, tasks
 from ffcv_prune.errors import UserError
 from ffcv_prune.sections import Train
+from ffcv_prune.training import clock
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 from ffcv_prune.training.loaders import Loaders, ramp_side
 from ffcv_prune.training.pruning import build_proxy
@@ -108,6 +113,40 @@ def test_the_moving_mean_is_of_all_steps(batch: tuple[Tensor, Tensor]) -> None:
     for own, same in zip(stepper.tested.state_dict().values(), other.tested.state_dict().values(), strict=True):
         assert torch.equal(own, same)
     assert Stepper(SmallNet(), Train(epochs=1), None).averaged is None
+
+
+def test_what_counts_is_copied_into_the_moving_mean(batch: tuple[Tensor, Tensor]) -> None:
+    """Half of a count would be no count; the running statistics are numbers like the weights."""
+    stepper = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    assert stepper.averaged is not None
+    expected: Tensor | None = None
+    for number in range(1, 4):
+        step(stepper, *batch)
+        norm, mean = stepper.model.norm, stepper.tested.norm
+        assert mean.num_batches_tracked == norm.num_batches_tracked == number
+        variance = norm.running_var.clone()
+        expected = variance if expected is None else 0.75 * expected + 0.25 * variance
+        torch.testing.assert_close(mean.running_var, expected)
+
+
+def test_the_state_of_the_moving_mean_is_that_of_torch_s(batch: tuple[Tensor, Tensor]) -> None:
+    """So checkpoints of earlier versions go on, and the updates are the same."""
+    stepper = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    own, theirs = stepper.averaged, AveragedModel(stepper.model, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+    assert own is not None
+    for _ in range(3):
+        step(stepper, *batch)
+        theirs.update_parameters(stepper.model)
+    found, expected = own.state_dict(), theirs.state_dict()
+    assert found.keys() == expected.keys() and found["n_averaged"] == expected["n_averaged"] == 3
+    for name, value in theirs.module.named_parameters():
+        assert torch.equal(found[f"module.{name}"], value), name
+    other = Stepper(SmallNet(), Train(epochs=1, lr=0.1, ema=0.75), None)
+    other.load_state_dict(copy.deepcopy(stepper.state_dict()) | {"averaged": copy.deepcopy(expected)})
+    for one in (stepper, other):
+        step(one, *batch)
+    for value, same in zip(stepper.tested.parameters(), other.tested.parameters(), strict=True):
+        assert torch.equal(value, same)
 
 
 class RightHalf(nn.Module):
@@ -208,6 +247,28 @@ def test_compiling_before_the_first_epoch_changes_nothing(
     assert found.metrics == expected.metrics
     weights = [torch.load(run.folder / "weights.pt", weights_only=True) for run in (expected, found)]
     assert all(torch.equal(own, weights[1][name]) for name, own in weights[0].items())
+
+
+def test_compiling_for_another_side_is_charged_to_no_epoch(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compile takes a hundred seconds here, by the clock of the run."""
+    sides: list[int] = []
+
+    def compiled(net: nn.Module, mode: str) -> nn.Module:
+        def compile_once(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if net.training and inputs[0].shape[-1] not in sides:
+                sides.append(inputs[0].shape[-1])
+
+        net.register_forward_pre_hook(compile_once)
+        return net
+
+    late = SimpleNamespace(perf_counter=lambda: time.perf_counter() + 100 * len(sides))
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(clock, "time", late)
+    ramp = {"data__augment": "random_resized_crop", "data__size": 64, "data__size_ramp": "32,64,0.25,0.5"}
+    folder = train(settings(**ramp, data__test_size=32, train__compile="default")).folder
+    seconds = [json.loads(line)["seconds"]["total"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert sides == [32, 64]
+    assert len(seconds) == 4 and max(seconds) < 100
 
 
 @pytest.mark.parametrize(

@@ -309,15 +309,14 @@ def test_static_scores_are_charged_beside_the_training(tmp_path: Path, source: s
 
 def test_without_a_baseline_at_the_same_samples_seen_nothing_is_claimed(tmp_path: Path) -> None:
     (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=30)
-    assert (
-        "no run of full data at the same samples seen to judge it by: the nearest, full_0, saw 200.0 % more" in sentence
-    )
+    told = "no run of full data at the same samples seen to judge it by: the nearest, full_0, saw 200.00 % more"
+    assert told in sentence
     assert "won" not in sentence
 
 
 def test_a_baseline_that_lost_a_little_to_drop_last_is_compared_and_the_gap_told(tmp_path: Path) -> None:
     (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=9)
-    assert "Full data at 10.0 % fewer samples seen, full_0, reached 80.00 %" in sentence
+    assert "Full data at 10.00 % fewer samples seen, full_0, reached 80.00 %" in sentence
     assert "Pruning won 10.00 points" in sentence
 
 
@@ -330,7 +329,7 @@ def test_keys_that_only_one_method_has_are_no_difference(tmp_path: Path) -> None
     runs = [read_run(make_run(tmp_path, name, [log_row(0, 0.5, 1.0)], {0: [0]})) for name in "abc"]
     for run, keys in zip(runs, ({"keep": "0.3", "c": "1"}, {"keep": "0.5", "c": "1"}, {}), strict=True):
         run.settings.update({f"prune.{name}": value for name, value in keys.items()})
-    assert differing_keys(runs) == [("prune.keep", ["0.3", "0.5", ""])]
+    assert differing_keys([[run] for run in runs]) == [("prune.keep", ["0.3", "0.5", ""])]
 
 
 def test_repetitions_are_counted_together(tmp_path: Path) -> None:
@@ -343,6 +342,9 @@ def test_repetitions_are_counted_together(tmp_path: Path) -> None:
     text = write_report(folders, tmp_path / "r.html").read_text()
     assert "a and 1 more: 4 selections; 50.00 % of the samples in none, 16.67 % in all of them" in text
     assert "c: 2 selections; 83.33 % of the samples in none, 16.67 % in all of them" in text
+    cell = "<t[hd]>(.*?)</t[hd]>"
+    rows = re.findall(f"<tr><t[hd]>(key|run.seed|prune.method)</t[hd]>{cell}{cell}</tr>", text)
+    assert rows == [("key", "a and 1 more", "c"), ("run.seed", "0, 1", "0"), ("prune.method", "ucb", "ema")]
 
 
 @pytest.mark.parametrize("rhat", [RHAT_LIMIT - 0.05, RHAT_LIMIT + 0.05])

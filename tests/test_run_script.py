@@ -31,6 +31,8 @@ case "$*" in
     for i in {1..30}; do echo "Collecting package $i"; done
     [ ! -e "$STATE/pip-dies" ] || kill -9 "$PPID"
     [ ! -e "$STATE/pip-fails" ] || { echo "ERROR: no network" >&2 && exit 1; } ;;
+"-m mypy "*) [ ! -e "$STATE/mypy-fails" ] ;;
+*test_mixture.py) [ ! -e "$STATE/fits-fail" ] ;;
 esac
 """
 # What apt installs is there afterwards.
@@ -300,14 +302,24 @@ def test_all_tests_fit_the_mixture_too_in_an_environment_of_its_own(machine: Mac
     assert machine.calls("python3")[-1] == f"python3 -m venv {machine.root}/.venv-analysis"
     installed = [call for call in machine.calls("python") if "-m pip" in call]
     assert installed[-1] == "python -m pip install --disable-pip-version-check pymc pytest pytest-timeout"
-    assert machine.calls("python")[-2:] == [
-        "python -m pytest -n 2 --dist loadfile",
-        "python -m pytest --noconftest -m  tests/test_mixture.py",
-    ]
+    *_, one, other, last = machine.calls("python")
+    assert {one, other} == {
+        "python -m mypy ffcv_prune write_datasets.py train_imagenet.py",
+        "python -m pytest --noconftest -m  tests/test_mixture.py",  # at once
+    }
+    assert last == "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder"
     assert machine.run("test").returncode == 0
     assert not [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]
     (machine.root / ".venv-analysis" / "incomplete").touch()
     assert "removing .venv-analysis: it is incomplete" in machine.run("test").stderr
+
+
+@needs_certificates
+@pytest.mark.parametrize("check", ["mypy-fails", "fits-fail"])
+def test_a_check_that_fails_ends_it(machine: Machine, check: str) -> None:
+    machine.set(check)
+    assert machine.run("test").returncode == 1
+    assert not [call for call in machine.calls("python") if "-n 2" in call]
 
 
 def test_usage(machine: Machine) -> None:

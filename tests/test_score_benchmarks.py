@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.harness.machine import MACHINE
 from benchmarks.harness.rows import Results
+from benchmarks.harness.training import Images
 from benchmarks.speed import agreement, scoring
 from ffcv_prune import methods, score_dataset
 from ffcv_prune.methods.table import ScoreTable
@@ -60,7 +61,7 @@ def test_the_naive_loop_scores_the_same(beton: Beton) -> None:
     """It must do the same work: losses agree where precision and normalisation do."""
     setting = scoring.Setting(beton.path, 50, torch.device("cpu"), 1)
     model = build_model("resnet_tiny", 10, scoring.MEAN, scoring.STD).eval()
-    images = scoring.Images(beton.images[:50], beton.labels[:50])
+    images = Images(beton.images[:50], beton.labels[:50], scoring.TRANSFORM)
     plain = scoring.naive_scores(model.network, images, 16, setting)
     ours = score_dataset(model, scoring.make_loader(setting, 16), amp_dtype=None)
     np.testing.assert_allclose(ours[:50], plain, rtol=1e-4, atol=1e-5)

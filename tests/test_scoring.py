@@ -343,9 +343,25 @@ def test_no_batch_of_a_pass_waits_for_the_device(device: str, beton: Beton) -> N
     pipelines = score_pipelines(check_beton(beton.path), device=device)
     loader = PrunedLoader(beton.path, 32, pipelines=pipelines, drop_last=False)
     model = SmallNet().to(device)
-    expected = score_dataset(model, loader, amp_dtype=None)
-    found = score_dataset(model, Unwaited(loader, device), amp_dtype=None)
+    rows = {"amp_dtype": None, "certainty": True, "gradients": True}
+    expected = score_dataset(model, loader, **rows)
+    found = score_dataset(model, Unwaited(loader, device), **rows)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class Looking(tasks.Classification):
+    """Looks at a value in each batch."""
+
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().losses(outputs, targets) + 0 * outputs.sum().item()
+
+
+@pytest.mark.parametrize("device", BOTH)
+def test_a_pass_that_waits_would_be_found(device: str, beton: Beton) -> None:
+    pipelines = score_pipelines(check_beton(beton.path), device=device)
+    loader = PrunedLoader(beton.path, 32, pipelines=pipelines, drop_last=False)
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        score_dataset(SmallNet().to(device), Unwaited(loader, device), amp_dtype=None, task=Looking())
 
 
 class HungryOnDevice(SmallNet):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.betons import Beton
+from tests.betons import Beton, write_run
 
 # Trains with each method, alone and guarded, and fails where a kernel gets another signature after the set-up. In a
 # process of its own, where no other test has called any, and with an empty cache of numba's.
@@ -49,15 +49,7 @@ METHODS = [
 
 
 def test_selections_compile_nothing_after_the_set_up(tmp_path: Path, beton: Beton) -> None:
-    path = tmp_path / "small.yaml"
-    path.write_text(
-        f"""
-data: {{train: {beton.path}, test: {beton.path}}}
-model: {{name: basic_cnn}}
-train: {{epochs: 2, batch_size: 32, lr: 0.02, device: cpu, amp: "off"}}
-prune: {{period: 1, keep: 0.5}}
-"""
-    )
+    path = write_run(tmp_path / "small.yaml", beton, epochs=2, prune="period: 1, keep: 0.5")
     script = SCRIPT.replace("METHODS", repr(METHODS))
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba")}
     done = subprocess.run([sys.executable, "-c", script, path], env=environment, capture_output=True, text=True)

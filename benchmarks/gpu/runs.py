@@ -29,7 +29,7 @@ def run(setting: Setting, report: Report) -> None:
 
 def _imagenet(setting: Setting, config: str) -> list[str]:
     scale = setting.scale
-    words = [*_words(setting, config, MIX, VAL), "--train.epochs=4", "--train.eval_every=4"]
+    words = [*_words(setting, config, MIX, VAL), "--train.epochs=4", "--train.eval_every=5"]
     if setting.small:
         words += [f"--model.name={scale.model}", f"--data.size={scale.side}", f"--train.batch_size={scale.batch}"]
     return words
@@ -37,7 +37,7 @@ def _imagenet(setting: Setting, config: str) -> list[str]:
 
 def _cifar(setting: Setting, config: str) -> list[str]:
     scale = setting.scale
-    words = [*_words(setting, config, CIFAR, CIFAR_TEST), "--prune.random_share=0.5"]
+    words = [*_words(setting, config, CIFAR, CIFAR_TEST), "--prune.random_share=0.5", "--train.eval_every=10"]
     if setting.small:
         words += [f"--model.name={scale.cifar_model}", f"--train.batch_size={scale.cifar_batch}"]
     return words

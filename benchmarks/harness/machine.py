@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.tables import Row
+from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import provenance
 
 MACHINE = ("cpu", "cores", "memory_gb", "gpus", "python", "torch", "ffcv", "numba", "numpy", "commit", "date")
@@ -23,6 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def here() -> dict[str, str]:
     """What `provenance` says, as a CSV holds it."""
     return {name: ", ".join(v) if isinstance(v, list) else str(v) for name, v in provenance().items()}
+
+
+def refuse_mixed(path: Path, rows: Iterable[Row]) -> None:
+    """UserError if a row of this CSV was made on another machine, or with other versions, than a new one would be."""
+    own = here()
+    for row in rows:
+        other = [f"{name} {row.get(name, '')}" for name in MIXED if row.get(name) != own[name]]
+        if other:
+            raise UserError(f"{path} holds rows of another machine ({', '.join(other)}); name another --csv")
 
 
 def measured_with(rows: Sequence[Row]) -> str:

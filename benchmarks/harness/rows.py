@@ -30,8 +30,8 @@ def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -
 
     It is a module with TITLE, COLUMNS (of its rows), SETTINGS (the options that all rows of a CSV share),
     `add_arguments(parser)`, `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`,
-    the text of its page. It may have `draw(rows, path)`, a picture. Where SETTINGS has "overrides", all other words of
-    the command line are these.
+    the text of its page. It may have `draw(rows, path)`, a picture, and LATER (`shared_settings`). Where SETTINGS has
+    "overrides", all other words of the command line are these.
     """
     name = module.__spec__.name
     parser = argparse.ArgumentParser(
@@ -53,7 +53,8 @@ def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -
     args, args.overrides = parser.parse_known_args(words)
     if args.overrides and "overrides" not in module.SETTINGS:
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
-    results = Results(args.csv.absolute(), module.COLUMNS, shared_settings(args, module.SETTINGS))
+    settings = shared_settings(args, module.SETTINGS, getattr(module, "LATER", {}))
+    results = Results(args.csv.absolute(), module.COLUMNS, settings)
     if not args.redraw:
         module.run(args, results)
     rows = results.read()
@@ -75,9 +76,13 @@ def positives(text: str) -> str:
     return text
 
 
-def shared_settings(args: argparse.Namespace, names: Iterable[str]) -> str:
-    """What all rows of a CSV must share: ``repeats=5 threads=2 keep=0.3``, and overrides as they were given."""
-    words = [f"{name}={getattr(args, name)}" for name in names if name != "overrides"]
+def shared_settings(args: argparse.Namespace, names: Iterable[str], later: Mapping[str, object] | None = None) -> str:
+    """What all rows of a CSV must share: ``repeats=5 threads=2 keep=0.3``, and overrides as they were given.
+
+    `later`: options that older rows do not name, with the value that these were measured at; it is left out.
+    """
+    given = {name: getattr(args, name) for name in names if name != "overrides"}
+    words = [f"{name}={value}" for name, value in given.items() if (later or {}).get(name) != value]
     return " ".join([*words, *args.overrides])
 
 
@@ -127,16 +132,14 @@ class Results:
         cases = list(cases)
         if not self.path.exists():
             return cases
-        rows, here = self.read(), machine.here()
+        rows = self.read()
         for row in rows:
             if row["settings"] != self.settings:
                 raise UserError(
                     f"{self.path} holds rows with `{row['settings']}`, not `{self.settings}`; "
                     "remove it or name another --csv"
                 )
-            other = [f"{name} {row[name]}" for name in machine.MIXED if row[name] != here[name]]
-            if other:
-                raise UserError(f"{self.path} holds rows of another machine ({', '.join(other)}); name another --csv")
+        machine.refuse_mixed(self.path, rows)
         done = {case_of(row) for row in rows}
         left = [case for case in cases if case not in done]
         print(f"{len(cases) - len(left)} of {len(cases)} cases have their rows in {self.path}: left out", flush=True)

@@ -1,13 +1,17 @@
-"""What the benchmarks that train share: loaders, and files of synthetic images."""
+"""What the benchmarks that train share: loaders, images in memory, and files of synthetic ones."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import Dataset
 
 from ffcv_prune.config import Config
 from ffcv_prune.data import recipe
@@ -29,6 +33,25 @@ class SharedLoaders(ExitStack):
         if own not in self._opened:
             self._opened[own] = self.enter_context(closing(Loaders(config)))
         return self._opened[own]
+
+
+class Images(Dataset[Any]):
+    """uint8[n, H, W, 3] with int64[n], in memory; `transform` takes each image as it is asked for."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        transform: Callable[[NDArray[np.uint8]], Any] | None = None,
+    ) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        image = self.images[i]
+        return image if self.transform is None else self.transform(image), int(self.labels[i])
 
 
 def noise(samples: int, side: int) -> Split:

@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Run:
     def is_static(self) -> bool:
         return self.config.prune.statistic.is_fixed
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of all that decides the result: the keys whose values are not the default."""
         return key_of(self.config)

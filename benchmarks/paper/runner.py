@@ -7,7 +7,8 @@
     python -m benchmarks.paper fig2 --scale small --redraw     only figures and table, from the CSV
 
 Every run adds a row to benchmarks/results/SCALE.csv, and a run whose row is there is not repeated: stop it with
-Ctrl-C, start it again. Figures (SVG) and the table (Markdown) are written to benchmarks/results/SCALE/.
+Ctrl-C, start it again. Rows of another machine are refused: name another file with --csv. Figures (SVG) and the table
+(Markdown) are written to the folder SCALE beside it.
 Read them against "full, equal samples": all data, with the epochs cut to as many samples as the pruned runs see.
 Seconds leave out the tests and the compilation of the loaders.
 """
@@ -21,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.harness.machine import ROOT
+from benchmarks.harness.machine import ROOT, refuse_mixed
 from benchmarks.harness.rows import read_csv
 from benchmarks.harness.tables import Row
 from benchmarks.harness.training import SharedLoaders
@@ -90,8 +91,11 @@ def to_do(runs: Sequence[Run], rows: Mapping[str, Row]) -> dict[str, Run]:
 
 
 def run_all(runs: Sequence[Run], csv_file: Path, out: Path) -> None:
-    """Do the runs that have no row yet, on shared loaders, and add their rows."""
-    left = to_do(runs, read_rows(csv_file))
+    """Do the runs that have no row yet, on shared loaders, and add their rows. UserError: see `refuse_mixed`."""
+    rows = read_rows(csv_file)
+    left = to_do(runs, rows)
+    if left:
+        refuse_mixed(csv_file, rows.values())
     expected = estimate(list(left.values()))
     spent, of = 0.0, 0.0  # seconds taken, and seconds that they were expected to take
     with SharedLoaders() as shared:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from benchmarks.harness.machine import ROOT
+from benchmarks.harness.training import Images
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.any_dataset import write
 from ffcv_prune.data.beton import check_beton
@@ -28,19 +27,6 @@ from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 
 COPIED, COPIES = 500, 0.9  # images, and the share of the samples that their copies make
-
-
-class Images(Dataset[Any]):
-    """uint8[n, H, W, 3] with int64[n]."""
-
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
-        return self.images[i], int(self.labels[i])
 
 
 def main() -> None:

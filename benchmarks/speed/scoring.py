@@ -26,7 +26,6 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,20 +35,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from benchmarks.harness.machine import measured_with
 from benchmarks.harness.rows import Results, benchmark, positive, positives, rotated
 from benchmarks.harness.tables import Row, groups, ratios, spread, table, values
+from benchmarks.harness.training import Images
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.pipelines import score_pipelines
-from ffcv_prune.machine import default_amp_dtype
+from ffcv_prune.machine import default_amp_dtype, now
 from ffcv_prune.models import build_model
 from ffcv_prune.scoring.folding import agrees, fold_batch_norm
 from ffcv_prune.training.world import choose_device, prepare
@@ -63,6 +62,7 @@ LIGHT_SAMPLES = 16_384
 CUDA_TIMES = 50  # as many on a GPU: a repeat would be a few milliseconds
 SIDE, SMALL_SIDE = 224, 80  # of ImageNet's photographs
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.244, 0.262)
+TRANSFORM = Compose([ToTensor(), Normalize(MEAN, STD)])
 COLUMNS = (
     *("model", "variant", "batch_size", "samples", "repeat", "seconds", "images_per_second", "compile_seconds"),
     *("device", "precision", "threads", "workers"),
@@ -84,20 +84,6 @@ class Setting:
     @property
     def amp_dtype(self) -> torch.dtype | None:
         return default_amp_dtype(self.device)
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """Decoded images as torchvision's CIFAR10 holds them: uint8[n, H, W, 3] in memory, transformed one by one."""
-
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        self.images, self.labels = images, labels
-        self.transform = Compose([ToTensor(), Normalize(MEAN, STD)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.transform(self.images[i]), int(self.labels[i])
 
 
 def make_loader(setting: Setting, batch_size: int) -> PrunedLoader:
@@ -148,7 +134,7 @@ def variants(
         plain = build_model(name, classes, MEAN, STD).network
         plain = plain.to(setting.device, memory_format=torch.contiguous_format).eval()
         pixels = torch.cat(batches).permute(0, 2, 3, 1).cpu().numpy()  # [n, H, W, 3]
-        data = Images(np.ascontiguousarray(pixels), torch.cat(labels).cpu().numpy())
+        data = Images(np.ascontiguousarray(pixels), torch.cat(labels).cpu().numpy(), TRANSFORM)
         yield NAIVE, lambda: naive_scores(plain, data, batch_size, setting)
     if with_compiled:
         compiled = torch.compile(model)
@@ -157,13 +143,9 @@ def variants(
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds, to the end of the device's work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = now(device)
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return now(device) - start
 
 
 def measure(

@@ -8,6 +8,7 @@
 Each run trains one epoch, which is not measured. Then it trains a period of T_p = 10 epochs with one selection at its
 start, as a long run does again and again. Full data, whose epochs are alike, are trained on for FULL_EPOCHS beside the
 runs of each keep. Samples are counted as trained on: whole batches. docs/speed.md says how to read the table.
+--score-size is for images that are larger than CIFAR's: 80 for those of ImageNet.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ COLUMNS = (
     *(f"{phase}_seconds" for phase in (*CHARGED, *NOT_CHARGED, "compile", "setup")),
     "accuracy",
 )
-SETTINGS = ("config", "period", "threads", "overrides")
+SETTINGS = ("config", "period", "threads", "score_size", "overrides")
+SCORE_SIZE = 16  # px, of the images in the smaller of the two scoring passes
+LATER = {"score_size": SCORE_SIZE}
 TARGET = 0.95  # of the ideal
 FULL_EPOCHS = 2
 
@@ -54,7 +57,7 @@ class Variant:
     """A method: its keys of the training config, and how many periods it trains, of which the last is measured.
 
     The epoch before them selects at random. A method whose first selection costs more than those that follow
-    needs two periods.
+    needs two periods. In both, {side} stands for --score-size.
     """
 
     label: str
@@ -64,6 +67,7 @@ class Variant:
 
 FULL = "full"
 UCB = {"prune.method": "ucb"}
+SMALL = {"data.score_size": "{side}"}
 VARIANTS = {
     FULL: Variant("full data", {"prune.method": "full"}),
     "random": Variant("random", {"prune.method": "random"}),
@@ -71,9 +75,9 @@ VARIANTS = {
     "ucb_both": Variant("UCB, training losses and a pass over the rest", UCB | {"prune.score_source": "both"}),
     # The first selection scores all samples: they have no statistics yet.
     "ucb_budget": Variant("UCB, a budget of 0.3", UCB | {"prune.score_budget": "0.3"}, periods=2),
-    "ucb_small": Variant("UCB, scored at 16 px", UCB | {"data.score_size": "16"}),
+    "ucb_small": Variant("UCB, scored at {side} px", UCB | SMALL),
     "ucb_budget_small": Variant(
-        "UCB, a budget of 0.3, scored at 16 px", UCB | {"prune.score_budget": "0.3", "data.score_size": "16"}, periods=2
+        "UCB, a budget of 0.3, scored at {side} px", UCB | {"prune.score_budget": "0.3"} | SMALL, periods=2
     ),
     # Costs what random does, but for an epoch on full data, once in a run however long: the one that is not measured.
     "ucb_training": Variant(
@@ -97,10 +101,10 @@ class Case:
         """The epochs that are measured, the last of the run."""
         return FULL_EPOCHS if self.method == FULL else period
 
-    def options(self, period: int, out: Path) -> list[str]:
+    def options(self, period: int, out: Path, score_size: int) -> list[str]:
         """What the run's configuration changes in that of the benchmark."""
         variant = VARIANTS[self.method]
-        keys = dict(variant.keys)
+        keys = {name: value.format(side=score_size) for name, value in variant.keys.items()}
         if self.method != FULL:
             keys |= {"prune.keep": f"{self.keep}", "prune.period": f"{period}", "prune.warmup": "1", "prune.final": "0"}
         epochs = 1 + self.measured(period) * variant.periods
@@ -125,6 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cheaper-keeps", nargs="+", type=float, default=[0.2], help="of --cheaper")
     parser.add_argument("--period", type=positive, default=10, help="T_p, epochs")
     parser.add_argument("--threads", type=positive, default=spare, help="of torch")
+    parser.add_argument("--score-size", type=positive, default=SCORE_SIZE, help="side of smaller images to score, px")
     parser.add_argument("--out", type=Path, default=Path("runs/speedup"), help="folder of the runs")
 
 
@@ -137,14 +142,14 @@ def run(args: argparse.Namespace, results: Results) -> None:
     base, out = ["--config", str(args.config), *args.overrides], args.out.absolute()
     os.chdir(ROOT)  # the configs' paths are relative to it
     torch.set_num_threads(args.threads)
-    configs = [config.load([*base, *case.options(args.period, out)]) for case in cases]
+    configs = [config.load([*base, *case.options(args.period, out, args.score_size)]) for case in cases]
     compile_seconds: dict[tuple[object, str], float] = {}
     with SharedLoaders() as shared:
         for i, (case, run_config) in enumerate(zip(cases, configs, strict=True)):
             loaders = shared.of(run_config)
             first = loaders.settings, case.method
             if first not in compile_seconds:
-                compile_seconds[first] = warm_up([*base, *case.options(1, out)], loaders)
+                compile_seconds[first] = warm_up([*base, *case.options(1, out, args.score_size)], loaders)
             print(f"\nrun {i + 1} of {len(cases)}: {case}", flush=True)
             result = train(run_config, loaders)
             row = row_of(case, read_run(result.folder).rows, case.measured(args.period))
@@ -198,6 +203,10 @@ class Line:
     ideals: list[float]
 
     @property
+    def label(self) -> str:
+        return VARIANTS[self.method].label.format(side=score_size_of(self.rows[0]))
+
+    @property
     def shares(self) -> list[float]:
         """Of the ideal speedup."""
         return [speedup / ideal for speedup, ideal in zip(self.speedups, self.ideals, strict=True)]
@@ -205,6 +214,12 @@ class Line:
     def seconds(self, *phases: str) -> float:
         """Of an epoch, median over the repeats."""
         return statistics.median(_seconds(row, phases) for row in self.rows)
+
+
+def score_size_of(row: Row) -> int:
+    """Of the runs that a row is of; older rows do not name it."""
+    named = [word.removeprefix("score_size=") for word in row["settings"].split() if word.startswith("score_size=")]
+    return int(named[0]) if named else SCORE_SIZE
 
 
 def _seconds(row: Row, phases: Sequence[str] = CHARGED) -> float:
@@ -237,7 +252,7 @@ def summary(rows: Sequence[Row]) -> str:
     """The table, and what it was measured with."""
     lines = [
         {
-            "method": VARIANTS[line.method].label,
+            "method": line.label,
             "keep": f"{line.keep:g}",
             **{phase: f"{line.seconds(phase):.3f}" for phase in CHARGED},
             "epoch": f"{line.seconds(*CHARGED):.3f}",
@@ -270,7 +285,7 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
         keeps = [line.keep for line in own]
         for axes, repeats in ((speedup, [line.speedups for line in own]), (share, [line.shares for line in own])):
             middle, around = error_bars(repeats)
-            axes.errorbar(keeps, middle, around, marker="o", capsize=3, label=VARIANTS[method].label)
+            axes.errorbar(keeps, middle, around, marker="o", capsize=3, label=own[0].label)
     ideal = sorted({(line.keep, statistics.median(line.ideals)) for line in pruned})
     speedup.plot([keep for keep, _ in ideal], [value for _, value in ideal], "k--", label="ideal")
     share.axhline(TARGET, color="k", linestyle=":", label=f"{TARGET:g} of the ideal")

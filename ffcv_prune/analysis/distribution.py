@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from ffcv_prune.analysis.mixture import GROUPS, Mixture
+from ffcv_prune.words import percent
 
 
 def plot_distribution(axes: Axes, counts: NDArray[np.int64], selections: int, fit: Mixture | None = None) -> None:
@@ -36,9 +37,9 @@ def plot_distribution(axes: Axes, counts: NDArray[np.int64], selections: int, fi
 
 
 def describe_groups(fit: Mixture) -> str:
-    """``never 30.1 % (29.6–30.7), …``: posterior means with 95 % intervals; a warning where the chains disagree."""
+    """``never 30.10 % (29.61 % to 30.72 %), …``: posterior means, 95 % intervals; a warning where chains disagree."""
     parts = [
-        f"{group} {100 * mean:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+        f"{group} {percent(mean)} ({percent(low)} to {percent(high)})"
         for group, (mean, low, high) in zip(GROUPS, fit.shares(), strict=True)
     ]
     doubt = "" if fit.agrees else f"; the chains disagree (R-hat {fit.rhat:.2f}), do not rely on it"

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from ffcv_prune.analysis.distribution import plot_distribution
 from ffcv_prune.analysis.mixture import Mixture
 from ffcv_prune.analysis.runs import Run, phases
+from ffcv_prune.words import percent
 
 COLORS = matplotlib.color_sequences["tab10"]
+PHASE_COLORS = matplotlib.color_sequences["Set3"]  # none of the methods'
 EXAMPLES = 12  # images of always samples, and as many of never samples
 
 
@@ -47,8 +49,8 @@ def plot_against_rate(runs: Sequence[Run]) -> Figure:
         for run in own:
             if run.pruned:
                 continue
-            share = 100 * run.samples_seen / most
-            label = "full" if run.samples_seen == most else f"full, {share:.2f} % of the samples"
+            share = percent(run.samples_seen / most)
+            label = "full" if run.samples_seen == most else f"full, {share} of the samples"
             axes.axhline(run.accuracy, color=color, linestyle="-" if run.samples_seen == most else ":", label=label)
         pruned = [run for run in own if run.pruned]
         if pruned:
@@ -95,7 +97,7 @@ def plot_phases(runs: Sequence[Run]) -> Figure:
     left = np.zeros(len(runs))
     for i, phase in enumerate(phases(runs)):
         seconds = np.array([run.seconds(phase) for run in runs])
-        axes.barh(np.arange(len(runs)), seconds, left=left, color=COLORS[i % 10], label=phase)
+        axes.barh(np.arange(len(runs)), seconds, left=left, color=PHASE_COLORS[i % len(PHASE_COLORS)], label=phase)
         left += seconds
     axes.set_yticks(np.arange(len(runs)), [run.name for run in runs])
     axes.invert_yaxis()
@@ -117,18 +119,21 @@ CURVES = {"train_loss": "training loss", "lr": "learning rate", "keep": "share k
 
 
 def plot_curves(runs: Sequence[Run]) -> Figure:
-    """What else moved, against the epoch: a line a run, in the colours of the methods."""
-    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    """The loss and what else moved, against the epoch: a line a run, in the colours of the methods."""
+    values = {name: {row.get(name) for run in runs for row in run.rows} - {None} for name in CURVES}
+    shown = [name for name in CURVES if name == "train_loss" or len(values[name]) > 1]
+    figure = Figure(figsize=(4 * len(shown), 3.5), layout="constrained")
     colors = method_colors(runs)
-    for axes, (name, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
+    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for run, style in zip(runs, line_styles(runs), strict=True):
             points = [(row["epoch"], row[name]) for row in run.rows if row.get(name) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=colors[run.method], label=run.name)
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(xlabel="epoch", ylabel=CURVES[name])
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
-    figure.axes[-1].legend(fontsize="small")
+    if figure.axes[-1].lines:
+        figure.axes[-1].legend(fontsize="small")
     return figure
 
 

@@ -30,6 +30,7 @@ from ffcv_prune.analysis.runs import Run, differing_keys, read_run, repetitions,
 from ffcv_prune.analysis.verdicts import savings, verdicts
 from ffcv_prune.data.manifest import read_sources
 from ffcv_prune.errors import UserError
+from ffcv_prune.words import percent
 
 PAGES = Environment(loader=PackageLoader("ffcv_prune", "analysis"), autoescape=True)
 MARK = Markup('<meta name="generator" content="ffcv_prune">')  # a page of ours, which a later one may replace
@@ -68,6 +69,7 @@ def write_report(
     tested = [run for run in runs if any(row.get("class_accuracy") for row in run.rows)]
     counted = [together(group) for group in repetitions(pruned)]
     fits = [_fitted(run) if fit else None for run in counted]
+    groups = repetitions(runs)
     compared = len({run.samples_seen for run in runs}) > 1
     head, table = _table(runs)
     page = PAGES.get_template("report.html.j2").render(
@@ -79,8 +81,9 @@ def write_report(
         verdicts=verdicts(runs),
         rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared else "",
         accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen"),
-        differing=differing_keys(runs),
-        curves=_picture(plot_curves(runs), "training loss, learning rate and share kept against the epoch"),
+        groups=[together(group).name for group in groups],
+        differing=differing_keys(groups),
+        curves=_picture(plot_curves(runs), "training loss and what else moved against the epoch"),
         phases=_picture(plot_phases(runs), "seconds by phase"),
         selections=[_selected(run, fit) for run, fit in zip(counted, fits, strict=True)],
         histograms=_picture(plot_selections(counted, fits), "samples by selections they are in") if pruned else "",
@@ -126,9 +129,9 @@ def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
         [
             run.name,
             f"{len(run.rows)}",
-            f"{100 * (1 - run.kept):.2f} %",
+            percent(1 - run.kept),
             f"{run.samples_seen:,}",
-            f"{100 * run.accuracy:.2f} %" if run.tested else "not tested",
+            percent(run.accuracy) if run.tested else "not tested",
             f"{run.training_seconds:.1f}",
             *(_seconds(s) for s in (run.static_seconds, run.training_seconds + run.static_seconds) if scored),
         ]
@@ -165,8 +168,8 @@ def write_groups(runs: Sequence[Run], fits: Sequence[Mixture], path: Path) -> No
 def _selected(run: Run, fit: Mixture | None) -> str:
     """Shares in words."""
     assert run.counts is not None
-    never, always = 100 * np.mean(run.counts == 0), 100 * np.mean(run.counts == run.selections)
-    shares = f"{never:.2f} % of the samples in none, {always:.2f} % in all of them"
+    never, always = (float(np.mean(run.counts == count)) for count in (0, run.selections))
+    shares = f"{percent(never)} of the samples in none, {percent(always)} in all of them"
     groups = f". Fitted groups: {describe_groups(fit)}" if fit else ""
     return f"{run.name}: {run.selections} selections; {shares}{groups}."
 

@@ -93,14 +93,19 @@ def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def differing_keys(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The keys of the configuration that differ among the runs that have them, with the value in each, or "".
+def differing_keys(groups: Sequence[Sequence[Run]]) -> list[tuple[str, list[str]]]:
+    """The keys of the configuration that differ among the `repetitions` that have them, with the value in each, or "".
 
     What the method does not have is no difference of its own: the method is.
     """
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in PLACE[1:])
-    rows = [(name, [_text(run.settings.get(name, "")) for run in runs]) for name in names]
+    names = dict.fromkeys(name for group in groups for name in group[0].settings if name not in PLACE[1:])
+    rows = [(name, [_texts(group, name) for group in groups]) for name in names]
     return [(name, values) for name, values in rows if len({*values} - {""}) > 1]
+
+
+def _texts(group: Sequence[Run], name: str) -> str:
+    """The values that the runs of a group have: one, but for the seeds."""
+    return ", ".join(dict.fromkeys(_text(run.settings.get(name, "")) for run in group))
 
 
 def _text(value: Any) -> str:

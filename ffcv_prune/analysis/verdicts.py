@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ffcv_prune.analysis.intervals import Correction, Difference, correction, difference, difference_of_tests
 from ffcv_prune.analysis.runs import Run, repetitions
+from ffcv_prune.words import percent
 
 SAME_SAMPLES = 0.15  # runs that differ by no more than this share are compared: a small file loses much to drop_last
 
@@ -35,8 +36,8 @@ def savings(runs: Sequence[Run]) -> list[str]:
         plan, epochs = run.rows[-1].get("saving"), run.settings.get("train.epochs")
         if plan is not None:
             sentences.append(
-                f"{run.name} was to save {plan['asked']:.1%} of a full run's seconds; after {len(run.rows)} of "
-                f"{epochs} epochs it saves {plan['predicted']:.1%}."
+                f"{run.name} was to save {percent(plan['asked'])} of a full run's seconds; after {len(run.rows)} of "
+                f"{epochs} epochs it saves {percent(plan['predicted'])}."
             )
     return sentences
 
@@ -70,15 +71,13 @@ def _why_not(group: list[Run], full: list[list[Run]]) -> str:
 
 
 def _share_more(share: float) -> str:
-    return f"{abs(100 * share):.1f} % {'more' if share > 0 else 'fewer'}"
+    return f"{percent(abs(share))} {'more' if share > 0 else 'fewer'}"
 
 
 def _said(group: list[Run]) -> str:
     own, static = _mean(group, "training_seconds"), _mean(group, "static_seconds")
     with_scores = f", {own + static:.1f} s with its static scores" if static > 0 else ""
-    return (
-        f"{group[0].name} reached {100 * _mean(group, 'accuracy'):.2f} % in {own:.1f} s{with_scores} ({_runs(group)})"
-    )
+    return f"{group[0].name} reached {percent(_mean(group, 'accuracy'))} in {own:.1f} s{with_scores} ({_runs(group)})"
 
 
 def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Correction) -> str:
@@ -97,7 +96,7 @@ def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Corr
         cost += "; what its static scores cost is not on record"
     more = _more_samples(rival, group)
     same = "the same" if abs(more) < 0.01 else _share_more(more)
-    against = f"{100 * _mean(rival, 'accuracy'):.2f} % in {_mean(rival, 'training_seconds'):.1f} s ({_runs(rival)})"
+    against = f"{percent(_mean(rival, 'accuracy'))} in {_mean(rival, 'training_seconds'):.1f} s ({_runs(rival)})"
     return (
         f". Full data at {same} samples seen, {rival[0].name}, reached {against}. Pruning {outcome} and took {cost} "
         f"(difference {gap.in_words(corrected.level)} points, {noise}: the {corrected})."

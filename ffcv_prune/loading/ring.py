@@ -99,10 +99,13 @@ class Ring:
             if event is not None:
                 event.record(torch.cuda.current_stream(cuda))
         self._held: tuple[int, torch.cuda.Stream] | None = None  # handed out last, and where to
+        self._on_device: list[torch.Tensor] = []
+        self._consumers: set[torch.cuda.Stream] = set()  # streams that the allocator knows of
         for slots in self.buffers.values():  # a list of tensors, one a slot, where the dtype is torch's
             for tensor, stream in zip(slots, self.streams, strict=True) if isinstance(slots, list) else ():
                 if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
                     tensor.record_stream(stream)
+                    self._on_device.append(tensor)
 
     @staticmethod
     def _largest(decoding: Decoding, field: int) -> int:
@@ -124,6 +127,10 @@ class Ring:
             consumer = torch.cuda.current_stream(self.cuda)
             consumer.wait_stream(stream)
             self._held = slot, consumer
+            if consumer not in self._consumers:  # it may still read a batch when the loader is dropped
+                self._consumers.add(consumer)
+                for tensor in self._on_device:
+                    tensor.record_stream(consumer)
 
     def take_back(self) -> None:
         """All work on the slot that was handed out last is submitted: when it is done, the slot may be overwritten."""

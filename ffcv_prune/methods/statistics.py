@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import SCORES, UserError
 from ffcv_prune.methods import kernels
 from ffcv_prune.methods.part import Part
 from ffcv_prune.methods.table import Column, ScoreTable
@@ -147,7 +147,12 @@ class _Fixed(Statistic):
 
 @dataclass(frozen=True, kw_only=True)
 class _FromFile(_Fixed):
-    scores: str = key("", "static: the scores' file, see section static", pattern=r"(.*[^/]\.npy)?")
+    scores: str = key(
+        "",
+        "static: the scores' file, see section static",
+        pattern=r"(.*[^/]\.npy)?",
+        needed=f"=FILE.npy, which {SCORES} --config FILE writes",
+    )
 
     def given_or_stored(self, given: ArrayLike | None) -> Scores:
         if given is None and not self.scores:

@@ -63,11 +63,12 @@ class Proxy:
         stride: int,
         rank: int = 0,
         world_size: int = 1,
+        group: Any = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Go through all samples as `epoch` will serve them, and train on the way.
 
         With several ranks, which must all call, the main one does so, and the others wait for what it found, as long
-        as it lives.
+        as it lives. They do so in `group`, None: the default one.
 
         Returns:
             ids int64[n], in the order of the windows, and their losses float32[n].
@@ -77,7 +78,7 @@ class Proxy:
         if world_size == 1:
             found[0], found[1] = self._train(*arguments, lambda: None)
         else:
-            with collectives.work_of_main("the pass of the proxy net") as still_working:
+            with collectives.work_of_main("the pass of the proxy net", group) as still_working:
                 if rank == 0:
                     found[0], found[1] = self._train(*arguments, still_working)
             found = collectives.total(found)  # the others' are 0

@@ -40,12 +40,13 @@ class Values:
         task: Task,
         amp_dtype: AmpDtype,
         proxy: Proxy | None,
+        group: Any,
     ) -> None:
         self.state, self.task, self.amp_dtype = state, task, amp_dtype
         self.score_loader, self.proxy = score_loader, proxy
         self._check(loader)
         ranks, facts = loader.world_size, len(self.method.facts)
-        self._rank = loader.rank, ranks
+        self._rank = loader.rank, ranks, group
         self.chooser = BatchChooser(state, task, amp_dtype, ranks) if self.method.chooses_in_batches else None
         self._recorded = TrainingLosses(state.n, ranks > 1, facts) if self.method.records_losses else None
         self._passes = self._scored = 0

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ffcv_prune import collectives
@@ -22,6 +21,7 @@ from ffcv_prune.protocols import SampleLoader, Step
 from ffcv_prune.sections import Train
 from ffcv_prune.tasks import Classification, Task
 from ffcv_prune.training.lr import LRSchedule
+from ffcv_prune.training.moving_mean import MovingMean
 from ffcv_prune.training.optimizer import build_optimizer
 
 # Losses float32[B], ids int64[B], the model's outputs, targets -> the scalar to minimise.
@@ -71,9 +71,7 @@ class Stepper:
         self.model = model
         self.compile_mode = settings.compile
         self.forward = self._compiled(model)
-        self.averaged: AveragedModel | None = None
-        if settings.ema:
-            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+        self.averaged = MovingMean(model, settings.ema) if settings.ema else None
         self.lr_schedule = LRSchedule(settings)
         self.amp_dtype = amp_dtype
         self.task = Classification(settings.label_smoothing) if task is None else task
@@ -180,7 +178,7 @@ class Stepper:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
+            self.averaged.update()
         self.loss_sum += losses.detach().mean()
         self.steps += 1
         self.samples += len(losses)

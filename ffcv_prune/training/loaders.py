@@ -75,14 +75,20 @@ class Loaders:
             for batch in batches:
                 yield batch.inputs
 
-    def resize(self, epoch: int, epochs: int) -> None:
-        """Give the training images the side of this epoch, where data.size_ramp has them grow; those of a proxy too."""
+    def resize(self, epoch: int, epochs: int) -> bool:
+        """Give the training images the side of this epoch, where data.size_ramp has them grow; those of a proxy too.
+
+        Returns whether it is another one than before.
+        """
+        changed = False
         if not self._data.size_ramp:
-            return
+            return changed
         side = ramp_side(self._data.size_ramp, epoch, epochs)
         for loader in filter(None, (self._train, self._proxy)):
             for _, decoder in loader.graph.operations_of(CropDecoder):
+                changed |= decoder.output_size != (side, side)
                 decoder.output_size = (side, side)
+        return changed
 
     def _augmented(self, batch_size: int, **options: Any) -> PrunedLoader:
         red, green, blue = (round(255 * channel) for channel in self.dataset.mean)

@@ -111,9 +111,7 @@ class Trainer:
         if self.world.size > 1:
             self.stepper.distribute()
         self.loaders.resize(self.epoch, self.config.train.epochs)
-        self.stepper.compile_now(self.loader)  # is not charged to the first epoch
-        self._waited = self.loader.wait_seconds
-        self.clock.start()
+        self._compile()
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):
@@ -121,7 +119,9 @@ class Trainer:
             if self.plan is not None and folder is not None and self.plan.is_due(epoch):
                 print(self.plan.correct(folder.rows), flush=True)
                 self.pruner.state.change(**self.plan.method.values)
-            self.loaders.resize(epoch, epochs)
+            if self.loaders.resize(epoch, epochs):
+                self.clock.lap()
+                self._compile()
             loss, steps = self._train_epoch(epoch, folder, stop)
             if loss is not None:
                 check_converges(loss)
@@ -156,6 +156,12 @@ class Trainer:
                     self._tell_headroom(epoch)
             self.clock.lap()  # the log is in no phase
         self._save(folder)
+
+    def _compile(self) -> None:
+        """Compile the step for the images of the epoch to come, and charge that to no epoch."""
+        self.stepper.compile_now(self.loader)
+        self._waited = self.loader.wait_seconds
+        self.clock.start()
 
     def _tell_headroom(self, epoch: int) -> None:
         """One line where pruning cannot pay yet, once until it can."""
@@ -263,7 +269,7 @@ class Trainer:
         """Write a checkpoint of `state`, None: that of now. All ranks must call."""
         state = self.state_dict() if state is None else state
         check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
-        with self.world.together(setup=True):  # a slow disk is no lost rank
+        with self.world.together():
             if folder is not None:
                 checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)
         self.clock.lap("save")

@@ -13,6 +13,7 @@ from typing import Any
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods import PRESETS, Method
 from ffcv_prune.training.pace import Pace, of_log, spent
+from ffcv_prune.words import percent
 
 GRID = 100_000  # the parameter that is solved for is a multiple of 1 / GRID
 NEAR = 0.001  # of a full run: nearer to what is asked than this, a plan is as good as any
@@ -157,20 +158,20 @@ class Plan:
         self.corrected = epoch = len(rows)
         before = self.forecast(rows)
         if abs(before - self.asked) < WORTH:
-            return f"the plan holds: it saves {before:.1%}"
+            return f"the plan holds: it saves {percent(before)}"
         pace = of_log(rows, self.pace)
         left = (1 - self.asked) * self.full_seconds(pace) - self.scale.setup - spent(rows)
         self._take(solve(self.method, pace, self.scale, left, epoch))
         after = self.forecast(rows)
-        return f"plan corrected: it would have saved {before:.1%}; {self._changes()}; it saves {after:.1%}"
+        return f"plan corrected: it would have saved {percent(before)}; {self._changes()}; it saves {percent(after)}"
 
     def in_words(self) -> str:
         """The plan on one line."""
         seconds, full = self.seconds(), self.full_seconds(self.pace)
         parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
         return (
-            f"plan to save {self.asked:.1%} of a full run: {self._changes()}; {parts}: "
-            f"{sum(seconds.values()):.1f} of {full:.1f} s, {self.planned:.1%} saved"
+            f"plan to save {percent(self.asked)} of a full run: {self._changes()}; {parts}: "
+            f"{sum(seconds.values()):.1f} of {full:.1f} s, {percent(self.planned)} saved"
         )
 
     def _changes(self) -> str:

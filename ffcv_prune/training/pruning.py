@@ -39,6 +39,7 @@ def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None
         scores=scores,
         class_names=loaders.dataset.classes or None,
         proxy=proxy,
+        group=loaders.world.group,
     )
     return pruner, seconds
 

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ class _Scorer:
 
     def __init__(self, config: Config, loaders: Loaders) -> None:
         self.config = config
+        self.formula = FORMULAS[config.static.method]
         self.loaders = loaders
         self.dataset = loaders.dataset
         self.device = loaders.world.device
@@ -105,7 +108,7 @@ class _Scorer:
         self._model(0)
         if self.config.static.epochs:
             self.loaders.train(0)
-        if self.config.static.method != "forget":
+        if self.formula.by_pass:
             _ = self.loaders.score
 
     def score_all(self, seeds: list[int]) -> tuple[NDArray[np.float32], dict[str, float]]:
@@ -119,16 +122,13 @@ class _Scorer:
     def _score(self, number: int, seed: int) -> NDArray[np.float32]:
         """Return float32[n], the scores by model `number`, counted from 0."""
         stepper = Stepper(self._model(seed), self.config.train, self.amp_dtype)
-        if self.config.static.method == "forget":
+        if self.formula.by_pass is None:
             counts = ForgetCounts(self.dataset.train.num_samples, self.device)
             stepper.observers.append(lambda step: _count(counts, step))
             self._train(stepper, number, seed)
             return counts.scores(self.config.static.epochs)
         self._train(stepper, number, seed)
-        if self.config.static.method == "el2n":
-            scores = score_dataset(stepper.model, self.loaders.score, amp_dtype=self.amp_dtype, criterion=el2n)
-        else:
-            scores = grand_scores(stepper.model, self.loaders.score)
+        scores = self.formula.by_pass(stepper.model, self.loaders.score, self.amp_dtype)
         self.clock.lap("score")
         return scores
 
@@ -173,6 +173,26 @@ def grand_scores(model: nn.Module, score_loader: PrunedLoader) -> NDArray[np.flo
     return torch.cat(parts).numpy(force=True)
 
 
+@dataclass(frozen=True)
+class Formula:
+    """How a `static.method` scores.
+
+    Attributes:
+        by_pass: makes float32[n] of a trained model and the loader; None: it counts while the model trains.
+        least_epochs: of training.
+    """
+
+    by_pass: Callable[[nn.Module, PrunedLoader, torch.dtype | None], NDArray[np.float32]] | None
+    least_epochs: int = 0
+
+
+FORMULAS = {
+    "el2n": Formula(lambda model, loader, dtype: score_dataset(model, loader, amp_dtype=dtype, criterion=el2n)),
+    "grand": Formula(lambda model, loader, _: grand_scores(model, loader)),
+    "forget": Formula(None, least_epochs=2),
+}
+
+
 def _check(config: Config) -> None:
     static = config.static
     if not config.prune.values.get("scores"):
@@ -181,8 +201,11 @@ def _check(config: Config) -> None:
         raise UserError(
             f"static.epochs={static.epochs} is more than the schedule's train.epochs={config.train.epochs}; lower it"
         )
-    if static.method == "forget" and static.epochs < 2:
-        raise UserError("static.method=forget counts from one epoch to the next; set static.epochs=2 or more")
+    least = FORMULAS[static.method].least_epochs
+    if static.epochs < least:
+        raise UserError(
+            f"static.method={static.method} counts from one epoch to the next; set static.epochs={least} or more"
+        )
     if config.data.score or config.data.score_size:
         raise UserError("static scores are made of data.train as it is; leave out data.score and data.score_size")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

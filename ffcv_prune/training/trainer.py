@@ -21,6 +21,7 @@ from ffcv_prune.training.stop import StopSignals, stopped
 from ffcv_prune.training.trackers import open_tracker, require_tracker
 from ffcv_prune.training.watch import LOST_RANK
 from ffcv_prune.training.world import join
+from ffcv_prune.words import percent
 
 
 def train(config: Config, loaders: Loaders | None = None, resume: Path | None = None) -> RunResult:
@@ -43,7 +44,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         world = stack.enter_context(join(config.train.device))
         stop = stack.enter_context(StopSignals(announce=world.is_main))
         folder = state = None
-        with world.together(setup=True):
+        with world.together():
             require_tracker(config.run.tracker)
             if loaders is None:
                 loaders = stack.enter_context(closing(Loaders(config, world)))
@@ -56,14 +57,14 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             fingerprints = loaders.dataset.fingerprints  # reads the files
         world.check_same("configuration", fixed_keys(config))
         world.check_same("data set", fingerprints)
-        with world.together(setup=True):
+        with world.together():
             trainer = Trainer(config, loaders)
             if resume is None and config.model.weights:
                 load_weights(trainer.stepper.model, config.model.weights)
         if resume is not None:
             trainer.load_state_dict(cast(dict[str, Any], world.share(state)))
         elif config.save:
-            with world.together(setup=True):
+            with world.together():
                 trainer.make_plan(start)
         signal = world.agree(stop.requested)
         if signal:  # nothing is written; a run to resume is as it was
@@ -86,7 +87,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         try:
             with world.naming_lost_ranks():  # here, too, for the reason in status.json
                 trainer.run(folder, stop)
-                with world.together(setup=True):  # a slow disk is no lost rank
+                with world.together():
                     result = None if folder is None else _finish(trainer, folder, setup_seconds)
                 result = world.share(result)
         except BaseException as error:
@@ -115,7 +116,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
     plan, saved = trainer.plan, None
     if plan is not None:
         saved = plan.forecast(folder.rows, saving["total"])
-        print(f"saved {saved:.1%} of a full run's seconds, {plan.asked:.1%} were asked", flush=True)
+        print(f"saved {percent(saved)} of a full run's seconds, {percent(plan.asked)} were asked", flush=True)
     result = RunResult(
         folder=folder.path,
         method=trainer.pruner.method.label,

@@ -22,8 +22,8 @@ T = TypeVar("T")
 # A rank that has died is noticed at once, by its closed connection; one whose machine has vanished, after this.
 SILENCE = timedelta(seconds=60)
 CUDA_SILENCE = timedelta(minutes=5)  # where a loader may stall on a slow disk, and a restart costs more
-# Ranks open files and compile at their own pace, and may do so on machines of different speed.
-SETUP = timedelta(minutes=10)
+# What ranks do at their own pace: one opens files or compiles, on a slower machine, or writes to a slow disk.
+PATIENCE = timedelta(minutes=10)
 # A lost rank in the words of gloo and NCCL, which have no exception of its own for it.
 BACKEND = re.compile("gloo|nccl|monitoredBarrier", re.IGNORECASE)
 LOST = re.compile("closed|reset by peer|broken pipe|timed? ?out|monitoredBarrier|remote process", re.IGNORECASE)
@@ -41,6 +41,7 @@ class World:
         size: number of processes.
         local_rank, local_size: the same on this machine.
         device: what this process computes on.
+        group: of all ranks, over gloo; None where there is one.
     """
 
     device: torch.device
@@ -48,8 +49,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    _group: Any = field(default=None, compare=False)
-    _setup_group: Any = field(default=None, compare=False)
+    group: Any = field(default=None, compare=False)
+    _patient_group: Any = field(default=None, compare=False)
     _watch: Watch | None = field(default=None, compare=False)
 
     @property
@@ -58,27 +59,27 @@ class World:
 
     def gather(self, own: T) -> list[T]:
         """What each rank passed, by rank. All ranks must call."""
-        return [own] if self.size == 1 else collectives.gather(own, self._group)
+        return [own] if self.size == 1 else collectives.gather(own, self.group)
 
     def share(self, main: T) -> T:
         """What the main rank passed. All ranks must call."""
-        return main if self.size == 1 else collectives.share(main, self._group)
+        return main if self.size == 1 else collectives.share(main, self.group)
 
     def agree(self, number: int) -> int:
         """The largest number that a rank passed. All ranks must call."""
-        return number if self.size == 1 else int(collectives.maximum(torch.tensor(number), self._group))
+        return number if self.size == 1 else int(collectives.maximum(torch.tensor(number), self.group))
 
     def check_same(self, what: str, own: Any) -> None:
         """UserError on all ranks, naming those that differ from rank 0, unless all passed the same."""
         if self.size > 1:
             complaint = f"rank {{}} has another {what} than rank 0; start all ranks alike"
-            collectives.check_same(own, complaint, self._group)
+            collectives.check_same(own, complaint, self.group)
 
     @contextmanager
-    def together(self, setup: bool = False) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
         """Raise on all ranks the `UserError` that any of them raises in this block: none is left waiting.
 
-        The fastest rank waits for the slowest as long as `SILENCE`, or in `setup` as long as `SETUP`.
+        Whoever comes first waits for the last as long as `PATIENCE`: a slow disk is no lost rank.
         """
         error: UserError | None = None
         try:
@@ -87,7 +88,7 @@ class World:
             error = caught
         if self.size > 1:
             # Both the wait of rank 0 for the others and theirs for rank 0 are bounded by the timeout of the group.
-            dist.monitored_barrier(self._setup_group if setup else self._group)
+            dist.monitored_barrier(self._patient_group)
             messages = self.gather(None if error is None else str(error))
             for rank, message in enumerate(messages):
                 if message is not None and error is None:
@@ -102,8 +103,7 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            lost = self._watch is not None and self._watch.lost
-            if self.size > 1 and (lost or (BACKEND.search(str(error)) and LOST.search(str(error)))):
+            if self.size > 1 and ((self._watch is not None and self._watch.lost) or tells_of_a_lost_rank(error)):
                 raise UserError(LOST_RANK) from error
             raise
 
@@ -111,6 +111,12 @@ class World:
         """What to do before this process is ended because another rank is gone and it waits for that."""
         if self._watch is not None:
             self._watch.last_act = act
+
+
+def tells_of_a_lost_rank(error: RuntimeError) -> bool:
+    """Whether this is gloo's or NCCL's complaint about another rank, or one of set-up about a rank that never came."""
+    of_backend = isinstance(error, dist.DistError) or BACKEND.search(str(error)) is not None
+    return of_backend and LOST.search(str(error)) is not None
 
 
 @contextmanager
@@ -138,20 +144,21 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield World(own)
         return
-    cuda = own.type == "cuda"
-    silence = CUDA_SILENCE if cuda else SILENCE
-    if cuda:
-        # It kills a process that waits longer, as it may for one that scores more slowly. With its device it connects
-        # now, so that what is wrong with NCCL shows in set-up.
-        dist.init_process_group("nccl", timeout=SETUP, device_id=own)
-    else:
-        dist.init_process_group("gloo", timeout=silence)
+    silence = CUDA_SILENCE if own.type == "cuda" else SILENCE
     agreed, watch, world = False, None, World(own, rank, size, local_rank, local_size)
     try:
         with world.naming_lost_ranks():
-            group, setup, watched = (dist.new_group(backend="gloo", timeout=t) for t in (silence, SETUP, silence))
+            if own.type == "cuda":
+                # It kills a process that waits longer, as it may for one that scores more slowly. With its device it
+                # connects now, so that what is wrong with NCCL shows in set-up.
+                dist.init_process_group("nccl", timeout=PATIENCE, device_id=own)
+            else:
+                dist.init_process_group("gloo", timeout=silence)
+            group, patient, watched = (
+                dist.new_group(backend="gloo", timeout=timeout) for timeout in (silence, PATIENCE, silence)
+            )
             watch = Watch(watched)
-            world = replace(world, _group=group, _setup_group=setup, _watch=watch)
+            world = replace(world, group=group, _patient_group=patient, _watch=watch)
             watch.start()
         with world.naming_lost_ranks():
             yield world

@@ -38,8 +38,17 @@ CASES: dict[str, dict[str, str]] = {
     "static_epsilon_greedy": KEEP,
     "static_ucb": KEEP,
 }
+# Methods that came later: compared where both checkouts have them.
+LATER: dict[str, dict[str, str]] = {
+    **{name: {"keep": "0.5"} for name in ("glws", "p_sgd", "c_sgd", "rs2", "evolved")},
+    **{name: {} for name in ("bls", "srd", "ies", "kakurenbo", "orderdp", "repb", "seta")},
+    "recent_loss": {"keep": "0.5", "warmup": "1"},
+    "selective_backprop": {"start": "0", "end": "1"},
+    "proxy_batch": {"window": "64", "proxy_model": "basic_cnn", "stride": "2"},
+}
+PRESETS = "from ffcv_prune import methods; print(*methods.PRESETS)"
 SCORED_BEFORE = ("static", "static_epsilon_greedy", "static_ucb")
-BROKEN_OFF = ("ucb", "ucb both", "infobatch")
+BROKEN_OFF = ("ucb", "ucb both", "infobatch", "selective_backprop", "proxy_batch")
 WRITE = """
 import sys
 from pathlib import Path
@@ -59,7 +68,7 @@ def train(checkout: Path, data: Path, out: Path, case: str, how: str) -> Path:
     """Train, broken off and resumed or by two processes if `how` says so; return the run's folder."""
     old = (checkout / "ffcv_prune" / "pruning").exists()
     name = case.split()[0]
-    keys = CASES[case]
+    keys = (CASES | LATER)[case]
     if old:
         name = "none" if name == "full" else name
         if name == "infobatch":
@@ -95,6 +104,13 @@ def train(checkout: Path, data: Path, out: Path, case: str, how: str) -> Path:
     return run
 
 
+def presets(checkout: Path) -> set[str]:
+    """The names of its methods; none where it has no such table."""
+    env = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run([sys.executable, "-c", PRESETS], cwd=checkout, env=env, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
 def outcome(run: Path) -> dict[str, str]:
     """Digests of the selection of every epoch that made one, of static scores if there are any, and of the weights."""
     arrays = {file.stem: file for file in (run / "selections").iterdir()}
@@ -114,7 +130,8 @@ def main(old: Path, new: Path) -> int:
         data = Path(folder)
         if start(old, "-c", WRITE, folder).wait():
             sys.exit("the data could not be written")
-        runs = [(case, "whole") for case in CASES] + [(case, "resumed") for case in BROKEN_OFF]
+        cases = [*CASES, *sorted(LATER.keys() & presets(old) & presets(new))]
+        runs = [(case, "whole") for case in cases] + [(case, "resumed") for case in BROKEN_OFF if case in cases]
         for case, how in [*runs, ("ucb", "two processes")]:
             results = []
             for side, checkout in (("old", old), ("new", new)):

@@ -31,7 +31,7 @@ class ProxyNet(Source):
 
     by_proxy: ClassVar[bool] = True
     stride: int = key(4, "proxy_batch: the proxy takes a step at every so many windows", within="[1, inf)")
-    proxy_model: str = key("", "proxy_batch: name of the proxy net, as model.name")
+    proxy_model: str = key("", "proxy_batch: name of the proxy net, as model.name", needed=", the name of a small net")
     proxy_lr: float = key(0.1, "proxy_batch: peak learning rate of the proxy, scheduled as train.lr", within="(0, inf)")
     proxy_size: int = key(0, "proxy_batch: side in pixels of the proxy's images; 0: as they are", within="[0, inf)")
 
