@@ -126,14 +126,9 @@ class Pruner:
         self.task = Classification() if task is None else task
         groups = loader.labels if method.needs_groups else None
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
-<<<<<<< HEAD
         self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy, group)
         self._group = group
-        self._epoch, self._batch = -1, 0  # where `choose` is; -1: before the first begin_epoch
-=======
-        self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy)
         self._epoch, self._batch = -1, 0  # of the batch that `choose` is given next; -1: before the first begin_epoch
->>>>>>> core12
         self._told = not method.prunes  # that begin_epoch was left out
         loader.on_epoch = weakref.WeakMethod(self._epoch_begins)
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
