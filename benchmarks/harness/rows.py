@@ -28,10 +28,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -> None:
     """The command of a benchmark.
 
-    It is a module with TITLE, COLUMNS (of its rows), SETTINGS (the options that all rows of a CSV share),
-    `add_arguments(parser)`, `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`,
-    the text of its page. It may have `draw(rows, path)`, a picture, and LATER (`shared_settings`). Where SETTINGS has
-    "overrides", all other words of the command line are these.
+    It is a module with TITLE, COLUMNS (of its rows) and SETTINGS (the options that all rows of a CSV share). Its
+    functions are `add_arguments(parser)`, `run(args, results)` and `summary(rows)`. `run` adds the rows of the missing
+    cases, `summary` is the text of the page. It may have `draw(rows, path)`, a picture, and LATER (`shared_settings`).
+    Where SETTINGS has "overrides", all other words of the command line are these.
     """
     name = module.__spec__.name
     parser = argparse.ArgumentParser(
