@@ -5,9 +5,9 @@
     ./run demo --redraw benchmarks/results/demo.csv        demo.md and demo.svg again, without training
 
 Full data are trained for 3, 5 and 10 epochs, each with a whole schedule: the curve that every method has to lie above.
-A method's gain is its accuracy less that of the curve at its own seconds, and its saving is 1 less its seconds over
-those at which the curve reaches its accuracy. Seconds leave out the tests and the compilation of the
-loaders, which all runs share.
+A method's gain is its accuracy − the accuracy of the curve at its own seconds. Its saving is 1 − its seconds / the
+seconds at which the curve reaches its accuracy. Seconds leave out the tests and the compilation of the loaders, which
+all runs share.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
 """From a folder of images to a report, cell by cell: python docs/walkthrough.py, or open it as a notebook (jupytext).
 
-It makes small images of its own. Put yours into images/CLASS/ and leave out the first cell.
+It makes small images of its own. For images of yours, all of 32 x 32 pixels: put them into images/CLASS/, name the
+classes in CLASSES, and leave out the second cell.
 """
 
-# %% Images: 40 of each class, a bright square on noise; the class is where the square lies.
+# %% The classes.
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 CLASSES = ["bottom_left", "bottom_right", "top_left", "top_right"]
+
+# %% Images: 40 of each class, a bright square on noise; the class is the corner of the square.
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
 rng = np.random.default_rng(0)
 for name in CLASSES:
     folder = Path("images") / name
@@ -27,7 +30,7 @@ from ffcv_prune.data.writer import write_dataset  # noqa: E402
 Path("squares.yaml").write_text("source: {folder: images}\nsplits: {train: ., test: 25%}\n")
 train_file, test_file = write_dataset(load_recipe("squares.yaml"), Path(), Path("betons"))
 
-# %% The loaders: one that augments, one that scores in order, one that tests.
+# %% The loaders: for training, for scores (in order), and for tests. Training could augment; scores must not.
 import torch  # noqa: E402
 from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder  # noqa: E402
 from ffcv.loader import OrderOption  # noqa: E402

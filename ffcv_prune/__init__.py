@@ -1,7 +1,8 @@
 """Dynamic data pruning for FFCV and torch: train, between selections, only on a selected share of the data.
 
-The names below are imported when they are first asked for (PEP 562): a command that only reads its arguments does
-not wait for torch, numba and FFCV.
+The names below are imported when they are first asked for (PEP 562). So a command that only reads its arguments does
+not wait for torch, numba and FFCV. ``from ffcv_prune import *`` gives the names that can be imported: without FFCV,
+all but `PrunedLoader` and `write`.
 """
 
 import os
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from ffcv_prune.scoring.forward import score_dataset
     from ffcv_prune.training.run_writer import RunWriter
 
+    __all__ = ["PrunedLoader", "Pruner", "RunWriter", "TorchLoader", "methods", "score_dataset", "tasks", "write"]
+
 # Torch's threads wait for each other by spinning. Where another program has one of their cores, every wait then lasts
-# until that one's turn is over. They look 1,000 times before they sleep, not 300,000 times: on an idle machine that
+# until that program's turn is over. They look 1,000 times before they sleep, not 300,000 times: on an idle machine that
 # costs next to nothing, and OMP_WAIT_POLICY=PASSIVE a third (docs/speed.md). OpenMP reads it when torch is imported.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
@@ -28,8 +31,6 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         from ffcv_prune.machine import warn_if_busy
 
         warn_if_busy()
-
-__all__ = ["PrunedLoader", "Pruner", "RunWriter", "TorchLoader", "methods", "score_dataset", "tasks", "write"]
 
 _MODULES = {
     "PrunedLoader": "loading.loader",
@@ -46,6 +47,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("ffcv_prune")
+    if name == "__all__":  # of a star import, which asks for each name that stands here
+        return [public for public in _MODULES if _can_be_imported(public)]
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f"{__name__}.{_MODULES[name]}")
@@ -53,5 +56,16 @@ def __getattr__(name: str) -> Any:
     return globals()[name]
 
 
+def _can_be_imported(name: str) -> bool:
+    """False where FFCV is missing or broken, for a name that needs it."""
+    from ffcv_prune.errors import UserError
+
+    try:
+        __getattr__(name)
+    except UserError:
+        return False
+    return True
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

@@ -149,9 +149,9 @@ def load(argv: Sequence[str]) -> Config:
 def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path | None]:
     """Read ``--config FILE``, ``--resume RUN`` or ``--init-from RUN``, ``--profile`` and ``[--section.key=value …]``.
 
-    ``--help`` prints all keys and exits with 0. Everything that is wrong is a `UserError`: an unknown key (it
-    names the nearest), a value of the wrong type or out of range, a missing or unreadable file, a key that
-    may not change when a run is resumed.
+    ``--help`` prints all keys and exits with 0. Any fault is a `UserError`: an unknown key (it names the nearest), a
+    value of the wrong type or out of range. So is a missing or unreadable file, and a key that may not change when a
+    run is resumed.
 
     Returns:
         The configuration, and the run folder to go on with; None for a new run.

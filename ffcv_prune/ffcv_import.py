@@ -1,14 +1,14 @@
 """Imports FFCV without what it does besides. Each module of ours that imports FFCV imports this one before.
 
 * FFCV sets torch and numba to one thread: undone.
-* FFCV keeps its two image modes in a numba dictionary, which takes three seconds of compilation in every process
-  (measured: 3.3 s of CPU time, against 0.1 s). They are only read from Python, so a plain one serves.
+* FFCV keeps its two image modes in a numba dictionary. Its compilation takes three seconds in every process (measured:
+  3.3 s of CPU time, against 0.1 s). Only Python reads it, so a plain dictionary is enough.
 * Building one of FFCV's own loaders makes numba's type uint8[::1] read-only for the whole process. Whatever was
   compiled for that type before is then not found any more: KeyErrors, in the end from numba's finalizers. Here that
   loader compiles for a read-only type of its own, which is what was meant.
-* FFCV makes numba start its threads. On a single core, with TBB (which libopencv-dev brings), numba's module for it
-  may wait for ever for one of them when the process ends and frees it: after a fork, as in the writer, always. It is
-  never freed here.
+* FFCV makes numba start its threads. On a single core, with TBB (which libopencv-dev installs), a process may then
+  never end. Numba's module for TBB waits for one of these threads when it is freed. After a fork, as in the writer,
+  this always happens. So the module is never freed here.
 """
 
 import ctypes

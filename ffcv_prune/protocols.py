@@ -96,8 +96,9 @@ class SampleLoader(Protocol):
     def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> BatchIterator:
         """The batches of `epoch` from batch `first` on, of the samples `ids` (int64[k], sorted; None: all).
 
-        A function of its arguments and of what the loader was built with: it neither reads nor changes the selection,
-        the next epoch or the first batch. Rank r of w serves every w-th id of the epoch's order, from the r-th on.
+        The result depends only on the arguments and on the loader's constructor. The call neither reads nor changes
+        the selection, the next epoch or the first batch. Rank r of w serves every w-th id of the epoch's order, from
+        the r-th on.
         """
         ...
 

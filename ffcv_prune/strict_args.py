@@ -3,9 +3,8 @@
 A configuration is declared once, as a frozen dataclass of sections whose fields are made by `settings.key`. From
 that one declaration come the fastargs sections and parameters, the typed result, the defaults and the help.
 
-Files and the command line go through one parser: scalars of a YAML file are kept as text, so that the type of
-the key decides what ``off``, ``5e-4`` or ``1`` means, not YAML 1.1 (which reads a boolean, a string and an
-integer).
+One parser reads files and the command line. Scalars of a YAML file are kept as text, so that the type of the key
+decides the meaning of ``off``, ``5e-4`` or ``1``. YAML 1.1 would read a boolean, a string and an integer.
 """
 
 from __future__ import annotations

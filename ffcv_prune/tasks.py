@@ -169,8 +169,8 @@ class Classification(Task):
 
 @dataclass(frozen=True)
 class MultiLabel(Task):
-    """Each of C labels holds or does not: binary cross entropy (nats), the mean over the labels, of logits [B, C] with
-    targets [B, C] in 0 to 1, of any dtype.
+    """Each of C labels holds or does not. The loss is the binary cross entropy (nats), the mean over the labels.
+    Logits are [B, C], targets [B, C] in 0 to 1, of any dtype.
 
     Metrics, 0 to 1, higher is better: "accuracy", the share of labels that are right, and "exact_match", the share of
     samples of which all are.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -73,6 +74,13 @@ def test_every_card_is_one_page_with_all_its_parts(path: Path) -> None:
     assert -1 not in positions
     assert len(card.splitlines()) <= 60
     assert set(LINKS.findall(card)) <= {other.name for other in CARDS.glob("*.md")}
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*[a-z].md")), ids=lambda path: path.stem)
+def test_the_code_of_a_card_exists(path: Path) -> None:
+    (code,) = re.findall(r"Code:\s((?:`[\w.]+`[,\s]*)+)", path.read_text(encoding="utf-8"))
+    for name in re.findall(r"`([\w.]+)`", code):
+        resolve_name(f"ffcv_prune.{name}")
 
 
 @pytest.mark.parametrize("path", sorted(CARDS.glob("*[a-z].md")), ids=lambda path: path.stem)

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import matplotlib
 import pytest
@@ -16,6 +18,9 @@ from benchmarks import demo
 from benchmarks.harness.rows import read_csv
 from benchmarks.loading import cold, startup, swap, throughput
 from benchmarks.speed import agreement, long_run, proxy, scoring, speedup, top_k, waiting
+from ffcv_prune.config import SECTIONS
+from ffcv_prune.data.recipe import Recipe
+from ffcv_prune.methods import PRESETS
 from tests.betons import write_beton
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +84,16 @@ def test_the_pages_of_speed_are_those_of_the_committed_rows(name: str) -> None:
 
 
 PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}
+OTHERS = {"train.beton", "train.py", "dataset.json", "data.in_memory"}  # files, and a key of ffcv-imagenet
+KEYS = {
+    section: {field.name for field in fields(kind)} for section, kind in (SECTIONS | get_type_hints(Recipe)).items()
+}
+KEYS["prune"] |= {
+    "method",
+    "save",
+    "score_source",
+    *(name for preset in PRESETS.values() for name in preset.parameters),
+}
 PROSE = [ROOT / "README.md", *PAGES_OF_FOLDERS.values(), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -91,6 +106,12 @@ def test_what_a_page_names_exists(page: Path) -> None:
         assert any((ROOT / folder / f"{config}.yaml").exists() for folder in PAGES_OF_FOLDERS), config
     for link in re.findall(r"\]\(([\w./]+)\)", text):
         assert (page.parent / link).exists(), link
+    for module in re.findall(r"python -m ((?:benchmarks|ffcv_prune)(?:\.[a-z_]+)*)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), module
+    for key in re.findall(rf"(?:`|--)((?:{'|'.join(KEYS)})\.[a-z]\w*)", text):
+        section, name = key.split(".")
+        assert name in KEYS[section] or key in OTHERS, key
 
 
 @pytest.mark.parametrize("folder", PAGES_OF_FOLDERS)

@@ -94,6 +94,20 @@ main()
     assert "selections" in (tmp_path / "again.html").read_text()
 
 
+BROKEN = HIDE.replace('ModuleNotFoundError(f"No module named {name!r}", name=name)', "ImportError('no libopencv.so')")
+
+
+@pytest.mark.parametrize("hide", [HIDE, BROKEN], ids=["missing", "broken"])
+def test_a_star_import_gives_what_can_be_imported(hide: str) -> None:
+    script = """
+from ffcv_prune import *
+import ffcv_prune
+print(*(name for name in ffcv_prune._MODULES if name in globals()))
+"""
+    done = run_hidden(script, hide=hide)
+    assert done.stdout == "Pruner RunWriter TorchLoader methods score_dataset tasks\n", done.stderr
+
+
 def test_what_needs_ffcv_names_the_remedy() -> None:
     done = run_hidden("from ffcv_prune import PrunedLoader")
     line = done.stderr.splitlines()[-1]
@@ -117,9 +131,6 @@ def test_commands_that_need_ffcv_refuse_in_one_line(arguments: list[str]) -> Non
 
 
 def test_ffcv_that_is_there_but_cannot_be_loaded_says_why() -> None:
-    broken = HIDE.replace(
-        'ModuleNotFoundError(f"No module named {name!r}", name=name)', "ImportError('no libopencv.so')"
-    )
-    assert broken != HIDE
-    done = run_hidden("from ffcv_prune import PrunedLoader", hide=broken)
+    assert BROKEN != HIDE
+    done = run_hidden("from ffcv_prune import PrunedLoader", hide=BROKEN)
     assert "FFCV cannot be imported (no libopencv.so): as root" in done.stderr.splitlines()[-1]

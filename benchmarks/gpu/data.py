@@ -1,7 +1,7 @@
 """The files: ImageNet-like by repeating photographs, all JPEG, small for scoring, and CIFAR-10.
 
-Without photographs, or without CIFAR-10, they are of noise in a colour of their class: there is something to learn, but
-noise costs more to decode than photographs.
+Without photographs, or without CIFAR-10, they are noise in a colour of their class. So there is something to learn,
+but noise costs more to decode than photographs.
 """
 
 from __future__ import annotations

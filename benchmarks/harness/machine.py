@@ -71,8 +71,8 @@ Timed = Callable[[Callable[[], Any]], tuple[Any, dict[str, float]]]
 
 @contextmanager
 def stopwatch() -> Iterator[Timed]:
-    """A function that takes a step, and returns what that makes, its "seconds", its "cpu_seconds" on all threads, and
-    how many functions numba "compiled" meanwhile; one that numba reads from its cache on the disk does not count."""
+    """A function that runs a step. It returns the step's result and its cost: "seconds", "cpu_seconds" on all threads,
+    and the number of functions that numba "compiled". A function from numba's cache on the disk does not count."""
     from numba.core import event  # only here: importing it is measured, too
 
     with event.install_recorder("numba:compile") as recorder:

@@ -1,8 +1,7 @@
 """The frame of the speed benchmarks: their command, and the rows of their CSV.
 
-One rule for a CSV that exists: a case that has its rows is not measured again, so that a benchmark that was stopped, or
-asked for more, goes on where it was; and rows of other settings or of another machine are refused, for one table would
-mix them.
+Two rules for a CSV that exists. A case that has its rows is not measured again, so a benchmark that was stopped, or
+asked for more, continues. Rows of other settings or of another machine are refused, since one table would mix them.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -> None:
     """The command of a benchmark.
 
-    It is a module with TITLE, COLUMNS (of its rows), SETTINGS (the options that all rows of a CSV share),
-    `add_arguments(parser)`, `run(args, results)`, which adds the rows of the cases that are left, and `summary(rows)`,
-    the text of its page. It may have `draw(rows, path)`, a picture, and LATER (`shared_settings`). Where SETTINGS has
-    "overrides", all other words of the command line are these.
+    It is a module with TITLE, COLUMNS (of its rows) and SETTINGS (the options that all rows of a CSV share). Its
+    functions are `add_arguments(parser)`, `run(args, results)` and `summary(rows)`. `run` adds the rows of the missing
+    cases, `summary` is the text of the page. It may have `draw(rows, path)`, a picture, and LATER (`shared_settings`).
+    Where SETTINGS has "overrides", all other words of the command line are these.
     """
     name = module.__spec__.name
     parser = argparse.ArgumentParser(

@@ -4,17 +4,17 @@
     python -m benchmarks.loading cold --redraw                  the table again, without measuring
 
 FOLDER holds photographs, at any depth (a sample of ImageNet). Four files are made of them, once, in --folder: 32 x 32
-and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, decoding only, in one
-of three situations, reached anew before each repeat by dropping the file's pages:
+and ImageNet-sized, raw and JPEG. Each row is one loader on the first batches of a shuffled epoch, decoding only, in
+one of three situations. Each repeat begins by dropping the file's pages:
 
 * "cold": nothing is in memory, and there is room for everything: a first epoch.
-* "no room": what was read is dropped after each batch, but for what the order needs within the next 64 MB: each
-  epoch of data that do not fit into memory. All loaders have that done to them, and are charged its time. Not with
-  32 x 32, of which 64 MB in a shuffled order lie on nearly all pages of the file.
+* "no room": after each batch its pages are dropped, except those that the order needs within the next 64 MB. So each
+  epoch is like one of data that do not fit into memory. All loaders have that done to them, and are charged its time.
+  Not with 32 x 32, of which 64 MB in a shuffled order lie on nearly all pages of the file.
 * "warm": what is needed is in memory.
 
-Loaders: "with" and "without" reading ahead are ours, "ffcv" is FFCV's own. Each has a mapping of its own, for what the
-kernel reads along depends on what was touched before. docs/speed.md says how to read the table.
+Loaders: "with" and "without" reading ahead are ours, "ffcv" is FFCV's own. Each has a mapping of its own, because the
+kernel's reading ahead depends on earlier accesses. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

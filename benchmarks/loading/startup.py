@@ -3,10 +3,10 @@
     python -m benchmarks.loading startup              5 repeats: 15 to 20 minutes on 2 cores
     python -m benchmarks.loading startup --redraw     the tables again, without measuring
 
-First the three loaders of a run, as the trainer builds them (`ffcv_prune.training.loaders.Loaders`, with augment
-"pad_crop_flip"), each in a process of its own, and all three in one; FFCV's own do the same with FFCV's decoder,
-RandomHorizontalFlip and RandomTranslate. What is timed is the constructor and the first batch of raw images of 8 x 8,
-on all threads; and the imports, on top of torch, torchvision and numba. Then whole commands, from the start of the
+First come the three loaders of a run, each in a process of its own, and all three in one. The trainer builds them
+(`ffcv_prune.training.loaders.Loaders`, with augment "pad_crop_flip"). FFCV's own do the same with FFCV's decoder,
+RandomHorizontalFlip and RandomTranslate. The constructor and the first batch of raw images of 8 x 8 are timed, on all
+threads. The imports are timed on top of torch, torchvision and numba. Then whole commands, from the start of the
 process to its end, with files that were read before. docs/speed.md says how to read the tables.
 """
 

@@ -4,12 +4,12 @@
     python -m benchmarks.loading swap --redraw     the tables again, without measuring
 
 Each repeat takes a new random selection of 30 %, after an epoch that ran to its end, as in training. "swap" is
-`set_selection` and the order of the next epoch; "rebuilt" is what FFCV alone offers, a new `ffcv.Loader` with
+`set_selection` and the order of the next epoch. "rebuilt" is the way of FFCV alone: a new `ffcv.Loader` with
 `indices=`, up to its first batch. Constructors are measured in a process of their own that has compiled before, on a
 small file. docs/speed.md says how to read the tables.
 
-Two files: `--samples` raw images of 8 x 8 in batches of 1,024, where a batch takes next to no time; and for an ordinary
-batch, `--large` raw images of 256 x 256 in batches of 512 with random crops to 224.
+There are two files. One has `--samples` raw images of 8 x 8 in batches of 1,024, where a batch takes almost no time.
+For an ordinary batch, the other has `--large` raw images of 256 x 256 in batches of 512 with random crops to 224.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ that `write_datasets.py --dataset cifar10` writes. A loader that is not installe
 Every epoch brings a new selection, drawn at random, of 30 %, 50 % or all of the images, which everybody shuffles. They
 are raw pixels and JPEG. Those of CIFAR's size (32 x 32) are copied, and of ImageNet's (longer side 400) the centre is
 resized to 224. Of photographs with a longer side of 500, a random crop is resized to 224, or the centre to 80, as for
-scores; JPEG is then decoded at a scale of libjpeg's by whoever can. Everybody reads the same stored bytes from a warm
-page cache and delivers uint8[B, side, side, 3].
-Loaders take turns in measurements of --seconds (one epoch at least); building, compiling and the first epoch are left
-out (rows of repeat 0), except for what a loader does anew for each selection. docs/speed.md says how to read the table.
+scores. For these scores, a loader that can decodes JPEG at a scale of libjpeg's. Everybody reads the same stored bytes
+from a warm page cache and delivers uint8[B, side, side, 3]. Loaders take turns in measurements of --seconds (one epoch
+at least). Building, compiling and the first epoch are left out (rows of repeat 0). Work that a loader repeats for each
+selection counts. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

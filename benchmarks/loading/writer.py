@@ -3,14 +3,14 @@
     python -m benchmarks.loading writer --imagenet-dir DIR
     python -m benchmarks.loading writer --redraw               the table again, without measuring
 
-About 15 minutes on 2 cores, and 2 GB in a temporary folder. DIR holds ImageNet's photographs as train/WNID/*.JPEG; some
-hundred are enough, they are repeated. The writers take turns, read the same folder from a warm page cache and have as
-many processes. Their images have a longer side of at most --max-resolution: as raw pixels, as JPEG of quality 90, and,
-by ours, as JPEG with the files kept where they need no change (`image.keep_jpeg`). What each took includes putting the
-file on the disk; ours also counts pixel values, takes checksums, checks the file and writes a manifest.
+About 15 minutes on 2 cores, and 2 GB in a temporary folder. DIR holds ImageNet's photographs as train/WNID/*.JPEG;
+some hundred are enough, they are repeated. The writers take turns, read the same folder from a warm page cache and
+have as many processes. Their images have a longer side of at most --max-resolution. They are raw pixels or JPEG of
+quality 90. Our writer also keeps the JPEG files that need no change (`image.keep_jpeg`). What each took includes
+putting the file on the disk; ours also counts pixel values, takes checksums, checks the file and writes a manifest.
 
 Each file is then read: an epoch of random crops to 224 by `PrunedLoader`, by torchvision's DataLoader from the folder.
-Of our files, each sample's checksum is verified in the first epoch that reads it: "first ÷ later" is the duration of
+Each sample's checksum in our files is verified in the first epoch that reads it. "first ÷ later" is the duration of
 such an epoch against the next one. FFCV's files have no checksums and show how far two epochs differ anyway.
 docs/speed.md says how to read the table.
 """

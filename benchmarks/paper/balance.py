@@ -34,8 +34,9 @@ def write_balance(runs: Iterable[Run], done: Mapping[str, Row], folder: Path, pa
 
 
 def balance_of(folder: Path) -> dict[str, object]:
-    """Of the run in `folder`: over the selections of its policy, the mean share of the class that has least of its
-    proportional part (1: as in the data), and in how many of them that is below the share that a `Pruner` warns of."""
+    """How evenly the selections of the run in `folder` hold the classes. In each selection, the class with the least
+    of its proportional part counts (1: as in the data). The mean of this share, and the number of selections in which
+    a `Pruner` would warn of it."""
     selections = [row for row in read_run(folder).rows if row["selected"] and row["phase"] == "method"]
     least = [
         min(fraction for fraction in row["class_fraction"].values() if fraction is not None) / row["keep"]

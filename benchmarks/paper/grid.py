@@ -68,8 +68,9 @@ class Experiment:
 class Method:
     """A method of methods.yaml, besides its keys of a training config.
 
-    `rate` is what the pruning rate changes: "keep" (prune.keep = 1 - rate), "epochs" (as many as see the same number
-    of samples), "none" (one run for all rates), or the key of a config that it sets.
+    `rate` names the setting that follows from the pruning rate. "keep": prune.keep = 1 - rate. "epochs": as many as
+    see the same number of samples. "none": one run for all rates. It may also be a key of a config, which is set to
+    the rate.
     """
 
     label: str = key(strict_args.REQUIRED, "how figures and tables call it")

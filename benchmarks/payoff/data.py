@@ -3,8 +3,9 @@
     python -m benchmarks.payoff.data                     into betons/payoff/
     python -m benchmarks.payoff.data --source betons/cifar10/train.beton --out betons/payoff
 
-redundant: nine of ten samples are copies of 500 images. wrong_20, wrong_40: so many percent of the labels are another
-class, drawn at random. fifth: a fifth of each class. The others are as large as the source. All are drawn from seed 0.
+The data set redundant: nine of ten samples are copies of 500 images. In wrong_20 and wrong_40, so many percent of the
+labels are another class, drawn at random. The data set fifth has a fifth of each class. The others are as large as the
+source. All are drawn from seed 0.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@
 
 grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
 start it again. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts samples
-trained on: a forward pass without a step is a third of one, a sample of the proxy counts by its share of the
-arithmetic, and decoding by its share of the seconds. The rows have seconds too, without tests and compilation; they
-hold for a quiet machine and one job only, so that the page does not judge by them.
+trained on. A forward pass without a step is a third of one. A sample of the proxy counts by its share of the
+arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and compilation. They hold
+for a quiet machine and one job only, so the page does not judge by them.
 
-How to read the page: "saving" is 1 less a method's cost over the cost at which the curve of full data reaches its
-accuracy, seed by seed; "gain" is its accuracy less that of the curve at its cost. "At least" stands where full data
-reaches the accuracy at no budget. "Of it by the score" is the accuracy above the null twin, whose scores say nothing.
+How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
+"gain" is its accuracy − the accuracy of the curve at its cost. "At least" means that full data reaches the accuracy at
+no budget. "Of it by the score" is the accuracy above the null twin, whose scores say nothing.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
     python -m benchmarks.speed.agreement --options "full pass;both, budget 0.3"       any of OPTIONS
 
 CIFAR-10, resnet_tiny, keep 0.2, 30 epochs, T_p = 2, methods of paper/experiments/methods.yaml. Each option trains by
-its own selections. At each of its selections a shadow also scores all samples with the same model and keeps a table
-of its own; nothing of the shadow reaches the training, and its time is not counted. "training" needs a first loss of
-every sample, from a warm-up on all data: it has a full pass of its own to be held against, which trains on as many
+its own selections. At each of its selections a shadow also scores all samples with the same model, and keeps a table
+of its own. The shadow does not affect the training, and its time is not counted. "training" needs a first loss of
+every sample, from a warm-up on all data. So it is compared with a full pass of its own, which trains on as many
 samples. docs/speed.md says how to read the table.
 """
 

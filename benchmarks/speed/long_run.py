@@ -3,10 +3,10 @@
     python -m benchmarks.speed.long_run --csv benchmarks/results/long_run.csv     1,281,167 samples, some minutes
     python -m benchmarks.speed.long_run --samples 100000                          a glance
 
-The images are 8 x 8 and raw and the model is linear, so that the number of samples is what is measured: what
-the tables, the loaders, the scores and the selection cost, not decoding or convolutions. "peak" is the highest
-resident memory during the step, pages of the mapped file included, which the system takes back when it needs
-them; for the step "write" it is that of the largest process. "own" is what stays allocated after the step.
+The images are 8 x 8 and raw and the model is linear. So the cost of the number of samples is measured: tables,
+loaders, scores and selection, not decoding or convolutions. "peak" is the highest resident memory during the step,
+with pages of the mapped file, which the system frees when it needs memory. In the step "write", the largest process
+counts. "own" is what stays allocated after the step.
 """
 
 from __future__ import annotations

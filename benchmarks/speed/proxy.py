@@ -4,11 +4,11 @@
     python -m benchmarks.speed.proxy --redraw         the table again, without measuring
     python -m benchmarks.speed.proxy --main resnet_small --sides 18 --csv small.csv
 
-Each run trains by `proxy_batch` for one epoch, which is not measured, and then for --epochs more. Its log says how long
-the proxy took ("score") and how long the main net did ("train", and "load", the wait for batches). The arithmetic of a
-forward pass is counted by torch. Beside it, without a net: the seconds to decode all images of an epoch, which the
-proxy needs; to decode the selected ones again, which the main net needs; and to copy these instead at that moment.
-docs/speed.md says how to read the table.
+Each run trains by `proxy_batch` for one epoch, which is not measured, and then for --epochs more. Its log says how
+long the proxy took ("score") and how long the main net did ("train", and "load", the wait for batches). The arithmetic
+of a forward pass is counted by torch. Three times are measured beside it, without a net. One is to decode all images
+of an epoch, for the proxy. One is to decode the selected images again, for the main net. The last is to copy these
+instead. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     python -m benchmarks.speed.speedup --config rn_configs/rn18_full.yaml --csv rn18.csv      any data set and model
     python -m benchmarks.speed.speedup --redraw                   the table and the plot again, from the CSV
 
-Each run trains one epoch, which is not measured, and then a period of T_p = 10 epochs with one selection at its start:
-what a long run does again and again. Full data, whose epochs are all alike, are trained on for FULL_EPOCHS beside the
+Each run trains one epoch, which is not measured. Then it trains a period of T_p = 10 epochs with one selection at its
+start, as a long run does again and again. Full data, whose epochs are alike, are trained on for FULL_EPOCHS beside the
 runs of each keep. Samples are counted as trained on: whole batches. docs/speed.md says how to read the table.
 --score-size is for images that are larger than CIFAR's: 80 for those of ImageNet.
 """

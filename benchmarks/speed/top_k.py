@@ -147,8 +147,8 @@ class Bench:
     def run(self, method: Method, threads: int) -> tuple[float, float]:
         """Return the seconds that it took, and its peak of memory in arrays of float32[n].
 
-        It runs twice, and the second time counts: a machine may take seconds to find memory that the method before,
-        which needed more or less of it, has given back.
+        It runs twice, and the second time counts. A machine may take seconds to provide memory that the method before
+        has freed, if that method needed more or less of it.
         """
         cores, torch_threads = os.sched_getaffinity(0), torch.get_num_threads()
         os.sched_setaffinity(0, sorted(cores)[:threads])  # ours takes as many threads as it has cores

@@ -3,11 +3,10 @@
     python -m benchmarks.speed.waiting                5 repeats, idle and beside a busy process: 10 minutes
     python -m benchmarks.speed.waiting --redraw       the table again, without measuring
 
-A small net trains on batches that are in memory, each time in a process of its own: as torch has it, where threads
-spin for a while before they sleep; with OMP_WAIT_POLICY=PASSIVE, where they do not; and where they spin more briefly.
-`import ffcv_prune` has them look 1,000 times. All on the machine as it is, and beside one or more processes that only
-run. Nothing else may run on the machine.
-docs/speed.md says how to read the table.
+A small net trains on batches in memory, each time in a process of its own, with three settings. As torch has it,
+threads spin for a while before they sleep. With OMP_WAIT_POLICY=PASSIVE they do not spin. In the third setting they
+spin more briefly: `import ffcv_prune` has them check 1,000 times. All run on the machine as it is, and beside one or
+more processes that only run. Nothing else may run on the machine. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ class Mixture:
     """The posterior of the mixture: draws of all chains, components ordered by their means in every draw.
 
     Three components are fitted whether or not there are three groups, so their order alone names none of them. A
-    component is "never" or "always" where its mean, truncated as it is, lies in the outer tenth of [0, selections];
-    any other is "sometimes", and a group may be empty or have several components.
+    component is "never" or "always" where its truncated mean lies in the outer tenth of [0, selections]. Any other
+    component is "sometimes". A group may be empty or have several components.
 
     Attributes:
         selections: C, the largest possible count.
@@ -100,8 +100,8 @@ class Mixture:
 def bin_masses(means: Floats, deviations: Floats, selections: int) -> Floats:
     """float64[3, C + 1]: probability of each count under each truncated normal.
 
-    A count stands for half a selection to both sides, so the truncation is at -1/2 and C + 1/2: counts are whole
-    numbers, and a density at the single value 0 would grow without bound with a narrowing component.
+    A count stands for half a selection to both sides, so the truncation is at -1/2 and C + 1/2. Counts are whole
+    numbers: a density at the single value 0 would grow without bound with a narrowing component.
     """
     edges = np.arange(selections + 2) - 0.5
     z = (edges[None, :] - means[:, None]) / deviations[:, None]  # [3, C + 2]

@@ -42,11 +42,12 @@ def write(
 ) -> Path:
     """Write a dataset of (image, target) to `path`, with its manifest; sample i of the file is ``dataset[i]``.
 
-    An image is a PIL image, or an array or tensor of 1 or 3 channels: uint8, or float from 0 to 1 as torchvision's
-    ToTensor gives it. Tensors are [C, H, W] or [H, W], arrays [H, W, C] or [H, W]. All are stored as RGB.
+    An image is a PIL image, or an array or tensor of 1 or 3 channels. Its values are uint8, or floats from 0 to 1, as
+    from torchvision's ToTensor. Tensors are [C, H, W] or [H, W], arrays [H, W, C] or [H, W]. All are stored as RGB.
 
-    A target is an integer (a class from 0 on, stored as int64), a float (stored as float64) or a vector of one length
-    (stored as float32[L]). The first sample says which; arrays and tensors of no dimension are numbers.
+    A target is an integer, a float or a vector. An integer is a class from 0 on, stored as int64. A float is stored as
+    float64, a vector of one length as float32[L]. The first sample says which; arrays and tensors of no dimension are
+    numbers.
 
     The dataset is read once, in forked processes. The file appears under its name when it is whole and checked.
 

@@ -1,8 +1,8 @@
 """The check of a ``.beton`` file before native code sees it.
 
-FFCV trusts every number in the file: a wrong pointer is a read outside the mapping, a wrong size a copy past
-the end of a buffer. `check_beton` reads header, field table, metadata and allocation table with numpy and
-refuses what FFCV could not have written. It reads the tables whole (48 bytes a sample), of the data a bit.
+FFCV trusts every number in the file. A wrong pointer is a read outside the mapping. A wrong size is a copy past the
+end of a buffer. `check_beton` reads header, field table, metadata and allocation table with numpy and refuses what
+FFCV could not have written. It reads the tables whole (48 bytes a sample), of the data a bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the checksum of a sample is made of, and the check of a whole file.
 
-It is the CRC-32C of what FFCV's fields have stored outside the metadata for the sample, field by field in the order of
-the file, followed by the sample's record of the metadata: every byte that belongs to it alone.
+It is a CRC-32C of every byte that belongs to the sample alone. First come the bytes that FFCV's fields have stored
+outside the metadata, field by field in the order of the file. The sample's record of the metadata follows.
 """
 
 from __future__ import annotations

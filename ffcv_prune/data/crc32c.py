@@ -1,8 +1,8 @@
 """CRC-32C (Castagnoli; RFC 3720, appendix B.4) of pieces of memory, in numba: it runs in threads, without the GIL.
 
 An x86 processor has an instruction for 8 bytes, which takes three cycles and can begin anew in each. So three blocks
-are summed side by side and put together: 26 GB/s of what is in the cache, as by the libraries crc32c and google-crc32c,
-which numba cannot call. Elsewhere tables do the same, 8 bytes at a time ("slicing by 8").
+are summed side by side and combined: 26 GB/s of data in the cache. The libraries crc32c and google-crc32c are as fast,
+but numba cannot call them. Elsewhere tables do the same, 8 bytes at a time ("slicing by 8").
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads of a mapped file that fail: the file was cut short, or the disk reports an error.
 
-The kernel answers such a read with SIGBUS, which ends the process; and a file may shrink while a batch is decoded, so
-that no look at it beforehand helps. Here the signal is answered instead: where it comes from a file of ours, zeros are
-mapped over the rest of that file and its guard is marked, and the thread reads on. What it made of the zeros is thrown
+The kernel answers such a read with SIGBUS, which ends the process. A file may shrink while a batch is decoded, so a
+check beforehand does not help. Here a handler takes the signal. If it comes from one of our files, the handler maps
+zeros over the rest of that file and marks its guard. The thread then reads on. What it made of the zeros is thrown
 away, because the loader looks at the guard after each batch. No thread jumps out of a decoder, no lock stays taken.
 
 The handler is compiled by numba: it runs in the thread that read, without Python and without the GIL. It makes two

@@ -1,17 +1,17 @@
-"""All code of our pipelines that numba compiles: what to make of each sample of a batch (its jobs, `native_code.JOB`),
-the random numbers of the augmentations, and the making of images where the native code was not built.
+"""All code of our pipelines that numba compiles: the jobs of each batch (`native_code.JOB`) and the random numbers of
+the augmentations. Where the native code was not built, it makes the images too.
 
-Numba keeps what it compiles here on the disk (in `__pycache__`, or in the user's cache folder where that is not
-writable), so that only the first run on a machine compiles. It notices a change of this file, not one of a file
-that this one calls: hence everything in one file, which calls nothing but FFCV's C library. What differs between
-pipelines (`prange` or `range`, sizes, scales) are plain values closed over, which numba makes part of the key.
+Numba keeps the compiled code on the disk: in `__pycache__`, or in the user's cache folder where that is not writable.
+So only the first run on a machine compiles. Numba notices a change of this file, but not of a file that this file
+calls. Hence everything is in one file, which calls only FFCV's C library. What differs between pipelines (`prange` or
+`range`, sizes, scales) are plain values closed over, which numba makes part of the key.
 
-No argument is a writeable uint8[::1]: building a loader of FFCV's own changes numba's type of that name for the whole
-process, and what was compiled for it before is then not found.
+No argument is a writeable uint8[::1]. Building one of FFCV's own loaders changes numba's type of that name for the
+whole process. Code compiled for it before is then not found.
 
-Random numbers are a hash of what they belong to, (seed, epoch, sample id): FFCV's own come from numba's generator,
-which cannot be seeded from outside and is shared by the threads of a batch. So a run repeats bit by bit on any
-number of threads, from the middle of an epoch, and whatever else is in the batch.
+Random numbers are a hash of (seed, epoch, sample id). FFCV's own come from numba's generator, which cannot be seeded
+from outside and is shared by the threads of a batch. So a run repeats bit by bit on any number of threads, from the
+middle of an epoch, and whatever else is in the batch.
 """
 
 from __future__ import annotations

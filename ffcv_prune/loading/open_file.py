@@ -165,8 +165,8 @@ _ffcv_compile = Compiler.compile
 def _compile(code: Callable[..., Any], signature: Any = None) -> Callable[..., Any]:
     """FFCV's `Compiler.compile`, but that numba keeps our own kernels on the disk, and leaves what is no kernel alone.
 
-    It cannot keep FFCV's: they hold addresses of C functions, and what they call is part of numba's key by an
-    identity that is new in each process.
+    It cannot keep FFCV's: they hold addresses of C functions. The functions that they call are part of numba's key, by
+    an identity that is new in each process.
     """
     if code in (made_images, nothing):
         return code

@@ -14,17 +14,16 @@ from ffcv_prune.errors import UserError
 class PrunedOrder:
     """The order of a loader over a selection that can be exchanged between epochs.
 
-    The order of epoch e is a permutation of *all* n samples, drawn from (seed, e), of which the selected
-    ones remain: samples that two selections share keep their relative order, so that the selection does
-    not disturb the randomness. It depends on nothing else, hence not on workers or ranks. Without `shuffle`
-    it is the order of the file, or of `indices`.
+    The order of epoch e is a permutation of *all* n samples, drawn from (seed, e), of which the selected ones remain.
+    So samples that two selections share keep their relative order. The order depends on nothing else, hence not on
+    workers or ranks. Without `shuffle` it is the order of the file, or of `indices`.
 
     With several ranks, rank r of w takes every w-th id of that order, starting with the r-th. What does not
     divide by w:
 
     * ``drop_last=True`` (training): the last k mod w ids of the epoch's order are left out;
-    * ``shuffle=True, drop_last=False``: the first ids of the order are served again, at most w - 1 of them,
-      so that all ranks do the same number of steps;
+    * ``shuffle=True, drop_last=False``: at most w - 1 of the first ids are served again, so that all ranks do the same
+      number of steps;
     * ``shuffle=False, drop_last=False`` (scoring, evaluation): nothing is padded or dropped, each sample is
       served once, and the ranks' shares differ by at most one sample.
     """

@@ -1,8 +1,8 @@
 """Reading ahead: the order of an epoch is known, so the disk can fetch what the decoder will need.
 
-Without it, a sample that is not in memory is fetched when the decoder touches it, which then waits; and the kernel,
-which takes the touch for the beginning of a sequential read, fetches its surroundings too (128 KB by default, on some
-machines megabytes), of which a shuffled or sparse order uses little.
+Without it, a sample that is not in memory is fetched when the decoder touches it, and the decoder waits. The kernel
+expects a sequential read, so it fetches the surroundings too: 128 KB by default, on some machines megabytes. A
+shuffled or sparse order uses little of them.
 """
 
 from __future__ import annotations

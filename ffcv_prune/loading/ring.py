@@ -54,9 +54,9 @@ class Ring:
 
     A slot is: one batch with the consumer, `batches_ahead` that are made or in the making, one more in the making.
     `begin_batch` has its images made, by threads that work on several slots side by side; `finish_batch` does the
-    rest. On CUDA a slot has a stream for its copies, an event `copied` (the host buffer may be overwritten) and an
-    event `consumed` (the device buffer may be overwritten). The consumer's thread hands a slot out and takes it back;
-    the loader's thread writes into it in between.
+    rest. On CUDA a slot has a stream for its copies and two events. After `copied` the host buffer may be overwritten,
+    after `consumed` the device buffer. The consumer's thread hands a slot out and takes it back; the loader's thread
+    writes into it in between.
 
     Attributes:
         process: number of the process that it was made in; in a fork, its threads are not there.

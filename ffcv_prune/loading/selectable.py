@@ -177,8 +177,8 @@ class SelectableLoader(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up position and selections of `state`; a running epoch is ended.
 
-        Raises UserError, and changes nothing, for a state of other data, seed, batch size over all ranks,
-        shuffle, drop_last or indices: its position would mean other samples.
+        Raises UserError, and changes nothing, for a state of other data, seed, batch size over all ranks, shuffle,
+        drop_last or indices. There, its position would mean other samples.
         """
         for key, own in self._settings().items():
             if state.get(key) != own:

@@ -58,7 +58,9 @@ class TorchLoader(SelectableLoader):
     (seed, epoch, rank, batch). A generator that the data set keeps for itself is beyond the loader.
 
     Args:
-        dataset: has `__len__` and `__getitem__`, as torch's map-style data sets have.
+        dataset: has `__len__` and `__getitem__`, as torch's map-style data sets have. Its `targets`, one integer for
+            each sample, are the classes. Without `targets`, `class_fraction` is empty in the log and in trackers, and
+            a `Pruner` does not warn of starved classes.
         batch_size: samples a batch, on each rank.
         num_workers: processes that fetch; 0: this one.
         seed: of the order and the augmentations.
@@ -138,7 +140,7 @@ class TorchLoader(SelectableLoader):
     def labels(self) -> NDArray[np.int64] | None:
         """int64[n], the class of each sample; None where the targets are not classes.
 
-        Of the data set's `targets`, where it has them; otherwise of a pass over all samples, made once.
+        They come from the data set's `targets`, where it has them. Otherwise one pass over all samples reads them.
         """
         if self._stated_labels is not None:
             return self._stated_labels

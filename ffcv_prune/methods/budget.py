@@ -2,11 +2,11 @@
 
     urgency(x) = σ(x) · sqrt(staleness(x)) − |score(x) − threshold(x)|        σ²(x) = (var(x) + mean of var) / 2
 
-The score is the statistic's, the threshold the lowest score that it would select now, the staleness the number of
-updates of the table since the sample was scored, and σ estimates how far a loss moves from one scoring to the next:
-half by the sample's own variance, half by that of all, since one sample's is of few values. What lies far from the
-threshold is left alone until it could have come there. A queue, apart from that, takes the samples scored longest
-ago: it alone guarantees that every sample comes back.
+The score comes from the statistic. The threshold is the lowest score that the method would select now. The staleness
+is the number of updates of the table since the sample was scored. σ estimates how far a loss moves from one scoring to
+the next. Half of σ² is the sample's own variance, which comes from few values, and half the mean variance of all
+samples. What lies far from the threshold is left alone until it could have come there. A queue, apart from that, takes
+the samples scored longest ago: it alone guarantees that every sample comes back.
 """
 
 from __future__ import annotations

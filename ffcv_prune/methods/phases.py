@@ -19,8 +19,8 @@ MODES = ("random", "full")
 class Phases(Part, ABC):
     """What each epoch of a run, numbered from 0, trains on: the paper's Algorithm 1 plus two unscored phases.
 
-    The first `warmup` epochs and the last ones train on the full data set or on random selections, as their mode
-    says; those between follow the method.
+    The first `warmup` epochs and the last epochs train on the full data set or on random selections, as their mode
+    says. The epochs between follow the method.
     `prunes`: whether anything is ever selected. `sized_by`: see `Method.sized_by`.
     """
 

@@ -119,13 +119,13 @@ class EpsilonGreedy(Selector):
 class DropBelowMean(Selector):
     """Drop each sample of below-mean loss with probability r (Qin et al., InfoBatch, ICLR 2024).
 
-    The mean is over the samples with a loss. One without is always kept; so the first epoch is on all data, as it is
-    with the authors' code, whose scores begin as equal constants. That code keeps exactly int((1−r)·m) of m below the
-    mean; here each draw is independent, as in the paper, and no sample is out of reach however small m is. The size
-    of a selection varies: `k` is not looked at.
+    The mean is over the samples with a loss. A sample without a loss is always kept. So the first epoch is on all
+    data, as in the authors' code, whose scores begin as equal constants. That code keeps exactly int((1−r)·m) of m
+    below the mean. Here each draw is independent, as in the paper, and no sample is out of reach even if m is small.
+    The size of a selection varies: `k` is not looked at.
 
-    With `quantiles` the thresholds are these quantiles of the losses in place of the mean, and a sample below j of
-    them is kept with probability (1−r)^j: the authors' ImageNet code has (0.2, 0.85), hence 1/4, 1/2 and 1.
+    With `quantiles` the thresholds are these quantiles of the losses in place of the mean. A sample below j of them is
+    kept with probability (1−r)^j. The authors' ImageNet code has (0.2, 0.85), hence 1/4, 1/2 and 1.
     """
 
     is_random: ClassVar[bool] = True

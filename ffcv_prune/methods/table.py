@@ -90,8 +90,8 @@ class ScoreTable:
     ) -> int:
         """Take in the losses of one scoring pass and return how many of them were not finite.
 
-        `losses` is float32[m] or float64[m], the losses of the samples `ids` int64[m] (unique, any order), or
-        of all n samples in order when `ids` is None. A loss that is not finite as float32 never enters the
+        `losses` is float32[m] or float64[m]: the losses of the samples `ids` int64[m] (unique, any order). When `ids`
+        is None, they are the losses of all n samples in order. A loss that is not finite as float32 never enters the
         table: the sample keeps its old statistics and a warning is given. A larger share of them than
         `most_nonfinite` raises `NonFiniteLossError`, and anything malformed `UserError`, before any statistic has
         changed.

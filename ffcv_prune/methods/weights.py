@@ -47,8 +47,8 @@ class NoWeight(Weight):
 class InverseProbability(Weight):
     """1/p, so that the expected weighted sum of the gradients of the selection is that of all n samples.
 
-    The mean of the weighted losses of a batch out of |S| selected samples is, in expectation, n/|S| times the
-    mean loss of all n: a larger step, fewer of them. That is InfoBatch's original form. `unbiased` multiplies all
+    The mean of the weighted losses of a batch out of |S| selected samples is, in expectation, n/|S| times the mean
+    loss of all n. Steps are larger, and there are fewer. That is InfoBatch's original form. `unbiased` multiplies all
     weights by |S|/n, which makes the expected gradient of a batch that of all the data, at |S|/n of the steps.
     """
 

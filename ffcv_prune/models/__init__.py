@@ -72,9 +72,9 @@ def build_model(name: str, num_classes: int, mean: Sequence[float], std: Sequenc
         mean, std: of each of the 3 channels of the training images, in units of 0 to 1 (a manifest has them).
 
     Returns:
-        A module that takes uint8 images ``[B, 3, H, W]`` (channels_last is fast, contiguous works) and
-        returns logits ``[B, num_classes]``, float32 or the dtype of the surrounding autocast. Its children
-        are `normalize` (see `Normalize`) and `network`.
+        A module that takes uint8 images ``[B, 3, H, W]`` (channels_last is fast, contiguous works). It returns logits
+        ``[B, num_classes]``, float32 or the dtype of the surrounding autocast. Its children are `normalize` (see
+        `Normalize`) and `network`.
 
     Raises:
         UserError: unknown name, no classes, or statistics that cannot normalise.
@@ -150,8 +150,8 @@ def _own_network(name: str, num_classes: int) -> nn.Module:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state_dict from a file into a model of `build_model`, or into its network alone.
 
-    The values of another shape, such as those of a head for other classes, stay as they were made: a notice on
-    standard error names them.
+    Parameters of another shape in the file, such as a head for other classes, are not loaded. A notice on standard
+    error names them.
 
     Raises:
         UserError: no such file, one that is no state_dict, or one of another network.

@@ -16,8 +16,8 @@ class Normalize(nn.Module):
     """uint8 ``[B, 3, H, W]`` -> float32 ``[B, 3, H, W]``: ``(images / 255 - mean) / std`` by channel.
 
     `mean` and `std` are in units of 0 to 1. They are folded once into the float32 buffers `scale` and `shift`
-    ``[1, 3, 1, 1]``, so that a batch costs one conversion and one multiply-add on its own device, without
-    synchronising, and saved weights carry their normalisation. The memory format of the images is kept.
+    ``[1, 3, 1, 1]``. So a batch costs one conversion and one multiply-add on its own device, without synchronising,
+    and saved weights contain their normalisation. The memory format of the images is kept.
 
     Raises `UserError` for statistics that cannot normalise, and `TypeError` for any other images than uint8
     ``[B, 3, H, W]``: floating-point images would be normalised twice.

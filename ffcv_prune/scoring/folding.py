@@ -26,11 +26,11 @@ class _Tracer(fx.Tracer):
 def fold_batch_norm(model: nn.Module) -> nn.Module | None:
     """Return a copy of `model`, in evaluation mode, whose batch norms are folded into their convolutions.
 
-    In evaluation mode a batch norm is an affine map with fixed numbers, which the convolution before it can apply
-    along (torch.nn.utils.fuse_conv_bn_eval). torch.fx finds the pairs by tracing the model. None for what has no
-    batch norm, cannot be traced, sets a precision of its own (torch.autocast), which a trace would lose, is compiled,
-    or has hooks, which a copy would not call. The copy may be wrong where the model takes another way under a tracer:
-    ask `agrees`.
+    In evaluation mode a batch norm is an affine map with fixed numbers. The convolution before it can include this map
+    (torch.nn.utils.fuse_conv_bn_eval). The tracer of torch.fx finds the pairs. The result is None for a model without
+    batch norm, a compiled model, and a model that cannot be traced. It is also None for a model that sets its own
+    precision (torch.autocast): a trace would lose it. It is None for a model with hooks: a copy would not call them.
+    The copy may be wrong where the model takes another path under a tracer: ask `agrees`.
 
     Not to be called while other threads run modules: the tracer takes over `nn.Module.__call__`.
     """

@@ -36,9 +36,9 @@ def score_dataset(
 ) -> NDArray[np.float32]:
     """Return float32[n]: each sample's loss by the `task`, or another `criterion`, by dataset position.
 
-    The model is in evaluation mode during the pass and as before after it; no gradients, channels_last,
-    mixed precision, batch norms folded into convolutions where that can be done (`fold_batch_norm`). Losses gather
-    in one buffer on the device, without synchronisation after the first batch, and are copied back once. With a
+    The model is in evaluation mode during the pass, and in its earlier mode after it. The pass uses no gradients,
+    channels_last, mixed precision, and batch norms folded into convolutions where possible (`fold_batch_norm`). Losses
+    gather in one buffer on the device, without synchronisation after the first batch, and are copied back once. With a
     `distributed` loader each rank scores its share and every rank returns all losses.
 
     Args:

@@ -27,9 +27,9 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
 def grand(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return float32[B]: ‖∇_θ cross entropy(model(image), label)‖₂ over all parameters (Paul et al. 2021, 2.1).
 
-    One forward and one backward pass a sample, in chunks: the gradients of a chunk are all in memory, that of
-    each sample as large as the model. The model must be in evaluation mode: batch statistics would mix the
-    gradients of the samples. `images` is [B, 3, H, W], `labels` int64[B].
+    One forward and one backward pass a sample, in chunks. The gradients of a chunk are all in memory, and each is as
+    large as the model. The model must be in evaluation mode: batch statistics would mix the gradients of the samples.
+    `images` is [B, 3, H, W], `labels` int64[B].
     """
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     buffers = dict(model.named_buffers())

@@ -16,8 +16,8 @@ from ffcv_prune import collectives
 class TrainingLosses:
     """The latest loss of each of n samples since the last `clear`, and facts beside it. No `record` waits for CUDA.
 
-    With `distributed`, each rank records what it trains on, all ranks must call `latest` and `state_dict`, and
-    these return the same on all: of a sample that several ranks had, the loss of the latest batch.
+    With `distributed`, each rank records the samples that it trains on. All ranks must call `latest` and `state_dict`,
+    which return the same on all ranks. For a sample that several ranks had, the loss of the latest batch counts.
     """
 
     def __init__(self, n: int, distributed: bool = False, facts: int = 0) -> None:

@@ -1,8 +1,8 @@
 """Learning-rate schedules as pure functions of the position in the run.
 
-The position is measured in epochs: ``epoch + step / steps_in_this_epoch``. Pruning changes the number of
-steps from one epoch to the next, so nothing here counts steps over the whole run: a schedule that divides by
-5 at epoch 60 does so at epoch 60 however many samples an epoch holds, and a resumed run needs no state.
+The position is measured in epochs: ``epoch + step / steps_in_this_epoch``. Pruning changes the number of steps from
+one epoch to the next, so nothing here counts steps over the whole run. A schedule that divides by 5 at epoch 60 does
+so at epoch 60, for any number of samples an epoch. A resumed run needs no state.
 """
 
 from __future__ import annotations

@@ -52,10 +52,10 @@ def profile(
         alone: what `measure_alone` found; empty for a run that was interrupted.
 
     Returns:
-        "epochs"; "seconds" of a mean epoch by phase, "other" (in no phase) and "total"; "reached", images/s while
-        training; "waiting", the share of that time in which the trainer waited for a batch (a GPU is then two steps
-        from idle, see `RunAhead`); what is in `alone`; "bottleneck", the slower of the two alone;
-        for a run that has pruned, its "keep" and what `speedup_limits` makes of it.
+        "epochs". "seconds" of a mean epoch by phase, "other" (in no phase) and "total". "reached": images/s while
+        training. "waiting": the share of that time in which the trainer waited for a batch (a GPU is then two steps
+        from idle, see `RunAhead`). The keys of `alone`. "bottleneck": the slower of the two alone. For a run that has
+        pruned: its "keep" and the keys of `speedup_limits`.
     """
     totals = {phase: sum(row["seconds"][phase] for row in rows) for phase in (*PHASES, "total")}
     other = totals["total"] - sum(totals[phase] for phase in PHASES)
@@ -115,8 +115,8 @@ def speedup_limits(keep: float, full: float, score: float, swap: float, fixed: f
 def measure_alone(config: Config, stepper: Stepper, loader: PrunedLoader) -> dict[str, float]:
     """Run the loader without the model, then the model without the loader, for some batches; the run is left as it is.
 
-    Of several ranks, one measures, times their number. The others are idle then: what they share, the cores of a
-    machine and its memory, is this rank's alone, and its loader faster than in training.
+    Of several ranks, one measures, times their number. The others are idle meanwhile. So this rank has all cores and
+    the memory of the machine, and its loader is faster than in training.
 
     Returns:
         "loader_alone" and "model_alone", images/s; "first_batch_seconds" from the start of an epoch to its first batch.

@@ -103,8 +103,8 @@ class RunFolder:
         train_samples: int,
         test_samples: int,
     ) -> None:
-        """Write what the run is: its config as YAML, the machine, and its data, with the names of C classes and the
-        training samples of each, int64[C].
+        """Write the description of the run: its config as YAML, the machine, and its data. Of the data, the names of C
+        classes and the training samples of each, int64[C].
         """
         self.write_config(config)
         self.write_json("machine.json", provenance())

@@ -37,7 +37,9 @@ class RunWriter:
         folder: to be made.
         pruner: of the loop; one of method "full" for training on all data.
         test_samples: of the test set, for what a difference between two runs means.
-        class_names: of the classes 0, 1, …; None: their numbers.
+        class_names: of the classes 0, 1, …; None: their numbers. Where the loader does not know its classes without a
+            pass over the data, `class_fraction` is empty in every row: a `TorchLoader` whose data set has no
+            `targets`.
         tracker: where each row goes beside log.jsonl: "tensorboard", "wandb", "mlflow" or "trackio" ("none": nowhere),
             or an object of your own with the two methods of `training.trackers.Tracker`.
 

@@ -1,8 +1,8 @@
 """The stored images as every loader gets them: the bytes of one `.beton`, and what to make of them.
 
-The rivals map the very file that FFCV reads: same bytes, same page cache, and no file to open for each image, which
-would be a cost of theirs alone. Raw images of one size they get as one dense array in a file of its own, which numpy
-gathers from in a single call. Labels are an array in memory, cost nothing, and are left out.
+The rivals map the file that FFCV reads: same bytes, same page cache. They need not open a file for each image, which
+would cost only them time. Raw images of one size they get as one dense array in a file of its own. numpy gathers from
+it in a single call. Labels are an array in memory, cost nothing, and are left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What torch, SPDL and Grain call to fill a batch, by the fastest functions that Python has for it.
 
-simplejpeg is libjpeg-turbo, called as FFCV calls it (fast DCT, smooth upsampling), and resizing is OpenCV's INTER_AREA,
-as in FFCV: the pixels come out equal. They let go of Python's lock, as np.take does. An image is decoded at a reduced
-size, which libjpeg can do and which gives other pixels, only where ours does so, too (`Data.reduced`).
+simplejpeg is libjpeg-turbo, called as FFCV calls it (fast DCT, smooth upsampling). Resizing is OpenCV's INTER_AREA, as
+in FFCV. So the pixels are equal. Both release Python's lock, as np.take does. An image is decoded at a reduced size,
+which libjpeg can do and which gives other pixels, only where ours does so, too (`Data.reduced`).
 """
 
 from __future__ import annotations

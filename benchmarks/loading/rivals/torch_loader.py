@@ -1,8 +1,8 @@
 """torch's DataLoader: whole batches by one call, workers that live on, and one sampler whose ids are exchanged.
 
-As the documentation of torch.utils.data advises where reading in bulk is cheaper: automatic batching is off
-(`batch_size=None`) and the sampler hands out the ids of a batch. The workers hold the mapped file, not the ids.
-They fill tensors in shared memory, so that no batch is copied on its way.
+This is the setting that the documentation of torch.utils.data advises where reading in bulk is cheaper. Automatic
+batching is off (`batch_size=None`), and the sampler returns the ids of a batch. The workers hold the mapped file, not
+the ids. They fill tensors in shared memory, so that no batch is copied on its way.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ INFINITY = np.uint32(0x7F80_0000)  # the bits of float32 +inf; larger magnitudes
 def score_keys(bits: NDArray[np.uint32], keys: NDArray[np.integer]) -> None:
     """Write to keys[:bits.size] integers below 2**KEY_BITS that are in the order of the float32 scores.
 
-    `bits` is uint32[m], the scores' bits; `keys` is of any integer type that holds KEY_BITS bits without a sign.
-    −0 equals +0; NaN equals +inf. Free of branches: compiled to vector instructions, and then the cheapest part of a
-    pass over the scores, where a key at a time would be the dearest.
+    `bits` is uint32[m], the scores' bits; `keys` is of any integer type that holds KEY_BITS bits without a sign. −0
+    equals +0; NaN equals +inf. The loop has no branches, so it is compiled to vector instructions. Then it is the
+    cheapest part of a pass over the scores. One key at a time, it would be the most expensive part.
     """
     for i in range(bits.size):
         magnitude = min(bits[i] & MAGNITUDE, INFINITY)

@@ -1,10 +1,10 @@
 """Statistics and sets of millions of samples: numba kernels and the functions that drive them.
 
-Everything here is linear in the number of samples. Every kernel is serial, takes C-contiguous arrays of the
-dtypes it states, and releases the GIL; more than one thread means plain Python threads, each running the same
-kernel on its own stretch of the samples. Numba's own `prange` is avoided on purpose: its "workqueue"
-threading layer aborts the process when two threads enter it, and FFCV's loader thread may be inside at any
-time. Results are the same, bit for bit, for every number of threads.
+Everything here is linear in the number of samples. Every kernel is serial, takes C-contiguous arrays of the dtypes it
+states, and releases the GIL. Several threads are plain Python threads: each runs the same kernel on its own range of
+the samples. Numba's own `prange` is avoided on purpose. Its "workqueue" threading layer aborts the process when two
+threads enter it, and FFCV's loader thread may be inside at any time. Results are the same, bit for bit, for every
+number of threads.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def update_statistics(
         v ← (1−α)·v + α·(ℓ−μ)²   with the old μ;  0 at the first loss
         μ ← α·ℓ + (1−α)·μ                         ℓ at the first loss
 
-    `statistics` are the arrays mean, var, last (float32[n]) and last_scored (int32[n]) of a `ScoreTable`;
-    `losses` float32[m], finite, belong to the samples `ids` int64[m] (unique and in range: the caller checks),
-    or to all n when `ids` is None. `update` is written to last_scored.
+    `statistics` are the arrays mean, var, last (float32[n]) and last_scored (int32[n]) of a `ScoreTable`; `losses`
+    float32[m] are finite. They belong to the samples `ids` int64[m] (unique and in range: the caller checks), or to
+    all n when `ids` is None. `update` is written to last_scored.
     """
     alpha32, beta32, update32 = np.float32(alpha), np.float32(1.0 - alpha), np.int32(update)
 

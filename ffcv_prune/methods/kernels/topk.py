@@ -1,8 +1,8 @@
 """The k highest of millions of scores: radix select, then one collecting pass.
 
-Three passes over the scores. Each makes the keys of a block at a time, in a buffer that stays in the first-level
-cache, by vector instructions; what follows is integer work without unpredictable branches. Threads, order and
-memory are as in `selectors.py`.
+Three passes over the scores. Each makes the keys of one block at a time by vector instructions, in a buffer that stays
+in the first-level cache. The rest is integer work without unpredictable branches. Threads, order and memory are as in
+`selectors.py`.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def top_k(scores: Floats, k: int, threads: int | None = None, var: Floats | None
     explored first. With `var`, float32[n], they are scores + c·var (paper, Eq. 4), computed where they are looked
     at and never stored. Extra memory: the result, and 512 KB of counts a thread. Raises `UserError` unless 1 ≤ k ≤ n.
 
-    Each score is a 32-bit key in the same order. Counting the upper halves of the keys, then the lower halves
-    of those that share the k-th upper half, gives the k-th highest key and how many of its equals are chosen.
+    Each score is a 32-bit key in the same order. It counts the upper halves of the keys, then the lower halves of the
+    keys that share the k-th upper half. This gives the k-th highest key, and how many equal keys are chosen.
     """
     n = scores.size
     check_k(k, n)

@@ -2,7 +2,7 @@
 
 rs2, repeated sampling of random subsets (Okanovic et al., ICLR 2024): a permutation of all samples, served in slices.
 srd (Sathiyanarayanan et al., "Progressive Data Dropout", NeurIPS 2025): a random share that falls from epoch to epoch.
-bls (Batch Loss Score, CVPR 2026): InfoBatch on the mean losses of batches, which hardly know the single sample.
+bls (Batch Loss Score, CVPR 2026): InfoBatch on the mean losses of batches, which depend little on the single sample.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """KAKURENBO: Nguyen et al., NeurIPS 2023.
 
-Of the samples of lowest loss, those that the model gets right with confidence are hidden in the next epoch, and scored
-by a pass at its end. The learning rate rises by what may be hidden. The share that may be hidden falls in steps.
+Of the samples of lowest loss, those that the model classifies right with confidence are hidden in the next epoch. A
+pass scores them at its end. The learning rate rises by what may be hidden. The share that may be hidden falls in
+steps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """OrderDP: Jin et al., ICLR 2026; Ordered SGD (Kawaguchi and Lu, 2020) with an epoch in place of a batch.
 
 Before each epoch a random pool is drawn, and its highest losses are selected. Losses are those of training: only what
-is selected is renewed. Of n samples ranked by loss, those below rank n − pool + top are out of reach while losses stay
-as they are; `max_age` brings them back.
+is selected is renewed. Of n samples ranked by loss, the samples below rank n − pool + top are out of reach while
+losses do not change. `max_age` brings them back.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class TopOfPool(Selector):
 def chance_by_rank(n: int, pool: int, top: int) -> Probabilities:
     """float64[n]: the probability that the sample of rank 1, 2, … n is among the best `top` of a random `pool` of n.
 
-    Equal to the sum over l of C(j−1, l−1)·C(n−j, pool−l)/C(n, pool) for rank j, in O(n): let R be the rank of the last
-    selected one. It has a negative hypergeometric distribution, and given R = r each of the r−1 ranks above is in the
-    pool with probability (top−1)/(r−1).
+    For rank j it is the sum over l of C(j−1, l−1)·C(n−j, pool−l)/C(n, pool), computed in O(n). Let R be the rank of
+    the last selected sample. It has a negative hypergeometric distribution, and given R = r each of the r−1 ranks
+    above is in the pool with probability (top−1)/(r−1).
     """
     ranks = np.arange(top, n - pool + top + 1, dtype=np.float64)  # of R
     ratio = ranks[:-1] / (ranks[:-1] - top + 1) * (n - ranks[:-1] - pool + top) / (n - ranks[:-1])

@@ -1,9 +1,9 @@
 """p-SGD and c-SGD: Arazo et al., "How Important is Importance Sampling for Deep Budgeted Training?", BMVC 2021.
 
-Each epoch draws its samples in proportion to a function of how wrong the model was about them, on average so far. It is
-the mildest of all rules: the mean of that function is added to each, so that no sample is out of reach. GLWS, a loss
-times a Gaussian of it, favours losses that are high but not the highest: from its abstract, the exact form is not
-verified.
+Each epoch draws its samples in proportion to a function of how wrong the model was about them, on average so far. It
+is the mildest of all rules: the mean of that function is added to each, so that no sample is out of reach. GLWS, a
+loss times a Gaussian of it, favours losses that are high but not the highest. It comes from the abstract: the exact
+form is not verified.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ffcv_prune.settings import key
 class RunningError(Statistic):
     """f(a) + mean of f, with a the mean of 1 − p_y over all times that a sample was trained on; unseen: the highest a.
 
-    p_y, the probability of the label, is exp(−ℓ) for a cross entropy without label smoothing. The functions f:
-    "p" a, "c" a·(1−a), "uniform" 1, and "gaussian" ℓ·exp(−(ℓ−μ)²/2σ²), without the mean added, where ℓ is the mean loss
-    of a sample, and μ and σ are the mean and the standard deviation of these; unseen: the highest f.
+    p_y, the probability of the label, is exp(−ℓ) for a cross entropy without label smoothing. The functions f: "p" a,
+    "c" a·(1−a), "uniform" 1, and "gaussian" ℓ·exp(−(ℓ−μ)²/2σ²), without the mean added. There ℓ is the mean loss of a
+    sample, and μ and σ are the mean and the standard deviation of all ℓ. Unseen samples get the highest f.
     """
 
     compares_all: ClassVar[bool] = True

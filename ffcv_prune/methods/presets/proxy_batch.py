@@ -1,9 +1,9 @@
 """Selection by a proxy, as airbench96_faster has it (Keller Jordan, github.com/KellerJordan/cifar10-airbench).
 
 A small net, the proxy, goes through all samples in the order and with the augmentation of the epoch to come, window by
-window. The highest losses of each window are selected. The proxy takes a step on them at every `stride`-th window. It
-never looks at the main net: all its epochs can be run first, or one before each epoch of the main net, with identical
-selections. Windows end with the epoch; the authors' run on from one epoch to the next.
+window. The highest losses of each window are selected. The proxy takes a step on them at every `stride`-th window. The
+proxy never uses the main net. All its epochs can run first, or one before each epoch of the main net: the selections
+are identical. Windows end with the epoch; the authors' run on from one epoch to the next.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The highest training losses as they were seen last, and a random share: our own rule.
 
-Selections are made anew before every epoch, so that no loss is far out of date, and a third of each is random, so that
-no sample is out of reach. The first fifth of the run is random: losses of an untrained model say little. Scores cost
+Selections are made anew before every epoch, so that no loss is far out of date. A third of each is random, so that no
+sample is out of reach. The first fifth of the run is random: losses of an untrained model say little. Scores cost
 nothing, for training has paid for them.
 """
 

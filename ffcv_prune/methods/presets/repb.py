@@ -1,8 +1,9 @@
 """RePB: "Inconsistency Biases in Dynamic Data Pruning", ICLR 2026; from notes of the paper, no code is public.
 
-Each sample is compared with the mean loss of its own batch, by the same model and at the same moment. What was below is
-dropped with probability r; what was not trained on comes back with probability 1 − r. A sample that was trained on in
-N of e epochs weighs e/N, and at most `max_weight` (our addition: e/N of a rarely seen one explodes).
+Each sample is compared with the mean loss of its own batch, by the same model and at the same moment. What was below
+is dropped with probability r; what was not trained on comes back with probability 1 − r. A sample that was trained on
+in N of e epochs weighs e/N, and at most `max_weight`. This bound is our addition: e/N of a rarely seen sample
+explodes.
 """
 
 from __future__ import annotations

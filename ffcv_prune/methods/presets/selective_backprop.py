@@ -2,7 +2,7 @@
 
 A forward pass of each batch says which of its samples are trained on. In "composer" form int(keep·N) of N samples are
 drawn, those of higher loss more likely. In "jiang" form each sample is taken with a probability that grows with the
-share of lower losses among the last 1024 seen; what is taken waits until it fills a batch. The first epoch trains on
+share of lower losses among the last 1024 seen. Samples taken wait until they fill a batch. The first epoch trains on
 all. Jiang et al. have start=0, end=1, interrupt=0; the defaults are Composer's.
 """
 

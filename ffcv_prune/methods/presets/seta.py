@@ -1,6 +1,6 @@
 """SeTa: Zhou, Gao, Wang, CVPR 2025.
 
-Before each epoch a random pool is drawn, its training losses are split into groups, from easy to hard, and a window of
+Before each epoch a random pool is drawn. Its training losses are split into groups, from easy to hard. A window of
 neighbouring groups is selected, which moves on by one group an epoch. The last epochs are random pools. Late in
 training the easiest group holds most samples: the share that is kept then swings from epoch to epoch.
 """
@@ -63,8 +63,8 @@ class GroupWindow(Selector):
 def groups_of(losses: Scores, groups: int) -> NDArray[np.int64]:
     """int64[m]: the group, 0 to groups − 1, of each of m losses, finite: the 1-D k-means of their histogram.
 
-    Groups are ranges of losses, the lowest first, whose sum of squared distances to their means is the least there is:
-    found by dynamic programming over the values, or over `BINS` bins where there are more of them. Half the bins are
+    Groups are ranges of losses, the lowest first, with the smallest possible sum of squared distances to their means.
+    Dynamic programming finds them, over the values, or over `BINS` bins where there are more values. Half the bins are
     equally wide and half hold equally many losses: one far outlier leaves the others their bins. Losses that fall into
     fewer than `groups` bins are split into equal parts by loss, then by place.
     """
