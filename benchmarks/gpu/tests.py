@@ -23,7 +23,7 @@ from benchmarks.harness.machine import ROOT
 FILES = tuple(
     f"tests/test_{name}.py"
     for name in (
-        *("cuda_loader", "cuda_training", "cuda_compile"),
+        *("cuda_loader", "cuda_memory", "cuda_training", "cuda_compile"),
         *("distributed", "epoch", "machine", "models", "scoring"),
     )
 )
