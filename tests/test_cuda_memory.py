@@ -17,7 +17,7 @@ def test_twenty_loaders_in_a_row_give_their_memory_back(device: str, beton: Beto
     """Each in use when the next one is made would take twenty times as much."""
     gc.collect()
     before, held = torch.cuda.memory_allocated(), []
-    for _ in range(20):
+    for _ in range(20 if device == "cuda" else 2):  # the CPU has nothing to count
         loader = make_loader(beton, device)
         serve(loader, device, batches=5)
         finish(device)

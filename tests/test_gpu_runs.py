@@ -100,7 +100,7 @@ def test_runs_go_to_their_end(setting: Setting, within: list[str]) -> None:
     assert passes["ucb"].note.startswith("256 samples")
     assert passes["ucb_fast"].note.startswith("77 samples")
     fast = config.read_command(["--resume", str(setting.out / "runs" / "ucb_fast_1")])[0]
-    assert fast.prune.score_budget == runs.BUDGET and fast.data.score.endswith("imagenet_like_small.beton")
+    assert fast.prune.source.score_budget == runs.BUDGET and fast.data.score.endswith("imagenet_like_small.beton")
     assert "resume: went on" in found and "SIGTERM: exit code 75, saved" in found
 
 

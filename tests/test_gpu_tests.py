@@ -85,7 +85,7 @@ def test_what_is_printed_is_passed_on_at_once_and_a_hanging_command_ends(
     code, text = part.shown([sys.executable, "-m", "pytest", *options, str(tmp_path / "test_hang.py")], 6)
     assert code is None and time.monotonic() - start < 20
     assert (tmp_path / "begun").exists()
-    named = re.sub(r"^\S*test_hang", "tests/test_hang", text, flags=re.MULTILINE)
+    named = re.sub(r"^\S*/test_hang\.py", "tests/test_hang.py", text, flags=re.MULTILINE)
     assert part.running(named) == "tests/test_hang.py::test_hangs"
     assert "test_passes PASSED" in capfd.readouterr().out
     assert part.shown([sys.executable, "-c", "print('ends')"], 20) == (0, "ends\n")
