@@ -102,9 +102,10 @@ class OneOfMany:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """cuDNN's convolutions in all bits of float32."""
+    """cuDNN's convolutions in all bits of float32, by algorithms that repeat."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        patch.setattr(torch.backends.cudnn, "deterministic", True)
         yield
 
 

@@ -239,8 +239,8 @@ def test_a_run_killed_in_an_epoch_is_resumed(
         train(again, loaders, resume=folder)
     own_weights = weights_of(run)
     for name, value in weights_of(expected).items():
-        torch.testing.assert_close(own_weights[name], value, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(losses_of(run), losses_of(expected), rtol=1e-4)
+        torch.testing.assert_close(own_weights[name], value, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(losses_of(run), losses_of(expected), rtol=1e-5)
 
 
 def test_a_checkpoint_of_one_device_goes_on_on_the_cpu(

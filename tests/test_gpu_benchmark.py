@@ -19,12 +19,14 @@ import pytest
 
 from benchmarks.gpu import step
 from benchmarks.gpu.__main__ import PARTS, parse, run_part
+from benchmarks.gpu.card import describe
 from benchmarks.gpu.data import NAMES
 from benchmarks.gpu.report import FAIL, PASS, SKIP, Line, Report
 from benchmarks.gpu.runs import reached_after_first
 from benchmarks.gpu.setting import Setting, setting_of
 from benchmarks.gpu.trace import covered
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.training.world import choose_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +69,19 @@ def test_a_figure_fails_far_below_what_was_expected(value: float, judge: bool, v
     report.figure("share", value, "", expected=1.0, judge=judge)
     assert report.lines[-1].verdict == verdict
     assert len(report.failed) == (verdict == FAIL)
+
+
+@pytest.mark.parametrize(
+    ("value", "judge", "verdict"), [(1.44, True, FAIL), (1.42, True, PASS), (9, False, ""), (0.1, True, PASS)]
+)
+def test_where_less_is_better_it_fails_far_above(
+    value: float, judge: bool, verdict: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report(tmp_path, ABOUT)
+    report.figure("a save", value, "s", expected=1.0, judge=judge, lower=True)
+    assert report.lines[-1].verdict == verdict
+    assert "(expected at most 1)" in capsys.readouterr().out
+    assert "| at most 1 |" in report.page()
 
 
 def test_what_fails_is_a_line_and_the_next_part_runs(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +141,20 @@ def test_data_step_loader_and_trace_run_to_their_end(setting: Setting) -> None:
         assert json.load(file)["traceEvents"]
     run_part("data", setting, Report(setting.out, ABOUT))
     assert all("already there" in line.note for line in read(setting.out) if line.part == "data" and line.value)
+
+
+def test_what_the_loader_and_the_machine_are_asked(setting: Setting) -> None:
+    run_part("loader", setting, Report(setting.out, ABOUT))
+    names = [line.name for line in read(setting.out) if line.part == "loader"]
+    cores = usable_cores()
+    for count in {max(1, cores - 2), max(1, cores - 1), cores}:
+        for kind in ("train, mix", "train, jpeg", "train a model, mix", "train a model, jpeg"):
+            assert f"{kind}, {count} threads" in names
+    scored = [name for name in names if name.startswith("score, ")]
+    assert [name.split(", ")[1] for name in scored] == [
+        *("mix at 32 px", "mix at 24 px", "jpeg at 24 px", "small raw file at 24 px")
+    ]
+    assert describe(setting.device)["numba_threading_layer"] in ("tbb", "omp", "workqueue")
 
 
 def test_the_page_of_the_docs_names_every_part() -> None:

@@ -57,7 +57,7 @@ def source(setting: Setting, name: str) -> tuple[Split, recipe.Image, str]:
         folder = Path("small") if setting.small else setting.cifar
         split, origin = _cifar(folder, scale.cifar_samples, name == CIFAR)
         return split, recipe.Image(), origin
-    count = {JPEG: scale.jpeg_samples, VAL: max(1, scale.samples // 20)}.get(name, scale.samples)
+    count = {JPEG: scale.jpeg_samples, VAL: setting.test_samples}.get(name, scale.samples)
     stored = replace(recipe.load_recipe("imagenet", {"splits.val": ""}).image, max_resolution=scale.stored)
     if name == JPEG:
         stored = replace(stored, mode="jpg")

@@ -20,7 +20,7 @@ from ffcv_prune.errors import UserError, first_line
 from ffcv_prune.training.run_folder import replace_file
 
 PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
-LEAST = 0.7  # of what was expected: estimates of cards that nobody had run it on
+LEAST = 0.7  # of what was expected, or of its inverse: estimates of cards that nobody had run it on
 SAME = (*MIXED, "device", "decoder", "card", "small")  # what the lines of one page must share
 
 
@@ -35,15 +35,22 @@ class Line:
     unit: str = ""
     expected: float | None = None
     note: str = ""
+    lower: bool = False  # is better
 
     @property
     def found(self) -> str:
         return "" if self.value is None else f"{number(self.value)} {self.unit}".strip()
 
+    @property
+    def awaited(self) -> str:
+        if self.expected is None:
+            return ""
+        return ("at most " if self.lower else "") + number(self.expected)
+
     def __str__(self) -> str:
         words = [f"{self.verdict:4} {self.part:8} {self.name}", f": {self.found}" if self.found else ""]
-        if self.expected is not None:
-            words.append(f" (expected {number(self.expected)})")
+        if self.awaited:
+            words.append(f" (expected {self.awaited})")
         return "".join(words) + (f" - {self.note}" if self.note else "")
 
 
@@ -79,13 +86,24 @@ class Report:
         self._add(Line(self.part, PASS if passed else FAIL, name, note=note))
 
     def figure(
-        self, name: str, value: float, unit: str, expected: float | None = None, note: str = "", judge: bool = True
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        expected: float | None = None,
+        note: str = "",
+        judge: bool = True,
+        lower: bool = False,
     ) -> None:
-        """A number, of which more is better; FAIL far below what was `expected`, unless it is not to be judged."""
+        """A number, of which more is better, or less where `lower`.
+
+        FAIL where it is far worse than what was `expected`, unless it is not to be judged.
+        """
         verdict = ""
         if expected is not None and judge:
-            verdict = PASS if value >= LEAST * expected else FAIL
-        self._add(Line(self.part, verdict, name, value, unit, expected, note))
+            good = value <= expected / LEAST if lower else value >= LEAST * expected
+            verdict = PASS if good else FAIL
+        self._add(Line(self.part, verdict, name, value, unit, expected, note, lower))
 
     def skip(self, name: str, why: str) -> None:
         """What was left out."""
@@ -124,7 +142,7 @@ class Report:
                 "part": line.part,
                 "what": line.name,
                 "found": line.found,
-                "expected": "" if line.expected is None else number(line.expected),
+                "expected": line.awaited,
                 "note": line.note.replace("|", "/"),
             }
             for line in self.lines
@@ -132,7 +150,8 @@ class Report:
         about = "\n".join(f"- {name}: {value}" for name, value in self.about.items() if value not in ("", [], None))
         note = (
             "*expected* is an estimate, made before any of this was run on a GPU. PASS: at least "
-            f"{LEAST:g} of it, or what must hold does. Without a verdict: nothing was expected, or it is not judged."
+            f"{LEAST:g} of it, where less is better at most {1 / LEAST:.1f} times it, or what must hold does. "
+            "Without a verdict: nothing was expected, or it is not judged."
         )
         title = self.about.get("card") or self.about.get("cpu", "")
         return f"# A run on {title}\n\n{about}\n\n{note}\n\n{table(rows)}\n"

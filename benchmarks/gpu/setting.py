@@ -54,10 +54,24 @@ class Setting:
         return self.device.type == "cuda"
 
     @property
+    def expects(self) -> bool:
+        """Whether what is expected of a card and of a processor holds: on a GPU, and at full size."""
+        return self.cuda and not self.small
+
+    @property
+    def test_samples(self) -> int:
+        return max(1, self.scale.samples // 20)
+
+    @property
     def workers(self) -> list[int]:
         """Threads of a loader to try."""
+        return sorted({count for count in (8, 12) if count <= usable_cores()} | {*self.nearly_all})
+
+    @property
+    def nearly_all(self) -> list[int]:
+        """All cores, and one and two fewer."""
         cores = usable_cores()
-        return sorted({count for count in (8, 12, 14, 15, 16) if count <= cores} or {1, cores})
+        return [count for count in (cores - 2, cores - 1, cores) if count > 0]
 
     @property
     def spare(self) -> int:

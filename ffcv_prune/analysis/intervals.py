@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 LEVEL = 0.05  # one minus the confidence, of a single comparison
 ROUNDING = 1e-12  # values that differ by less than this share of them are equal
+
+
+def _stats() -> Any:
+    """Only where means are compared: the report of one run does without scipy."""
+    from scipy import stats
+
+    return stats
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Difference:
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the interval around the mean that holds the true difference but for `level` of the cases."""
-        return float(stats.t.isf(level / 2, self.freedom)) * self.error if 0 < self.error < math.inf else self.error
+        return float(_stats().t.isf(level / 2, self.freedom)) * self.error if 0 < self.error < math.inf else self.error
 
     def in_words(self, level: float = LEVEL) -> str:
         """``+0.74 ± 0.61``, with the half width at this level."""
@@ -47,7 +53,7 @@ class Difference:
             return 1.0 if abs(self.mean - null) <= ROUNDING else 0.0
         if math.isinf(self.error):
             return math.nan
-        return float(2 * stats.t.sf(abs(self.mean - null) / self.error, self.freedom))
+        return float(2 * _stats().t.sf(abs(self.mean - null) / self.error, self.freedom))
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def correction(ps: Iterable[float]) -> Correction:
     known = [p for p in ps if not math.isnan(p)]
     if not known:
         return Correction(LEVEL, 0)
-    found = int(np.count_nonzero(stats.false_discovery_control(known) <= LEVEL))
+    found = int(np.count_nonzero(_stats().false_discovery_control(known) <= LEVEL))
     return Correction(LEVEL * max(1, found) / len(known), len(known))
 
 
@@ -90,7 +96,7 @@ def difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
     gaps = np.array([a[seed] - b[seed] for seed in shared])
     if _equal(gaps, largest=max(abs(b[seed]) for seed in shared)):
         return Difference(float(gaps.mean()), 0.0)
-    return Difference(float(gaps.mean()), float(stats.sem(gaps)), len(gaps) - 1)
+    return Difference(float(gaps.mean()), float(_stats().sem(gaps)), len(gaps) - 1)
 
 
 def difference_of_tests(a: float, b: float, samples_a: int, samples_b: int) -> Difference:
@@ -105,8 +111,8 @@ def _welch(a: Sequence[float], b: Sequence[float]) -> Difference:
         return Difference(mean, math.inf)
     if _equal(np.asarray(a)) and _equal(np.asarray(b)):
         return Difference(mean, 0.0)
-    test: Any = stats.ttest_ind(a, b, equal_var=False)
-    return Difference(mean, math.hypot(stats.sem(a), stats.sem(b)), float(test.df))
+    test: Any = _stats().ttest_ind(a, b, equal_var=False)
+    return Difference(mean, math.hypot(_stats().sem(a), _stats().sem(b)), float(test.df))
 
 
 def _equal(values: NDArray[np.float64], largest: float = 0.0) -> bool:
