@@ -23,12 +23,13 @@ from ffcv.transforms import Convert, ModuleWrapper, Squeeze, ToDevice, ToTensor,
 
 from ffcv_prune.data.beton import BetonInfo
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.augment import PadCropFlip, PlannedDecoder, made_images, planned
+from ffcv_prune.loading.augment import Label, PadCropFlip, PlannedDecoder, made_images, planned
 
 Kind = TypeVar("Kind", bound=Operation)
 
 _DECODERS = (BytesDecoder, FloatDecoder, IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder)
 _OF_TENSORS = (Convert, ModuleWrapper, Squeeze, ToDevice, ToTorchImage)
+_VIEWS_AND_NUMBERS = (FloatDecoder, IntDecoder, Label, Squeeze, ToTensor)
 
 
 class PlannedImages(NamedTuple):
@@ -135,6 +136,18 @@ class PipelineGraph(Graph):
         """What each operation's `output_size` is now; None for one that has none."""
         sizes = (getattr(operation, "output_size", None) for _, operation in self.operations())
         return tuple(None if size is None else tuple(size) for size in sizes)
+
+    @property
+    def only_views(self) -> bool:
+        """Whether all that is left to do, once the workers have made the images, is to copy numbers and make views."""
+        made = {images.node for images in self.planned}
+        return all(
+            node in made
+            or isinstance(operation, PlannedDecoder)
+            or type(operation) in _VIEWS_AND_NUMBERS
+            or (type(operation) is ToTorchImage and operation.channels_last)
+            for node, operation in self.operations()
+        )
 
     @property
     def cuda_device(self) -> torch.device | None:

@@ -80,6 +80,7 @@ def bind(path: str) -> ctypes.CDLL | None:
         "make": (ctypes.c_int, (tasks, number, number)),
         "begin": (pool, (ctypes.c_int, number)),
         "submit": (None, (pool, tasks, ctypes.c_int, number, number, ctypes.c_void_p, stored)),
+        "submitted": (number, (pool,)),
         "wait": (ctypes.c_int, (pool, number)),
         "wake": (None, (pool,)),
         "clear": (None, (pool,)),

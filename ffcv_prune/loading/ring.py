@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from ffcv_prune.loading.augment import PadCropFlip
 from ffcv_prune.loading.graph import PipelineGraph
 from ffcv_prune.loading.native_code import StoredSamples
 from ffcv_prune.loading.open_file import OpenFile
-from ffcv_prune.loading.workers import workers
+from ffcv_prune.loading.workers import NativeWorkers, workers
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Ring:
     the loader's thread writes into it in between.
 
     Attributes:
+        direct: whether `finish_batch` only makes views and copies numbers, of images that the native code makes.
         process: number of the process that it was made in; in a fork, its threads are not there.
     """
 
@@ -91,6 +91,7 @@ class Ring:
         self.workers = workers(tasks, decoding.num_workers, [self._largest(decoding, i.field) for i in self.planned])
         self.process = os.getpid()
         self.cuda = cuda = graph.cuda_device
+        self.direct = cuda is None and graph.only_views and isinstance(self.workers, NativeWorkers)
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
@@ -158,7 +159,7 @@ class Ring:
         """The outputs for the samples `ids`, whose images are made: views into the slot, which on CUDA may not be
         written yet."""
         stream, copied, consumed = self.streams[slot], self.copied[slot], self.consumed[slot]
-        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+        with torch.inference_mode(False) if stream is None else torch.cuda.stream(stream):
             if stream is not None and consumed is not None:
                 stream.wait_event(consumed)
             stages, outputs = decoding.code

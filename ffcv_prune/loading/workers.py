@@ -34,6 +34,9 @@ class Workers(Protocol):
         returned True.
         """
 
+    def submitted(self) -> int:
+        """How many batches were submitted since `clear`."""
+
     def wait(self, batch: int) -> bool:
         """Wait until a batch is made, or for `wake`; whether it is made. MemoryError where there was none."""
 
@@ -66,6 +69,9 @@ class NativeWorkers:
         tasks = self._tasks[slot]
         own = len(ids), self._piece, ids.ctypes.data, stored
         self._library.ffcv_prune_submit(self._pool, tasks, len(tasks), *own)
+
+    def submitted(self) -> int:
+        return int(self._library.ffcv_prune_submitted(self._pool))
 
     def wait(self, batch: int) -> bool:
         made = self._library.ffcv_prune_wait(self._pool, batch)
@@ -103,6 +109,9 @@ class NumbaWorkers:
 
     def submit(self, slot: int, ids: Ids, stored: StoredSamples | None) -> None:
         self._submitted.append((slot, len(ids)))
+
+    def submitted(self) -> int:
+        return len(self._submitted)
 
     def wait(self, batch: int) -> bool:
         if batch < len(self._submitted):

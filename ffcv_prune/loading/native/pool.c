@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -80,7 +81,11 @@ EXPORT pool *ffcv_prune_begin(int threads, int64_t slots) {
     if (!p) return NULL;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
-    pthread_cond_init(&p->news, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&p->news, &clock);
+    pthread_condattr_destroy(&clock);
     p->slots = slots;
     p->batches = calloc((size_t)slots, sizeof *p->batches);
     sigset_t all, before;
@@ -107,11 +112,19 @@ EXPORT void ffcv_prune_submit(pool *p, const image_task *tasks, int count, int64
     pthread_mutex_unlock(&p->lock);
 }
 
-/* Wait until batch `number` is made, or for `ffcv_prune_wake`. 1, 0 if it is not made yet, or -1 without memory. */
+/* How many batches were added. To be asked by the thread that adds them. */
+EXPORT int64_t ffcv_prune_submitted(const pool *p) { return p->submitted; }
+
+/* Wait until batch `number` is made, or for `ffcv_prune_wake`, or for a second: Python may have a signal to answer.
+   1, 0 if it is not made yet, or -1 without memory. */
 EXPORT int ffcv_prune_wait(pool *p, int64_t number) {
     pthread_mutex_lock(&p->lock);
     batch *b = &p->batches[number % p->slots];
-    while (!p->woken && (number >= p->submitted || b->left)) pthread_cond_wait(&p->news, &p->lock);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec++;
+    while (!p->woken && (number >= p->submitted || b->left))
+        if (pthread_cond_timedwait(&p->news, &p->lock, &until)) break;
     p->woken = 0;
     int made = number < p->submitted && !b->left, failed = b->failed;
     pthread_mutex_unlock(&p->lock);
