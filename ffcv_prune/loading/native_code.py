@@ -22,11 +22,23 @@ JOB = (
 )
 
 
+class StoredImages(ctypes.Structure):
+    """Where a field's images are stored, see `native/images.h`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("file", "records")),
+        ("stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("places", "sizes")),
+        ("count", ctypes.c_int64),
+    )
+
+
 class Task(ctypes.Structure):
     """What to make of the images of a batch, see `native/images.h`."""
 
     _fields_ = (
         ("jobs", ctypes.c_void_p),
+        ("stored", ctypes.POINTER(StoredImages)),
         ("destination", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "scaled", "moved", "fill")),
     )
@@ -48,18 +60,26 @@ class StoredSamples(ctypes.Structure):
     )
 
 
-def task(jobs: np.ndarray, images: np.ndarray, scaled: bool = False, fill: tuple[int, int, int] | None = None) -> Task:
+def task(
+    jobs: np.ndarray,
+    images: np.ndarray,
+    scaled: bool = False,
+    fill: tuple[int, int, int] | None = None,
+    stored: StoredImages | None = None,
+) -> Task:
     """Make uint8[B, rows, columns, 3] of int64[B, len(JOB)], both C-contiguous. The task keeps both, but not what the
     jobs point to.
 
     Args:
         scaled: JPEG images may be decoded at a scale (1/8, 1/4, 1/2) that leaves the pixels that are wanted.
         fill: colour of where a moved image has nothing; None: images are not moved.
+        stored: where the images of the samples are, of which the whole is wanted: the jobs are not filled up to "flip".
     """
     red, green, blue = fill or (0, 0, 0)
     rows, columns = images.shape[1:3]
     colour = red | green << 8 | blue << 16
-    made = Task(jobs.ctypes.data, images.ctypes.data, rows, columns, scaled, fill is not None, colour)
+    place = None if stored is None else ctypes.pointer(stored)
+    made = Task(jobs.ctypes.data, place, images.ctypes.data, rows, columns, scaled, fill is not None, colour)
     made.kept = jobs, images
     return made
 
@@ -76,7 +96,7 @@ def bind(path: str) -> ctypes.CDLL | None:
     pool, tasks, number = ctypes.c_void_p, ctypes.POINTER(Task), ctypes.c_int64
     stored = ctypes.POINTER(StoredSamples)
     types = {
-        "works": (ctypes.c_int, (number, number, number, number)),
+        "works": (ctypes.c_int, (number, number, number, number, number)),
         "make": (ctypes.c_int, (tasks, number, number)),
         "begin": (pool, (ctypes.c_int, number)),
         "submit": (None, (pool, tasks, ctypes.c_int, number, number, ctypes.c_void_p, stored)),
@@ -94,5 +114,5 @@ def bind(path: str) -> ctypes.CDLL | None:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):
         return None
-    sizes = map(ctypes.sizeof, (Task, StoredField, StoredSamples))
+    sizes = map(ctypes.sizeof, (StoredImages, Task, StoredField, StoredSamples))
     return library if library.ffcv_prune_works(8 * len(JOB), *sizes) else None

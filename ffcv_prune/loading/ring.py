@@ -9,13 +9,14 @@ from typing import Any
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 import torch
+from ffcv.fields import RGBImageField
 from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import native_code
-from ffcv_prune.loading.augment import PadCropFlip
-from ffcv_prune.loading.graph import PipelineGraph
+from ffcv_prune.loading.augment import PadCropFlip, PlannedDecoder
+from ffcv_prune.loading.graph import PipelineGraph, PlannedImages
 from ffcv_prune.loading.native_code import StoredSamples
 from ffcv_prune.loading.open_file import OpenFile
 from ffcv_prune.loading.workers import NativeWorkers, workers
@@ -81,13 +82,14 @@ class Ring:
         self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(PadCropFlip) if node not in moved]
         size = min(decoding.batch_size, samples), len(native_code.JOB)
         self.jobs = [[np.zeros(size, np.int64) for _ in self.planned] for _ in range(self.slots)]
+        self.stored = [self._stored(decoding.file, images) for images in self.planned]
         tasks: list[list[native_code.Task]] = []
         for slot, own in enumerate(self.jobs):
             tasks.append([])
-            for jobs, images in zip(own, self.planned, strict=True):
+            for jobs, images, stored in zip(own, self.planned, self.stored, strict=True):
                 made = memory["operation"][images.node][0][slot]
                 colour = None if images.move is None else images.move.colour
-                tasks[slot].append(native_code.task(jobs, made, images.decoder.scaled, colour))
+                tasks[slot].append(native_code.task(jobs, made, images.decoder.scaled, colour, stored))
         self.workers = workers(tasks, decoding.num_workers, [self._largest(decoding, i.field) for i in self.planned])
         self.process = os.getpid()
         self.cuda = cuda = graph.cuda_device
@@ -104,6 +106,18 @@ class Ring:
             for tensor, stream in zip(slots, self.streams, strict=True) if isinstance(slots, list) else ():
                 if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
                     tensor.record_stream(stream)
+
+    @staticmethod
+    def _stored(file: OpenFile, images: PlannedImages) -> native_code.StoredImages | None:
+        """By which the native code finds whole images; None where the decoder wants another part of them."""
+        if type(images.decoder).plan is not PlannedDecoder.plan or native_code.library() is None:
+            return None
+        column = file.memory_manager.reader.metadata[f"f{images.field}"]
+        if column.dtype != RGBImageField().metadata_type:  # a custom field's
+            return None
+        mapped, places, sizes = file.memory_manager.context.state
+        own = column.ctypes.data, column.strides[0], places.ctypes.data, sizes.ctypes.data, len(places)
+        return native_code.StoredImages(mapped.ctypes.data, *own)
 
     @staticmethod
     def _largest(decoding: Decoding, field: int) -> int:
@@ -148,9 +162,10 @@ class Ring:
             copied.synchronize()  # the pinned buffer's last copy, several batches ago
         manager = decoding.file.memory_manager
         metadata, storage_state = manager.reader.metadata, manager.context.state
-        for images, jobs in zip(self.planned, self.jobs[slot], strict=True):
+        for images, stored_images, jobs in zip(self.planned, self.stored, self.jobs[slot], strict=True):
             column, own = metadata[f"f{images.field}"], jobs[: len(ids)]
-            images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
+            if stored_images is None:
+                images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
             if images.move is not None:
                 images.move.plan(own, ids, self.seed, self.epoch)
         self.workers.submit(slot, ids, stored)

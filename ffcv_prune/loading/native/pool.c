@@ -18,8 +18,8 @@ typedef struct {
     const image_task *tasks;
     int count;
     int64_t samples, piece, next, left; /* `next` is the first sample that nobody has taken, `left` are not yet made */
-    const int64_t *ids; /* of the samples in `stored`, which are checked there; or NULL */
-    const stored_samples *stored;
+    const int64_t *ids; /* of the samples */
+    const stored_samples *stored; /* where they are checked; or NULL */
     int failed;
 } batch;
 
@@ -40,7 +40,7 @@ static void make_piece(pool *p, image_maker *maker, batch *b) {
     pthread_mutex_unlock(&p->lock);
     int failed = 0;
     if (b->stored) check_samples(b->stored, b->ids + first, end - first); /* what it reads is then near for decoding */
-    for (int t = 0; t < b->count && !failed; t++) failed = make_images(maker, &b->tasks[t], first, end);
+    for (int t = 0; t < b->count && !failed; t++) failed = make_images(maker, &b->tasks[t], b->ids, first, end);
     pthread_mutex_lock(&p->lock);
     if (failed) b->failed = 1;
     b->left -= end - first;
@@ -102,7 +102,7 @@ EXPORT pool *ffcv_prune_begin(int threads, int64_t slots) {
 }
 
 /* Add a batch; its tasks, their jobs and their images belong to the pool until it is made, and so do the ids of its
-   samples, if it has them checked first. */
+   samples. */
 EXPORT void ffcv_prune_submit(pool *p, const image_task *tasks, int count, int64_t samples, int64_t piece,
                               const int64_t *ids, const stored_samples *stored) {
     pthread_mutex_lock(&p->lock);
@@ -156,7 +156,7 @@ EXPORT void ffcv_prune_clear(pool *p) {
 /* Make images in the thread that calls. 0, or -1 without memory. */
 EXPORT int ffcv_prune_make(const image_task *task, int64_t first, int64_t end) {
     image_maker maker = {0};
-    int failed = make_images(&maker, task, first, end);
+    int failed = make_images(&maker, task, NULL, first, end);
     release(&maker);
     return failed;
 }
@@ -167,8 +167,9 @@ EXPORT int ffcv_prune_crc32c(int way, const uint8_t *bytes, int64_t size, uint32
 }
 
 /* Whether this was built from the files that the caller has, and for the libjpeg that was found. */
-EXPORT int ffcv_prune_works(int64_t job_bytes, int64_t task_bytes, int64_t field_bytes, int64_t stored_bytes) {
-    if (job_bytes != sizeof(image_job) || task_bytes != sizeof(image_task)) return 0;
+EXPORT int ffcv_prune_works(int64_t job_bytes, int64_t images_bytes, int64_t task_bytes, int64_t field_bytes,
+                            int64_t stored_bytes) {
+    if (job_bytes != sizeof(image_job) || task_bytes != sizeof(image_task) || images_bytes != sizeof(stored_images)) return 0;
     if (field_bytes != sizeof(stored_field) || stored_bytes != sizeof(stored_samples)) return 0;
     return jpeg_is_usable();
 }
