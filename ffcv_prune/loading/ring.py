@@ -80,7 +80,8 @@ class Ring:
         self.planned = graph.planned
         moved = {images.node for images in self.planned if images.move is not None}
         self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(PadCropFlip) if node not in moved]
-        size = min(decoding.batch_size, samples), len(native_code.JOB)
+        self._size = min(decoding.batch_size, samples)
+        size = self._size, len(native_code.JOB)
         self.jobs = [[np.zeros(size, np.int64) for _ in self.planned] for _ in range(self.slots)]
         self.stored = [self._stored(decoding.file, images) for images in self.planned]
         tasks: list[list[native_code.Task]] = []
@@ -94,6 +95,8 @@ class Ring:
         self.process = os.getpid()
         self.cuda = cuda = graph.cuda_device
         self.direct = cuda is None and graph.only_views and isinstance(self.workers, NativeWorkers)
+        # Of arrays alone: an operation may change the shape of a tensor that it gets.
+        self._whole = [self._views(slot, self._size) for slot in range(self.slots)] if self.direct else []
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
@@ -149,6 +152,9 @@ class Ring:
             consumed.record(consumer)
             self._held = None
 
+    def _views(self, slot: int, samples: int) -> dict[str, Any]:
+        return {name: select_buffer(buffer, slot, samples) for name, buffer in self.buffers.items()}
+
     def settle(self) -> None:
         """Wait for the copies from host buffers, of which PyTorch's allocator knows nothing: they may be freed next."""
         for copied in self.copied:
@@ -179,12 +185,12 @@ class Ring:
                 stream.wait_event(consumed)
             stages, outputs = decoding.code
             manager = decoding.file.memory_manager
-            values: dict[str, Any] = {
+            whole = self._whole and len(ids) == self._size
+            values = (self._whole[slot] if whole else self._views(slot, len(ids))) | {
                 "batch_indices": ids,
                 "storage_state": manager.context.state,
                 "metadata": manager.reader.metadata,
             }
-            values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.buffers.items()}
             for stage, nodes in stages:
                 values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
             if copied is not None:
