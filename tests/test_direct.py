@@ -84,7 +84,7 @@ def test_the_next_permutation_is_drawn_meanwhile(loader: PrunedLoader) -> None:
 def test_batches_asked_for_in_inference_mode_are_ordinary_ones(loader: PrunedLoader) -> None:
     with torch.inference_mode():
         batches = list(loader)
-    assert not any(output.is_inference() for batch in batches for output in batch)
+    assert not any(output.is_inference() for images, labels, _ in batches for output in (images, labels))
 
 
 @pytest.mark.parametrize("step", ["begin_batch", "finish_batch"])

@@ -41,9 +41,9 @@ class Waiting:
 class _Producer:
     """Has the batches of one epoch made in the ring, in order.
 
-    It has a thread, whose exceptions go to the consumer, never to the void. Where next to nothing is left to do once the
-    images are made (`Ring.direct`), the consumer does it when it asks for the batch: to hand a batch of small images
-    from thread to thread takes longer. The thread then only runs `once_begun`.
+    It has a thread, whose exceptions go to the consumer, never to the void. Where next to nothing is left to do once
+    the images are made (`Ring.direct`), the consumer does it when it asks for the batch: to hand a batch of small
+    images from thread to thread takes longer. The thread then only runs `once_begun`.
     """
 
     def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64], once_begun: Callable[[], None]) -> None:
@@ -94,13 +94,14 @@ class _Producer:
             self.held = number
             return self._finish(number) or LoaderError(CLOSED)
 
-    def _finished(self, number: int) -> tuple[int, Any] | None:
+    def _finish(self, number: int) -> tuple[int, Any] | None:
         """(slot, outputs) of a batch; None if the epoch was stopped."""
         if not self._made(number):
             return None
         slot, ids = number % self.ring.slots, self.batches[number]
         outputs = self.ring.finish_batch(self.decoding, ids, slot)
-        self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1)
+        sound = self.stored is not None and not self.ring.workers.found_damaged
+        self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1, sound)
         return slot, outputs
 
     def _made(self, number: int) -> bool:
@@ -203,8 +204,7 @@ class Epoch:
                 raise item
             epoch, batch, _ = self.position
             raise LoaderError(
-                f"{self._path}: batch {batch} of epoch {epoch} failed in the loader: "
-                f"{type(item).__name__}: {item}"
+                f"{self._path}: batch {batch} of epoch {epoch} failed in the loader: {type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
         self._ring.hand_out(slot)

@@ -29,7 +29,7 @@ Kind = TypeVar("Kind", bound=Operation)
 
 _DECODERS = (BytesDecoder, FloatDecoder, IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder)
 _OF_TENSORS = (Convert, ModuleWrapper, Squeeze, ToDevice, ToTorchImage)
-_VIEWS_AND_NUMBERS = (FloatDecoder, IntDecoder, Label, Squeeze, ToTensor)
+_NUMBERS = (FloatDecoder, IntDecoder, Label)
 
 
 class PlannedImages(NamedTuple):
@@ -138,16 +138,17 @@ class PipelineGraph(Graph):
         return tuple(None if size is None else tuple(size) for size in sizes)
 
     @property
-    def only_views(self) -> bool:
-        """Whether all that is left to do, once the workers have made the images, is to copy numbers and make views."""
-        made = {images.node for images in self.planned}
-        return all(
-            node in made
-            or isinstance(operation, PlannedDecoder)
-            or type(operation) in _VIEWS_AND_NUMBERS
-            or (type(operation) is ToTorchImage and operation.channels_last)
-            for node, operation in self.operations()
-        )
+    def only_numbers(self) -> dict[int, int] | None:
+        """Nodes that decode numbers as they are stored, with their fields, if these and the images of the workers are
+        all that is made, and all else are views; else None."""
+        numbers, made = {}, {images.node for images in self.planned}
+        for node in self.nodes:
+            operation = node.decoder if isinstance(node, DecoderNode) else getattr(node, "operation", None)
+            if type(operation) in _NUMBERS and self.metadata[f"f{node.f_ix}"].dtype == operation.dtype:
+                numbers[node.id] = node.f_ix
+            elif node.id not in made and not isinstance(operation, PlannedDecoder) and not _is_view(operation):
+                return None
+        return numbers
 
     @property
     def cuda_device(self) -> torch.device | None:
@@ -189,6 +190,10 @@ def _allocate(query: Any, batch_size: int, slots: int) -> Any:
         return [torch.empty(shape, dtype=query.dtype, device=query.device) for _ in range(slots)]
     dtype = torch.from_numpy(np.empty(0, query.dtype)).dtype
     return torch.empty((slots, *shape), dtype=dtype).numpy()
+
+
+def _is_view(operation: Any) -> bool:
+    return type(operation) in (Squeeze, ToTensor) or (type(operation) is ToTorchImage and operation.channels_last)
 
 
 def nothing(*_: Any) -> None:

@@ -44,6 +44,22 @@ class Task(ctypes.Structure):
     )
 
 
+class NumberTask(ctypes.Structure):
+    """Numbers to copy, see `native/images.h`."""
+
+    _fields_ = (("records", ctypes.c_void_p), ("stride", ctypes.c_int64), ("destination", ctypes.c_void_p))
+
+
+class BatchTasks(ctypes.Structure):
+    """What to make of the samples of a batch, see `native/images.h`."""
+
+    _fields_ = (
+        ("images", ctypes.POINTER(Task)),
+        ("numbers", ctypes.POINTER(NumberTask)),
+        *((name, ctypes.c_int64) for name in ("image_count", "number_count", "piece")),
+    )
+
+
 class StoredField(ctypes.Structure):
     """Where a field has stored the samples, see `native/checksum.h`."""
 
@@ -84,6 +100,11 @@ def task(
     return made
 
 
+def number_task(column: np.ndarray, numbers: np.ndarray) -> NumberTask:
+    """Copy the samples of a column of 8 bytes, at any stride, to `numbers`, C-contiguous; both are to be held."""
+    return NumberTask(column.ctypes.data, column.strides[0], numbers.ctypes.data)
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The library; None where it was not built or does not work, see `bind`."""
@@ -96,10 +117,10 @@ def bind(path: str) -> ctypes.CDLL | None:
     pool, tasks, number = ctypes.c_void_p, ctypes.POINTER(Task), ctypes.c_int64
     stored = ctypes.POINTER(StoredSamples)
     types = {
-        "works": (ctypes.c_int, (number, number, number, number, number)),
+        "works": (ctypes.c_int, (ctypes.POINTER(number),)),
         "make": (ctypes.c_int, (tasks, number, number)),
         "begin": (pool, (ctypes.c_int, number)),
-        "submit": (None, (pool, tasks, ctypes.c_int, number, number, ctypes.c_void_p, stored)),
+        "submit": (None, (pool, ctypes.POINTER(BatchTasks), number, ctypes.c_void_p, stored)),
         "submitted": (number, (pool,)),
         "wait": (ctypes.c_int, (pool, number)),
         "wake": (None, (pool,)),
@@ -114,5 +135,6 @@ def bind(path: str) -> ctypes.CDLL | None:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):
         return None
-    sizes = map(ctypes.sizeof, (StoredImages, Task, StoredField, StoredSamples))
-    return library if library.ffcv_prune_works(8 * len(JOB), *sizes) else None
+    structures = StoredImages, Task, NumberTask, BatchTasks, StoredField, StoredSamples
+    sizes = 8 * len(JOB), *map(ctypes.sizeof, structures)
+    return library if library.ffcv_prune_works((number * len(sizes))(*sizes)) else None

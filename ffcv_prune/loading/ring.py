@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from ffcv_prune.loading.augment import PadCropFlip, PlannedDecoder
 from ffcv_prune.loading.graph import PipelineGraph, PlannedImages
 from ffcv_prune.loading.native_code import StoredSamples
 from ffcv_prune.loading.open_file import OpenFile
-from ffcv_prune.loading.workers import NativeWorkers, workers
+from ffcv_prune.loading.workers import workers
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Ring:
     the loader's thread writes into it in between.
 
     Attributes:
-        direct: whether `finish_batch` only makes views and copies numbers, of images that the native code makes.
+        direct: whether `finish_batch` only makes views of what the native code makes.
         process: number of the process that it was made in; in a fork, its threads are not there.
     """
 
@@ -84,6 +85,15 @@ class Ring:
         size = self._size, len(native_code.JOB)
         self.jobs = [[np.zeros(size, np.int64) for _ in self.planned] for _ in range(self.slots)]
         self.stored = [self._stored(decoding.file, images) for images in self.planned]
+        numbers = graph.only_numbers if graph.cuda_device is None and native_code.library() is not None else None
+        self.direct = numbers is not None
+        copies = [
+            [
+                native_code.number_task(decoding.file.column(f), memory["operation"][n][slot])
+                for n, f in (numbers or {}).items()
+            ]
+            for slot in range(self.slots)
+        ]
         tasks: list[list[native_code.Task]] = []
         for slot, own in enumerate(self.jobs):
             tasks.append([])
@@ -91,12 +101,11 @@ class Ring:
                 made = memory["operation"][images.node][0][slot]
                 colour = None if images.move is None else images.move.colour
                 tasks[slot].append(native_code.task(jobs, made, images.decoder.scaled, colour, stored))
-        self.workers = workers(tasks, decoding.num_workers, [self._largest(decoding, i.field) for i in self.planned])
+        largest = [self._largest(decoding, images.field) for images in self.planned]
+        self.workers = workers(tasks, decoding.num_workers, largest, copies)
         self.process = os.getpid()
         self.cuda = cuda = graph.cuda_device
-        self.direct = cuda is None and graph.only_views and isinstance(self.workers, NativeWorkers)
-        # Of arrays alone: an operation may change the shape of a tensor that it gets.
-        self._whole = [self._views(slot, self._size) for slot in range(self.slots)] if self.direct else []
+        self._whole: list[tuple[Any, ...] | None] = [None] * self.slots
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
@@ -115,7 +124,7 @@ class Ring:
         """By which the native code finds whole images; None where the decoder wants another part of them."""
         if type(images.decoder).plan is not PlannedDecoder.plan or native_code.library() is None:
             return None
-        column = file.memory_manager.reader.metadata[f"f{images.field}"]
+        column = file.column(images.field)
         if column.dtype != RGBImageField().metadata_type:  # a custom field's
             return None
         mapped, places, sizes = file.memory_manager.context.state
@@ -125,7 +134,7 @@ class Ring:
     @staticmethod
     def _largest(decoding: Decoding, field: int) -> int:
         """Bytes of the largest image of a field."""
-        column = decoding.file.memory_manager.reader.metadata[f"f{field}"]
+        column = decoding.file.column(field)
         return 3 * int((column["height"].astype(np.int64) * column["width"]).max())
 
     def begin(self, seed: int, epoch: int) -> None:
@@ -152,9 +161,6 @@ class Ring:
             consumed.record(consumer)
             self._held = None
 
-    def _views(self, slot: int, samples: int) -> dict[str, Any]:
-        return {name: select_buffer(buffer, slot, samples) for name, buffer in self.buffers.items()}
-
     def settle(self) -> None:
         """Wait for the copies from host buffers, of which PyTorch's allocator knows nothing: they may be freed next."""
         for copied in self.copied:
@@ -179,18 +185,28 @@ class Ring:
     def finish_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         """The outputs for the samples `ids`, whose images are made: views into the slot, which on CUDA may not be
         written yet."""
+        if not self.direct or len(ids) < self._size:
+            return self._outputs(decoding, ids, slot)
+        outputs = self._whole[slot]
+        if outputs is None:
+            outputs = self._whole[slot] = self._outputs(decoding, ids, slot)
+        # Of their own: the consumer may change their shapes.
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            return tuple(o.detach() if isinstance(o, torch.Tensor) else o.view() for o in outputs)
+
+    def _outputs(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         stream, copied, consumed = self.streams[slot], self.copied[slot], self.consumed[slot]
         with torch.inference_mode(False) if stream is None else torch.cuda.stream(stream):
             if stream is not None and consumed is not None:
                 stream.wait_event(consumed)
             stages, outputs = decoding.code
             manager = decoding.file.memory_manager
-            whole = self._whole and len(ids) == self._size
-            values = (self._whole[slot] if whole else self._views(slot, len(ids))) | {
+            values: dict[str, Any] = {
                 "batch_indices": ids,
                 "storage_state": manager.context.state,
                 "metadata": manager.reader.metadata,
             }
+            values |= {name: select_buffer(b, slot, len(ids)) for name, b in self.buffers.items()}
             for stage, nodes in stages:
                 values |= {f"result_{node}": result for node, result in zip(nodes, stage(**values), strict=True)}
             if copied is not None:

@@ -121,6 +121,11 @@ static void plan_image(image_job *job, const stored_images *stored, int64_t samp
     job->top = job->left = job->flip = 0;
 }
 
+void copy_numbers(const number_task *task, const int64_t *samples, int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; i++)
+        memcpy(task->destination + 8 * i, task->records + samples[i] * task->stride, 8);
+}
+
 int make_images(image_maker *maker, const image_task *task, const int64_t *samples, int64_t first, int64_t end) {
     size_t size = 3 * (size_t)task->rows * (size_t)task->columns;
     for (int64_t i = first; task->stored && i < end; i++) plan_image(&task->jobs[i], task->stored, samples[i]);

@@ -31,6 +31,20 @@ typedef struct {
     int64_t moved, fill;   /* whether a job's down, right and turned count; what is then seen beside the image */
 } image_task;
 
+/* Numbers of 8 bytes that are copied as they are stored: of sample i, the one at records + i * stride. */
+typedef struct {
+    const uint8_t *records;
+    int64_t stride;
+    uint8_t *destination; /* [samples][8] */
+} number_task;
+
+/* What to make of the samples of a batch, `piece` of them at a time. */
+typedef struct {
+    const image_task *images;
+    const number_task *numbers;
+    int64_t image_count, number_count, piece;
+} batch_tasks;
+
 /* What a thread needs; all zero in the beginning. */
 typedef struct {
     scratch decoded, resized, moved;
@@ -39,6 +53,8 @@ typedef struct {
 
 /* Make the images first ... end - 1, of these samples. 0, or -1 without memory. */
 int make_images(image_maker *maker, const image_task *task, const int64_t *samples, int64_t first, int64_t end);
+
+void copy_numbers(const number_task *task, const int64_t *samples, int64_t first, int64_t end);
 
 void release(image_maker *maker);
 
