@@ -172,11 +172,11 @@ class Ring:
         copied = self.copied[slot]
         if copied is not None:
             copied.synchronize()  # the pinned buffer's last copy, several batches ago
-        manager = decoding.file.memory_manager
-        metadata, storage_state = manager.reader.metadata, manager.context.state
-        for images, stored_images, jobs in zip(self.planned, self.stored, self.jobs[slot], strict=True):
-            column, own = metadata[f"f{images.field}"], jobs[: len(ids)]
-            if stored_images is None:
+        storage_state = decoding.file.memory_manager.context.state
+        for images, whole, jobs in zip(self.planned, self.stored, self.jobs[slot], strict=True):
+            own = jobs[: len(ids)]
+            if whole is None:
+                column = decoding.file.column(images.field)
                 images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
             if images.move is not None:
                 images.move.plan(own, ids, self.seed, self.epoch)
