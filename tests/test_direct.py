@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from contextlib import closing
 from typing import Any
@@ -141,6 +142,7 @@ def test_a_fork_may_leave_the_epoch_of_its_parent(loader: PrunedLoader) -> None:
         next(epoch)
         child = os.fork()
         if child == 0:
+            signal.alarm(20)  # rather than wait for ever
             epoch.close()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0

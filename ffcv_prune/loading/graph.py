@@ -139,11 +139,11 @@ class PipelineGraph(Graph):
 
     @property
     def only_numbers(self) -> dict[int, int] | None:
-        """Nodes that decode numbers as they are stored, with their fields, if these and the images of the workers are
-        all that is made, and all else are views; else None."""
+        """The nodes that decode numbers, with their fields; None if anything but these numbers, the images of the
+        workers and views is made."""
         numbers, made = {}, {images.node for images in self.planned}
         for node in self.nodes:
-            operation = node.decoder if isinstance(node, DecoderNode) else getattr(node, "operation", None)
+            operation: Any = node.decoder if isinstance(node, DecoderNode) else getattr(node, "operation", None)
             if type(operation) in _NUMBERS and self.metadata[f"f{node.f_ix}"].dtype == operation.dtype:
                 numbers[node.id] = node.f_ix
             elif node.id not in made and not isinstance(operation, PlannedDecoder) and not _is_view(operation):
