@@ -145,6 +145,7 @@ def test_a_fork_may_leave_the_epoch_of_its_parent(beton: Beton) -> None:
     with closing(iter(loader)) as epoch:
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(20)  # rather than wait for ever
             epoch.close()
             os._exit(0)
