@@ -386,8 +386,8 @@ def test_an_exception_in_the_thread_reaches_the_consumer(beton: Beton) -> None:
     assert len(serve(loader)[2]) == 192  # the next epoch runs
 
 
-def test_a_thread_that_vanishes_is_noticed(loader: PrunedLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    iterator = iter(loader)
+def test_a_thread_that_vanishes_is_noticed(beton: Beton) -> None:
+    iterator = iter(failing_loader(beton, lambda: None))
     next(iterator)
     # As if the thread had been killed: it ends and neither a batch nor an exception is left behind.
     iterator._producer.shut_down()

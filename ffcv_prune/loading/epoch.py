@@ -1,7 +1,8 @@
-"""One pass over the data: a thread that has a ring of buffers filled, and the iterator that hands them out."""
+"""One pass over the data: a producer that has a ring of buffers filled, and the iterator that hands them out."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -23,6 +24,7 @@ from ffcv_prune.loading.selectable import Position
 from ffcv_prune.protocols import Batch
 
 POLL_SECONDS = 0.5  # how soon a stopped or dead thread is noticed
+CLOSED = "this epoch was closed, by close() or by the beginning of a newer one"
 
 
 class LoaderError(RuntimeError):
@@ -36,64 +38,92 @@ class Waiting:
     seconds: float = 0.0
 
 
-class _Producer(threading.Thread):
-    """Has the batches of one epoch made in the ring, in order. Its exceptions go to the consumer, never to the void."""
+class _Producer:
+    """Has the batches of one epoch made in the ring, in order.
+
+    It has a thread, whose exceptions go to the consumer, never to the void. Where next to nothing is left to do once
+    the images are made (`Ring.direct`), the consumer does it when it asks for the batch: to hand a batch of small
+    images from thread to thread takes longer. The thread then only runs `once_begun`.
+    """
 
     def __init__(self, decoding: Decoding, ring: Ring, ids: NDArray[np.int64], once_begun: Callable[[], None]) -> None:
-        super().__init__(daemon=True, name="ffcv_prune-loader")
         self.decoding, self.ring, self.once_begun = decoding, ring, once_begun
+        target = once_begun if ring.direct else self._run
+        self.thread = threading.Thread(target=target, daemon=True, name="ffcv_prune-loader")
         size, file, graph = decoding.batch_size, decoding.file, decoding.graph
         self.batches = [ids[i : i + size] for i in range(0, len(ids), size)]
         self.output: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
-        self.begun = 0  # batches whose images are in the making, or made
         self.held = -1  # the batch that the consumer has
+        self.lock = threading.RLock()  # a consumer that finishes a batch, and who closes the epoch meanwhile
         self.stop_requested = False
         self.fields = graph.decoded_fields
         self.stored = file.stored_samples(self.fields)
         self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
         self.cuda = graph.cuda_device  # asked here: a new thread's current device is another
 
-    def run(self) -> None:
+    def start(self) -> None:
+        if self.read_ahead:
+            self.read_ahead.start()
+        if self.ring.direct:
+            self._begin()
+        else:
+            self.thread.start()
+
+    def _run(self) -> None:
         last: BaseException | None = None
         try:
             numba.set_num_threads(self.decoding.num_workers)  # holds for this thread only
             if self.cuda:
                 torch.cuda.set_device(self.cuda)  # a new thread starts on device 0
-            if self.read_ahead:
-                self.read_ahead.start()
-            for number, ids in enumerate(self.batches):
-                if not self._made(number):
+            for number in range(len(self.batches)):
+                batch = self._finish(number)
+                if batch is None:
                     return
-                slot = number % self.ring.slots
-                outputs = self.ring.finish_batch(self.decoding, ids, slot)
-                self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1)
-                self.output.put((slot, outputs))
+                self.output.put(batch)
         except BaseException as error:  # handed to the consumer, which raises it
             last = error
         finally:
             self.ring.workers.clear()  # the buffers are then left alone
         self.output.put(last)
 
+    def batch(self, number: int) -> tuple[int, Any] | LoaderError | None:
+        """What `output` gets, for a consumer that is done with the batch before. It may ask again after Ctrl-C."""
+        if number == len(self.batches):
+            return None
+        with self.lock:
+            self.held = number
+            return self._finish(number) or LoaderError(CLOSED)
+
+    def _finish(self, number: int) -> tuple[int, Any] | None:
+        """(slot, outputs) of a batch; None if the epoch was stopped."""
+        if not self._made(number):
+            return None
+        slot, ids = number % self.ring.slots, self.batches[number]
+        outputs = self.ring.finish_batch(self.decoding, ids, slot)
+        sound = self.stored is not None and not self.ring.workers.found_damaged
+        self.decoding.file.check_decoded(ids, self.fields, self.decoding.num_workers > 1, sound)
+        return slot, outputs
+
     def _made(self, number: int) -> bool:
         """Wait until the images of a batch are made; False if the epoch was stopped. The next batches are begun."""
         while not self.stop_requested:
-            while self.begun < len(self.batches) and self.begun < self.held + self.ring.slots:
-                self._begin(self.begun)
-                self.begun += 1
-                if self.begun == len(self.batches):
-                    self.once_begun()  # while the workers make the last batches
+            self._begin()
             if self.ring.workers.wait(number):
                 return True
         return False
 
-    def _begin(self, number: int) -> None:
-        slot = number % self.ring.slots
-        if self.read_ahead:
-            self.read_ahead.decoding(number)
-        self.ring.begin_batch(self.decoding, self.batches[number], slot, self.stored)
+    def _begin(self) -> None:
+        """Begin the batches for which there is room."""
+        for number in range(self.ring.workers.submitted(), min(len(self.batches), self.held + self.ring.slots)):
+            if self.read_ahead:
+                self.read_ahead.decoding(number)
+            slot = number % self.ring.slots
+            self.ring.begin_batch(self.decoding, self.batches[number], slot, self.stored)
+            if number + 1 == len(self.batches):  # while the workers make the last ones
+                (self.thread.start if self.ring.direct else self.once_begun)()
 
     def gone_on(self) -> None:
-        """The consumer has the next batch, and is done with the one before."""
+        """The consumer has the next batch of `output`, and is done with the one before."""
         self.held += 1
         self.ring.workers.wake()
 
@@ -101,9 +131,13 @@ class _Producer(threading.Thread):
         """Stop the thread and wait for its end. May be called more than once."""
         self.stop_requested = True
         with uninterrupted():
-            if self.is_alive():
+            if os.getpid() == self.ring.process:  # in a fork the threads are not there
                 self.ring.workers.wake()
-                self.join()
+                if self.ring.direct:
+                    with self.lock:
+                        self.ring.workers.clear()
+                if self.thread.is_alive():
+                    self.thread.join()
         if self.read_ahead:
             self.read_ahead.stop()
         self.ring.settle()
@@ -143,7 +177,7 @@ class Epoch:
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
         ring.begin(decoding.seed, start.epoch)
         self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :], once_begun)
-        self._finished = False
+        self._finished, self._first = False, start.served
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.
         self._shut_down = weakref.finalize(self, self._producer.shut_down)
@@ -156,7 +190,7 @@ class Epoch:
         if self._finished:
             raise StopIteration
         if not self._shut_down.alive:
-            raise LoaderError("this epoch was closed, by close() or by the beginning of a newer one")
+            raise LoaderError(CLOSED)
         self._ring.take_back()  # before a batch leaves the queue: the one that finds room there is written to this slot
         start = time.perf_counter()
         item = self._next_item()
@@ -170,12 +204,12 @@ class Epoch:
                 raise item
             epoch, batch, _ = self.position
             raise LoaderError(
-                f"{self._path}: batch {batch} of epoch {epoch} failed in the loader's thread: "
-                f"{type(item).__name__}: {item}"
+                f"{self._path}: batch {batch} of epoch {epoch} failed in the loader: {type(item).__name__}: {item}"
             ) from item
         slot, outputs = item
         self._ring.hand_out(slot)
-        self._producer.gone_on()
+        if not self._ring.direct:
+            self._producer.gone_on()
         ids = self.next_ids
         self.position = self.position._replace(served=self.position.served + 1)
         return (*outputs, ids) if self._with_ids else outputs
@@ -190,8 +224,13 @@ class Epoch:
         return self._ids[first : first + self._batch_size]
 
     def _next_item(self) -> tuple[int, Any] | BaseException | None:
+        if self._ring.direct:
+            try:
+                return self._producer.batch(self.position.served - self._first)
+            except Exception as error:
+                return error
         while True:
-            alive = self._producer.is_alive()  # asked first: what a thread put before it ended is still read
+            alive = self._producer.thread.is_alive()  # asked first: what a thread put before it ended is still read
             try:
                 return self._producer.output.get(timeout=POLL_SECONDS)
             except queue.Empty:

@@ -23,12 +23,13 @@ from ffcv.transforms import Convert, ModuleWrapper, Squeeze, ToDevice, ToTensor,
 
 from ffcv_prune.data.beton import BetonInfo
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading.augment import PadCropFlip, PlannedDecoder, made_images, planned
+from ffcv_prune.loading.augment import Label, PadCropFlip, PlannedDecoder, made_images, planned
 
 Kind = TypeVar("Kind", bound=Operation)
 
 _DECODERS = (BytesDecoder, FloatDecoder, IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder)
 _OF_TENSORS = (Convert, ModuleWrapper, Squeeze, ToDevice, ToTorchImage)
+_NUMBERS = (FloatDecoder, IntDecoder, Label)
 
 
 class PlannedImages(NamedTuple):
@@ -137,6 +138,19 @@ class PipelineGraph(Graph):
         return tuple(None if size is None else tuple(size) for size in sizes)
 
     @property
+    def only_numbers(self) -> dict[int, int] | None:
+        """The nodes that decode numbers, with their fields; None if anything but these numbers, the images of the
+        workers and views is made."""
+        numbers, made = {}, {images.node for images in self.planned}
+        for node in self.nodes:
+            operation: Any = node.decoder if isinstance(node, DecoderNode) else getattr(node, "operation", None)
+            if type(operation) in _NUMBERS and self.metadata[f"f{node.f_ix}"].dtype == operation.dtype:
+                numbers[node.id] = node.f_ix
+            elif node.id not in made and not isinstance(operation, PlannedDecoder) and not _is_view(operation):
+                return None
+        return numbers
+
+    @property
     def cuda_device(self) -> torch.device | None:
         """The CUDA device that the pipelines deliver to, None if they stay on the CPU."""
         for _, operation in self.operations():
@@ -176,6 +190,10 @@ def _allocate(query: Any, batch_size: int, slots: int) -> Any:
         return [torch.empty(shape, dtype=query.dtype, device=query.device) for _ in range(slots)]
     dtype = torch.from_numpy(np.empty(0, query.dtype)).dtype
     return torch.empty((slots, *shape), dtype=dtype).numpy()
+
+
+def _is_view(operation: Any) -> bool:
+    return type(operation) in (Squeeze, ToTensor) or (type(operation) is ToTorchImage and operation.channels_last)
 
 
 def nothing(*_: Any) -> None:

@@ -22,13 +22,41 @@ JOB = (
 )
 
 
+class StoredImages(ctypes.Structure):
+    """Where a field's images are stored, see `native/images.h`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("file", "records")),
+        ("stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("places", "sizes")),
+        ("count", ctypes.c_int64),
+    )
+
+
 class Task(ctypes.Structure):
     """What to make of the images of a batch, see `native/images.h`."""
 
     _fields_ = (
         ("jobs", ctypes.c_void_p),
+        ("stored", ctypes.POINTER(StoredImages)),
         ("destination", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "scaled", "moved", "fill")),
+    )
+
+
+class NumberTask(ctypes.Structure):
+    """Numbers to copy, see `native/images.h`."""
+
+    _fields_ = (("records", ctypes.c_void_p), ("stride", ctypes.c_int64), ("destination", ctypes.c_void_p))
+
+
+class BatchTasks(ctypes.Structure):
+    """What to make of the samples of a batch, see `native/images.h`."""
+
+    _fields_ = (
+        ("images", ctypes.POINTER(Task)),
+        ("numbers", ctypes.POINTER(NumberTask)),
+        *((name, ctypes.c_int64) for name in ("image_count", "number_count", "piece")),
     )
 
 
@@ -48,20 +76,33 @@ class StoredSamples(ctypes.Structure):
     )
 
 
-def task(jobs: np.ndarray, images: np.ndarray, scaled: bool = False, fill: tuple[int, int, int] | None = None) -> Task:
+def task(
+    jobs: np.ndarray,
+    images: np.ndarray,
+    scaled: bool = False,
+    fill: tuple[int, int, int] | None = None,
+    stored: StoredImages | None = None,
+) -> Task:
     """Make uint8[B, rows, columns, 3] of int64[B, len(JOB)], both C-contiguous. The task keeps both, but not what the
     jobs point to.
 
     Args:
         scaled: JPEG images may be decoded at a scale (1/8, 1/4, 1/2) that leaves the pixels that are wanted.
         fill: colour of where a moved image has nothing; None: images are not moved.
+        stored: where the images of the samples are, of which the whole is wanted: the jobs are not filled up to "flip".
     """
     red, green, blue = fill or (0, 0, 0)
     rows, columns = images.shape[1:3]
     colour = red | green << 8 | blue << 16
-    made = Task(jobs.ctypes.data, images.ctypes.data, rows, columns, scaled, fill is not None, colour)
+    place = None if stored is None else ctypes.pointer(stored)
+    made = Task(jobs.ctypes.data, place, images.ctypes.data, rows, columns, scaled, fill is not None, colour)
     made.kept = jobs, images
     return made
+
+
+def number_task(column: np.ndarray, numbers: np.ndarray) -> NumberTask:
+    """Copy the samples of a column of 8 bytes, at any stride, to `numbers`, C-contiguous; both are to be held."""
+    return NumberTask(column.ctypes.data, column.strides[0], numbers.ctypes.data)
 
 
 @cache
@@ -76,10 +117,11 @@ def bind(path: str) -> ctypes.CDLL | None:
     pool, tasks, number = ctypes.c_void_p, ctypes.POINTER(Task), ctypes.c_int64
     stored = ctypes.POINTER(StoredSamples)
     types = {
-        "works": (ctypes.c_int, (number, number, number, number)),
+        "works": (ctypes.c_int, (ctypes.POINTER(number),)),
         "make": (ctypes.c_int, (tasks, number, number)),
         "begin": (pool, (ctypes.c_int, number)),
-        "submit": (None, (pool, tasks, ctypes.c_int, number, number, ctypes.c_void_p, stored)),
+        "submit": (None, (pool, ctypes.POINTER(BatchTasks), number, ctypes.c_void_p, stored)),
+        "submitted": (number, (pool,)),
         "wait": (ctypes.c_int, (pool, number)),
         "wake": (None, (pool,)),
         "clear": (None, (pool,)),
@@ -93,5 +135,6 @@ def bind(path: str) -> ctypes.CDLL | None:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError):
         return None
-    sizes = map(ctypes.sizeof, (Task, StoredField, StoredSamples))
-    return library if library.ffcv_prune_works(8 * len(JOB), *sizes) else None
+    structures = StoredImages, Task, NumberTask, BatchTasks, StoredField, StoredSamples
+    sizes = 8 * len(JOB), *map(ctypes.sizeof, structures)
+    return library if library.ffcv_prune_works((number * len(sizes))(*sizes)) else None

@@ -10,13 +10,14 @@ from typing import Any
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 import torch
+from ffcv.fields import RGBImageField
 from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import native_code
-from ffcv_prune.loading.augment import PadCropFlip
-from ffcv_prune.loading.graph import PipelineGraph
+from ffcv_prune.loading.augment import PadCropFlip, PlannedDecoder
+from ffcv_prune.loading.graph import PipelineGraph, PlannedImages
 from ffcv_prune.loading.native_code import StoredSamples
 from ffcv_prune.loading.open_file import OpenFile
 from ffcv_prune.loading.workers import workers
@@ -59,6 +60,7 @@ class Ring:
     writes into it in between.
 
     Attributes:
+        direct: whether `finish_batch` only makes views of what the native code makes.
         process: number of the process that it was made in; in a fork, its threads are not there.
     """
 
@@ -79,18 +81,31 @@ class Ring:
         self.planned = graph.planned
         moved = {images.node for images in self.planned if images.move is not None}
         self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(PadCropFlip) if node not in moved]
-        size = min(decoding.batch_size, samples), len(native_code.JOB)
+        self._size = min(decoding.batch_size, samples)
+        size = self._size, len(native_code.JOB)
         self.jobs = [[np.zeros(size, np.int64) for _ in self.planned] for _ in range(self.slots)]
+        self.stored = [self._stored(decoding.file, images) for images in self.planned]
+        numbers = graph.only_numbers if graph.cuda_device is None and native_code.library() is not None else None
+        self.direct = numbers is not None
+        copies = [
+            [
+                native_code.number_task(decoding.file.column(f), memory["operation"][n][slot])
+                for n, f in (numbers or {}).items()
+            ]
+            for slot in range(self.slots)
+        ]
         tasks: list[list[native_code.Task]] = []
         for slot, own in enumerate(self.jobs):
             tasks.append([])
-            for jobs, images in zip(own, self.planned, strict=True):
+            for jobs, images, stored in zip(own, self.planned, self.stored, strict=True):
                 made = memory["operation"][images.node][0][slot]
                 colour = None if images.move is None else images.move.colour
-                tasks[slot].append(native_code.task(jobs, made, images.decoder.scaled, colour))
-        self.workers = workers(tasks, decoding.num_workers, [self._largest(decoding, i.field) for i in self.planned])
+                tasks[slot].append(native_code.task(jobs, made, images.decoder.scaled, colour, stored))
+        largest = [self._largest(decoding, images.field) for images in self.planned]
+        self.workers = workers(tasks, decoding.num_workers, largest, copies)
         self.process = os.getpid()
         self.cuda = cuda = graph.cuda_device
+        self._whole: list[tuple[Any, ...] | None] = [None] * self.slots
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
@@ -108,9 +123,21 @@ class Ring:
                     self._on_device.append(tensor)
 
     @staticmethod
+    def _stored(file: OpenFile, images: PlannedImages) -> native_code.StoredImages | None:
+        """By which the native code finds whole images; None where the decoder wants another part of them."""
+        if type(images.decoder).plan is not PlannedDecoder.plan or native_code.library() is None:
+            return None
+        column = file.column(images.field)
+        if column.dtype != RGBImageField().metadata_type:  # a custom field's
+            return None
+        mapped, places, sizes = file.memory_manager.context.state
+        own = column.ctypes.data, column.strides[0], places.ctypes.data, sizes.ctypes.data, len(places)
+        return native_code.StoredImages(mapped.ctypes.data, *own)
+
+    @staticmethod
     def _largest(decoding: Decoding, field: int) -> int:
         """Bytes of the largest image of a field."""
-        column = decoding.file.memory_manager.reader.metadata[f"f{field}"]
+        column = decoding.file.column(field)
         return 3 * int((column["height"].astype(np.int64) * column["width"]).max())
 
     def begin(self, seed: int, epoch: int) -> None:
@@ -152,11 +179,12 @@ class Ring:
         copied = self.copied[slot]
         if copied is not None:
             copied.synchronize()  # the pinned buffer's last copy, several batches ago
-        manager = decoding.file.memory_manager
-        metadata, storage_state = manager.reader.metadata, manager.context.state
-        for images, jobs in zip(self.planned, self.jobs[slot], strict=True):
-            column, own = metadata[f"f{images.field}"], jobs[: len(ids)]
-            images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
+        storage_state = decoding.file.memory_manager.context.state
+        for images, whole, jobs in zip(self.planned, self.stored, self.jobs[slot], strict=True):
+            own = jobs[: len(ids)]
+            if whole is None:
+                column = decoding.file.column(images.field)
+                images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
             if images.move is not None:
                 images.move.plan(own, ids, self.seed, self.epoch)
         self.workers.submit(slot, ids, stored)
@@ -164,8 +192,18 @@ class Ring:
     def finish_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         """The outputs for the samples `ids`, whose images are made: views into the slot, which on CUDA may not be
         written yet."""
+        if not self.direct or len(ids) < self._size:
+            return self._outputs(decoding, ids, slot)
+        outputs = self._whole[slot]
+        if outputs is None:
+            outputs = self._whole[slot] = self._outputs(decoding, ids, slot)
+        # Of their own: the consumer may change their shapes.
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            return tuple(o.detach() if isinstance(o, torch.Tensor) else o.view() for o in outputs)
+
+    def _outputs(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         stream, copied, consumed = self.streams[slot], self.copied[slot], self.consumed[slot]
-        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+        with torch.inference_mode(False) if stream is None else torch.cuda.stream(stream):
             if stream is not None and consumed is not None:
                 stream.wait_event(consumed)
             stages, outputs = decoding.code

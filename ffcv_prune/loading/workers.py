@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading import kernels, native_code
-from ffcv_prune.loading.native_code import StoredSamples, Task
+from ffcv_prune.loading.native_code import BatchTasks, NumberTask, StoredSamples, Task
 
 Ids = NDArray[np.int64]
 
@@ -25,7 +25,13 @@ PIECE_BYTES = 64 << 10
 
 
 class Workers(Protocol):
-    """Makes batches, which are numbered from 0 in the order of `submit`; one thread calls, only `wake` is anybody's."""
+    """Makes batches, which are numbered from 0 in the order of `submit`; one thread calls, only `wake` is anybody's.
+
+    Attributes:
+        found_damaged: whether the batch that was waited for has samples that `stored` says are damaged.
+    """
+
+    found_damaged: bool
 
     def submit(self, slot: int, ids: Ids, stored: StoredSamples | None) -> None:
         """Make the first images of the tasks of a slot, whose jobs are filled: of the samples `ids`, int64[m].
@@ -33,6 +39,9 @@ class Workers(Protocol):
         Those that `stored` has as unread may be checked first, which marks the sound ones. Theirs until `wait`
         returned True.
         """
+
+    def submitted(self) -> int:
+        """How many batches were submitted since `clear`."""
 
     def wait(self, batch: int) -> bool:
         """Wait until a batch is made, or for `wake`; whether it is made. MemoryError where there was none."""
@@ -50,27 +59,39 @@ class NativeWorkers:
     Args:
         tasks: of each slot; as many batches can be submitted at a time.
         threads: so many.
+        numbers: of each slot, too.
     """
 
-    def __init__(self, library: ctypes.CDLL, tasks: Sequence[Sequence[Task]], threads: int) -> None:
-        self._library, self._kept = library, tasks
-        self._tasks = [(Task * len(own))(*own) for own in tasks]
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        tasks: Sequence[Sequence[Task]],
+        threads: int,
+        numbers: Sequence[Sequence[NumberTask]] | None = None,
+    ) -> None:
+        self._library, self._kept = library, (tasks, numbers)
         image_bytes = sum(3 * task.rows * task.columns for task in tasks[0])
-        self._piece = max(1, PIECE_BYTES // max(1, image_bytes))
+        piece = max(1, PIECE_BYTES // max(1, image_bytes))
+        self._tasks = [
+            ctypes.pointer(BatchTasks((Task * len(i))(*i), (NumberTask * len(n))(*n), len(i), len(n), piece))
+            for i, n in zip(tasks, numbers or [[]] * len(tasks), strict=True)
+        ]
         self._pool = library.ffcv_prune_begin(threads, len(tasks))
         if not self._pool:
             raise UserError(f"{threads} threads are not to be had: use a smaller num_workers")
         weakref.finalize(self, _end, library, self._pool, os.getpid())
 
     def submit(self, slot: int, ids: Ids, stored: StoredSamples | None) -> None:
-        tasks = self._tasks[slot]
-        own = len(ids), self._piece, ids.ctypes.data, stored
-        self._library.ffcv_prune_submit(self._pool, tasks, len(tasks), *own)
+        self._library.ffcv_prune_submit(self._pool, self._tasks[slot], len(ids), ids.ctypes.data, stored)
+
+    def submitted(self) -> int:
+        return int(self._library.ffcv_prune_submitted(self._pool))
 
     def wait(self, batch: int) -> bool:
         made = self._library.ffcv_prune_wait(self._pool, batch)
         if made < 0:
             raise MemoryError("no memory to decode an image")
+        self.found_damaged = made == 2
         return bool(made)
 
     def wake(self) -> None:
@@ -94,6 +115,8 @@ class NumbaWorkers:
         stored_bytes: of the largest image of each task.
     """
 
+    found_damaged = True  # or not: it checks nothing
+
     def __init__(self, tasks: Sequence[Sequence[Task]], threads: int, stored_bytes: Sequence[int]) -> None:
         self._tasks, self._submitted = tasks, list[tuple[int, int]]()
         self._woken = threading.Event()
@@ -103,6 +126,9 @@ class NumbaWorkers:
 
     def submit(self, slot: int, ids: Ids, stored: StoredSamples | None) -> None:
         self._submitted.append((slot, len(ids)))
+
+    def submitted(self) -> int:
+        return len(self._submitted)
 
     def wait(self, batch: int) -> bool:
         if batch < len(self._submitted):
@@ -138,11 +164,16 @@ def _notice() -> None:
     )
 
 
-def workers(tasks: Sequence[Sequence[Task]], threads: int, stored_bytes: Sequence[int]) -> Any:
+def workers(
+    tasks: Sequence[Sequence[Task]],
+    threads: int,
+    stored_bytes: Sequence[int],
+    numbers: Sequence[Sequence[NumberTask]] | None = None,
+) -> Any:
     """`Workers` for the tasks of each slot, see above."""
     library = native_code.library()
     if library is not None:
-        return NativeWorkers(library, tasks, threads)
+        return NativeWorkers(library, tasks, threads, numbers)
     if tasks[0]:
         _notice()
     return NumbaWorkers(tasks, threads, stored_bytes)

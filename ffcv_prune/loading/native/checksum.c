@@ -135,7 +135,7 @@ static uint32_t crc32c(uint32_t crc, const uint8_t *bytes, size_t size) {
     return crc;
 }
 
-static void check_sample(const stored_samples *stored, int64_t sample) {
+static int check_sample(const stored_samples *stored, int64_t sample) {
     const uint8_t *record = stored->records + sample * stored->record_bytes;
     uint32_t crc = 0;
     for (int64_t f = 0; f < stored->field_count; f++) {
@@ -145,10 +145,14 @@ static void check_sample(const stored_samples *stored, int64_t sample) {
         crc = crc32c(crc, stored->file + place, field->size[sample]);
     }
     crc = crc32c(crc, record, (size_t)stored->record_bytes);
-    if (crc == stored->checksums[sample]) stored->unread[sample] = 0;
+    if (crc != stored->checksums[sample]) return 0;
+    stored->unread[sample] = 0;
+    return 1;
 }
 
-void check_samples(const stored_samples *stored, const int64_t *samples, int64_t count) {
+int check_samples(const stored_samples *stored, const int64_t *samples, int64_t count) {
+    int sound = 1;
     for (int64_t i = 0; i < count; i++)
-        if (stored->unread[samples[i]]) check_sample(stored, samples[i]);
+        if (stored->unread[samples[i]]) sound &= check_sample(stored, samples[i]);
+    return sound;
 }

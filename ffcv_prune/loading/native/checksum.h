@@ -23,8 +23,8 @@ typedef struct {
     int64_t field_count, record_bytes;
 } stored_samples;
 
-/* Check those of the samples that are unread; the sound ones are not, afterwards. */
-void check_samples(const stored_samples *stored, const int64_t *samples, int64_t count);
+/* Check those of the samples that are unread; the sound ones are not, afterwards. Whether all are sound. */
+int check_samples(const stored_samples *stored, const int64_t *samples, int64_t count);
 
 /* Ways to a sum, the later the faster. */
 enum { CRC32C_TABLES, CRC32C_INSTRUCTION, CRC32C_VECTORS };

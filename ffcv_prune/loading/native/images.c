@@ -87,15 +87,49 @@ static int make_image(image_maker *maker, const image_task *task, const image_jo
     return 0;
 }
 
-/* Samples lie anywhere in memory: small ones are fetched while the one before is made. */
+/* Samples lie anywhere in memory: the beginning of each is fetched while the one before is made. The processor goes on
+   by itself, and is slower where all of a small image is asked for. */
 static void prefetch(const image_job *job) {
     const char *stored = (const char *)(intptr_t)job->source;
     int64_t size = job->bytes ? job->bytes : 3 * job->rows * job->columns;
-    for (int64_t at = 0; at < size && at < 4096; at += 64) __builtin_prefetch(stored + at);
+    for (int64_t at = 0; at < size && at < 512; at += 64) __builtin_prefetch(stored + at);
 }
 
-int make_images(image_maker *maker, const image_task *task, int64_t first, int64_t end) {
+#define JPG 0 /* of FFCV's modes */
+
+static int64_t bytes_at(const stored_images *stored, uint64_t place) {
+    int64_t low = 0, high = stored->count - 1;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (stored->places[middle] < place)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return (int64_t)stored->sizes[low];
+}
+
+static void plan_image(image_job *job, const stored_images *stored, int64_t sample) {
+    const uint8_t *record = stored->records + sample * stored->stride; /* mode, columns, rows, place */
+    uint16_t size[2];
+    uint64_t place;
+    memcpy(size, record + 1, 4);
+    memcpy(&place, record + 5, 8);
+    job->source = (int64_t)(intptr_t)(stored->file + place);
+    job->bytes = *record == JPG ? bytes_at(stored, place) : 0;
+    job->rows = job->height = size[1];
+    job->columns = job->width = size[0];
+    job->top = job->left = job->flip = 0;
+}
+
+void copy_numbers(const number_task *task, const int64_t *samples, int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; i++)
+        memcpy(task->destination + 8 * i, task->records + samples[i] * task->stride, 8);
+}
+
+int make_images(image_maker *maker, const image_task *task, const int64_t *samples, int64_t first, int64_t end) {
     size_t size = 3 * (size_t)task->rows * (size_t)task->columns;
+    for (int64_t i = first; task->stored && i < end; i++) plan_image(&task->jobs[i], task->stored, samples[i]);
     for (int64_t i = first; size && i < end; i++) {
         if (i + 1 < end) prefetch(&task->jobs[i + 1]);
         if (make_image(maker, task, &task->jobs[i], task->destination + size * (size_t)i)) return -1;

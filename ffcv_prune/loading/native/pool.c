@@ -10,16 +10,16 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
 typedef struct {
-    const image_task *tasks;
-    int count;
-    int64_t samples, piece, next, left; /* `next` is the first sample that nobody has taken, `left` are not yet made */
-    const int64_t *ids; /* of the samples in `stored`, which are checked there; or NULL */
-    const stored_samples *stored;
-    int failed;
+    const batch_tasks *tasks;
+    int64_t samples, next, left; /* `next` is the first sample that nobody has taken, `left` are not yet made */
+    const int64_t *ids; /* of the samples */
+    const stored_samples *stored; /* where they are checked; or NULL */
+    int failed, damaged;
 } batch;
 
 typedef struct {
@@ -33,15 +33,18 @@ typedef struct {
 } pool;
 
 static void make_piece(pool *p, image_maker *maker, batch *b) {
-    int64_t first = b->next, end = first + b->piece < b->samples ? first + b->piece : b->samples;
+    const batch_tasks *tasks = b->tasks;
+    int64_t first = b->next, end = first + tasks->piece < b->samples ? first + tasks->piece : b->samples;
     b->next = end;
     if (end == b->samples) p->taken++;
     pthread_mutex_unlock(&p->lock);
-    int failed = 0;
-    if (b->stored) check_samples(b->stored, b->ids + first, end - first); /* what it reads is then near for decoding */
-    for (int t = 0; t < b->count && !failed; t++) failed = make_images(maker, &b->tasks[t], first, end);
+    int failed = 0, damaged = 0;
+    if (b->stored) damaged = !check_samples(b->stored, b->ids + first, end - first); /* near then for decoding */
+    for (int t = 0; t < tasks->number_count; t++) copy_numbers(&tasks->numbers[t], b->ids, first, end);
+    for (int t = 0; t < tasks->image_count && !failed; t++) failed = make_images(maker, &tasks->images[t], b->ids, first, end);
     pthread_mutex_lock(&p->lock);
-    if (failed) b->failed = 1;
+    b->failed |= failed;
+    b->damaged |= damaged;
     b->left -= end - first;
     if (!b->left) pthread_cond_broadcast(&p->news);
 }
@@ -80,7 +83,11 @@ EXPORT pool *ffcv_prune_begin(int threads, int64_t slots) {
     if (!p) return NULL;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
-    pthread_cond_init(&p->news, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&p->news, &clock);
+    pthread_condattr_destroy(&clock);
     p->slots = slots;
     p->batches = calloc((size_t)slots, sizeof *p->batches);
     sigset_t all, before;
@@ -97,25 +104,33 @@ EXPORT pool *ffcv_prune_begin(int threads, int64_t slots) {
 }
 
 /* Add a batch; its tasks, their jobs and their images belong to the pool until it is made, and so do the ids of its
-   samples, if it has them checked first. */
-EXPORT void ffcv_prune_submit(pool *p, const image_task *tasks, int count, int64_t samples, int64_t piece,
-                              const int64_t *ids, const stored_samples *stored) {
+   samples. */
+EXPORT void ffcv_prune_submit(pool *p, const batch_tasks *tasks, int64_t samples, const int64_t *ids,
+                              const stored_samples *stored) {
     pthread_mutex_lock(&p->lock);
-    p->batches[p->submitted++ % p->slots] = (batch){tasks, count, samples, piece, 0, samples, ids, stored, 0};
-    int64_t pieces = (samples + piece - 1) / piece;
+    p->batches[p->submitted++ % p->slots] = (batch){tasks, samples, 0, samples, ids, stored, 0, 0};
+    int64_t pieces = (samples + tasks->piece - 1) / tasks->piece;
     for (int64_t t = 0; t < pieces && t < p->threads; t++) pthread_cond_signal(&p->work);
     pthread_mutex_unlock(&p->lock);
 }
 
-/* Wait until batch `number` is made, or for `ffcv_prune_wake`. 1, 0 if it is not made yet, or -1 without memory. */
+/* How many batches were added. To be asked by the thread that adds them. */
+EXPORT int64_t ffcv_prune_submitted(const pool *p) { return p->submitted; }
+
+/* Wait until batch `number` is made, or for `ffcv_prune_wake`, or for a second: Python may have a signal to answer.
+   1, 2 if a sample is not what was written, 0 if it is not made yet, or -1 without memory. */
 EXPORT int ffcv_prune_wait(pool *p, int64_t number) {
     pthread_mutex_lock(&p->lock);
     batch *b = &p->batches[number % p->slots];
-    while (!p->woken && (number >= p->submitted || b->left)) pthread_cond_wait(&p->news, &p->lock);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec++;
+    while (!p->woken && (number >= p->submitted || b->left))
+        if (pthread_cond_timedwait(&p->news, &p->lock, &until)) break;
     p->woken = 0;
-    int made = number < p->submitted && !b->left, failed = b->failed;
+    int made = number < p->submitted && !b->left, result = b->failed ? -1 : b->damaged ? 2 : 1;
     pthread_mutex_unlock(&p->lock);
-    return !made ? 0 : failed ? -1 : 1;
+    return made ? result : 0;
 }
 
 /* End the waiting, or the next one. */
@@ -143,7 +158,7 @@ EXPORT void ffcv_prune_clear(pool *p) {
 /* Make images in the thread that calls. 0, or -1 without memory. */
 EXPORT int ffcv_prune_make(const image_task *task, int64_t first, int64_t end) {
     image_maker maker = {0};
-    int failed = make_images(&maker, task, first, end);
+    int failed = make_images(&maker, task, NULL, first, end);
     release(&maker);
     return failed;
 }
@@ -153,9 +168,12 @@ EXPORT int ffcv_prune_crc32c(int way, const uint8_t *bytes, int64_t size, uint32
     return crc32c_by(way, bytes, (size_t)size, crc);
 }
 
-/* Whether this was built from the files that the caller has, and for the libjpeg that was found. */
-EXPORT int ffcv_prune_works(int64_t job_bytes, int64_t task_bytes, int64_t field_bytes, int64_t stored_bytes) {
-    if (job_bytes != sizeof(image_job) || task_bytes != sizeof(image_task)) return 0;
-    if (field_bytes != sizeof(stored_field) || stored_bytes != sizeof(stored_samples)) return 0;
+/* Whether this was built from the files that the caller has, whose structures take so many bytes, and for the libjpeg that
+   was found. */
+EXPORT int ffcv_prune_works(const int64_t *bytes) {
+    const size_t own[] = {sizeof(image_job), sizeof(stored_images), sizeof(image_task), sizeof(number_task),
+                          sizeof(batch_tasks), sizeof(stored_field), sizeof(stored_samples)};
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        if (bytes[i] != (int64_t)own[i]) return 0;
     return jpeg_is_usable();
 }
