@@ -208,14 +208,19 @@ def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Se
     own = settings()  # six batches an epoch: more than are decoded ahead
     log = Path(own.run.out) / "small" / "log.jsonl"
 
+    def begun() -> int:
+        assert loaders._train is not None
+        return loaders._train.ring.workers.submitted()
+
     def interrupt(module: torch.nn.Module, images: tuple[torch.Tensor]) -> None:
         if in_a_step(module) and len(log.read_text().splitlines()) == 2:
-            assert loader_threads()
+            assert begun()
             raise KeyboardInterrupt
 
     with torch.nn.modules.module.register_module_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
         train(own, loaders)
     assert not loader_threads()
+    assert not begun()
     assert [row["epoch"] for row in read_log(log.parent)] == [0, 1]
     status = json.loads((log.parent / "status.json").read_text())
     assert (status["status"], status["epochs"]) == ("interrupted", 2)
