@@ -287,7 +287,9 @@ def to_yaml(sections: Mapping[str, Mapping[str, Any]]) -> str:
         section: {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
         for section, values in sections.items()
     }
-    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    text = str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    # PyYAML would read this character back as the end of a line.
+    return str(yaml.safe_dump(content, sort_keys=False)) if "\x85" in text else text
 
 
 def help_text(config_class: type) -> str:

@@ -80,8 +80,9 @@ def plain_run(pruner: Pruner, accumulate: int = 1) -> tuple[list[list[int]], dic
         pruner.begin_epoch(epoch, model)
         model.train()
         for batch in pruner.loader:
-            losses = F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"], reduction="none")
-            (pruner.batch_loss(losses, batch["ids"]) / accumulate).backward()
+            outputs, labels = model(batch["pixel_values"]), batch["labels"]
+            losses = F.cross_entropy(outputs.logits, labels, reduction="none")
+            (pruner.batch_loss(losses, batch["ids"], outputs, labels) / accumulate).backward()
             steps.append(batch["ids"].tolist())
             if len(steps) % accumulate == 0:
                 optimizer.step()
@@ -89,8 +90,7 @@ def plain_run(pruner: Pruner, accumulate: int = 1) -> tuple[list[list[int]], dic
     return steps, model.state_dict()
 
 
-@pytest.mark.parametrize("method", ["ucb", "infobatch"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("method", "workers"), [("ucb", 0), ("ucb", 1), ("infobatch", 1), ("kakurenbo", 0)])
 def test_a_run_is_the_plain_loop_step_by_step(method: str, workers: int, tmp_path: Path) -> None:
     steps, weights = plain_run(make_pruner(method))
     trainer = make_trainer(make_pruner(method, workers=workers), tmp_path)
@@ -158,6 +158,11 @@ def test_without_ids_the_loss_is_the_models_own(tmp_path: Path) -> None:
 def test_a_plan_of_its_own_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         make_trainer(make_pruner(), tmp_path, **options)
+
+
+def test_a_method_that_selects_within_batches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="selective_backprop selects within each batch"):
+        make_trainer(make_pruner("selective_backprop"), tmp_path)
 
 
 def test_a_schedule_that_would_run_out_of_steps_is_refused(tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ REQUIRED = "data: {train: a.beton, test: b.beton}\nmodel: {name: basic_cnn}\ntra
 @MODERATE
 @given(overrides=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), VALUES, max_size=4))
 @example(overrides={"\n": ""})
+@example(overrides={"run.name": "a\x85b"})
 def test_any_command_line_is_taken_or_refused(
     tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, str]
 ) -> None:

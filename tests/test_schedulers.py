@@ -66,7 +66,10 @@ def rates(make: Any) -> list[float]:
 
 
 def test_schedules_of_torch_end_with_the_run() -> None:
-    assert rates(lambda optimizer, total: CosineAnnealingLR(optimizer, T_max=total))[-1] == pytest.approx(0, abs=1e-9)
+    steps = sum(LENGTHS)
+    *cosine, last, after = rates(lambda optimizer, total: CosineAnnealingLR(optimizer, T_max=total))
+    assert last == pytest.approx(LR / 2 * (1 + math.cos(math.pi * (steps - 1) / steps)))
+    assert after == pytest.approx(0, abs=1e-9) and len(cosine) == steps - 1
     assert rates(lambda optimizer, total: LinearLR(optimizer, 1.0, 0.1, total_iters=total))[-1] == pytest.approx(
         LR / 10
     )
@@ -97,6 +100,8 @@ def test_schedules_of_hugging_face_end_with_the_run() -> None:
             )
         )
         assert found[0] == 0 and found[4] == pytest.approx(LR) and found[-1] == pytest.approx(0, abs=1e-9)
+        left = 1 / (sum(LENGTHS) - 4)  # of the way down, at the last step
+        assert found[-2] == pytest.approx(LR * (left if name == "linear" else (1 - math.cos(math.pi * left)) / 2))
 
 
 def test_a_schedule_of_timm_goes_by_epochs() -> None:

@@ -503,6 +503,9 @@ GUARDS: list[tuple[str, dict[str, Any]]] = [
     ("ucb", {"score_source": "both"}),
     ("ema", {"score_source": "training", "warmup": 1, "warmup_mode": "full"}),
     ("ucb", {"score_budget": 0.4}),
+    ("ucb", {"final": 1, "final_mode": "full"}),
+    ("orderdp", {"max_age": 2}),
+    ("uncertainty", {"null": True}),
 ]
 
 

@@ -42,8 +42,8 @@ class PrunedTrainer(Trainer):
         options: the other arguments of a Trainer.
 
     Raises:
-        UserError: other epochs than the pruner's, a step limit, a loader that not all processes share, or a schedule
-            that would end before the plan.
+        UserError: other epochs than the pruner's, a step limit, a method that selects within batches, a loader that not
+            all processes share, or a schedule that would end before the plan.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, pruner: Pruner, **options: Any) -> None:
@@ -54,6 +54,11 @@ class PrunedTrainer(Trainer):
             )
         if args.max_steps > 0:
             raise UserError(f"max_steps is {args.max_steps}: leave it out, it follows from the pruner's plan")
+        if pruner.method.chooses_in_batches:
+            raise UserError(
+                f"method {pruner.method.name} selects within each batch, before the forward pass, which the Trainer "
+                "makes itself: train in a loop of your own"
+            )
         if args.world_size != pruner.loader.world_size:
             raise UserError(
                 f"{args.world_size} processes train, and {pruner.loader.world_size} share the loader: build it with "
@@ -79,7 +84,7 @@ class PrunedTrainer(Trainer):
         inputs = dict(inputs)
         ids, labels = torch.from_numpy(inputs.pop("ids")), inputs.pop("labels")
         outputs = model(**inputs)
-        loss = self.pruner.batch_loss(self.pruner.task.losses(outputs, labels), ids)
+        loss = self.pruner.batch_loss(self.pruner.task.losses(outputs, labels), ids, outputs, labels)
         return (loss, outputs) if return_outputs else loss
 
 
