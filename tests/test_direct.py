@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ffcv.transforms import ToTorchImage
@@ -168,3 +169,46 @@ def test_an_error_names_the_batch(loader: PrunedLoader, monkeypatch: pytest.Monk
     assert not epoch.running and calls == [1]
     with pytest.raises(StopIteration):
         next(epoch)
+
+
+def test_an_epoch_after_one_that_was_broken_off_in_its_beginning(
+    loader: PrunedLoader, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batches in the making are not taken for those of the next epoch, whoever keeps the traceback."""
+    begin_batch, begun = Ring.begin_batch, []
+
+    def breaks_off(*arguments: Any) -> None:
+        begin_batch(*arguments)
+        begun.append(arguments)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ring, "begin_batch", breaks_off)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        iter(loader)
+    loader.set_epoch(1)  # of another order
+    for _, labels, ids in loader:
+        np.testing.assert_array_equal(labels.flatten(), beton.labels[ids])
+    assert kept.tb is not None
+
+
+def test_a_batch_whose_memory_is_shared_leaves_the_others_alone(loader: PrunedLoader, beton: Beton) -> None:
+    for images, labels, ids in loader:
+        np.testing.assert_array_equal(labels.flatten(), beton.labels[ids])
+        labels.share_memory_()
+        images.share_memory_()
+
+
+def test_an_epoch_of_the_parent_ends_in_a_fork(loader: PrunedLoader) -> None:
+    batches = iter(loader)
+    next(batches)
+    child = os.fork()
+    if not child:
+        try:
+            next(batches)
+        except LoaderError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert len(list(batches)) == len(loader) - 1

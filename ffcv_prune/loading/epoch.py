@@ -55,7 +55,7 @@ class _Producer:
         self.output: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
         self.held = -1  # the batch that the consumer has
         self.lock = threading.RLock()  # a consumer that finishes a batch, and who closes the epoch meanwhile
-        self.stop_requested = False
+        self.stop_requested = self.cleared = False
         self.fields = graph.decoded_fields
         self.stored = file.stored_samples(self.fields)
         self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
@@ -65,6 +65,7 @@ class _Producer:
         if self.read_ahead:
             self.read_ahead.start()
         if self.ring.direct:
+            self.ring.workers.clear()  # of what an epoch left that Ctrl-C broke off anywhere
             self._begin()
         else:
             self.thread.start()
@@ -115,6 +116,8 @@ class _Producer:
     def _begin(self) -> None:
         """Begin the batches for which there is room."""
         for number in range(self.ring.workers.submitted(), min(len(self.batches), self.held + self.ring.slots)):
+            if self.stop_requested:  # by a signal handler
+                return
             if self.read_ahead:
                 self.read_ahead.decoding(number)
             slot = number % self.ring.slots
@@ -135,12 +138,16 @@ class _Producer:
                 self.ring.workers.wake()
                 if self.ring.direct:
                     with self.lock:
-                        self.ring.workers.clear()
+                        if not self.cleared:  # once: a later epoch may have the buffers
+                            self.ring.workers.clear()
+                        self.cleared = True
                 if self.thread.is_alive():
                     self.thread.join()
         if self.read_ahead:
             self.read_ahead.stop()
         self.ring.settle()
+        if self.ring.producer is self:
+            self.ring.producer = None
 
 
 class Epoch:
@@ -175,8 +182,11 @@ class Epoch:
             # A copy to the device from memory that is not pinned may first wait for the stream, in every step.
             self._ids = self._ids.pin_memory()
         self._ring = ring  # held: a decoder's output size may be set while the epoch is running
+        if ring.producer is not None:  # of an epoch that was broken off before anybody could close it
+            ring.producer.shut_down()
         ring.begin(decoding.seed, start.epoch)
         self._producer = _Producer(decoding, ring, order[start.served * self._batch_size :], once_begun)
+        ring.producer = self._producer
         self._finished, self._first = False, start.served
         # Runs when the iterator is dropped, and at exit: a daemon thread inside native code must not outlive
         # the interpreter.
@@ -189,7 +199,7 @@ class Epoch:
     def __next__(self) -> tuple[Any, ...]:
         if self._finished:
             raise StopIteration
-        if not self._shut_down.alive:
+        if not self._shut_down.alive or os.getpid() != self._ring.process:
             raise LoaderError(CLOSED)
         self._ring.take_back()  # before a batch leaves the queue: the one that finds room there is written to this slot
         start = time.perf_counter()

@@ -105,7 +105,8 @@ class Ring:
         self.workers = workers(tasks, decoding.num_workers, largest, copies)
         self.process = os.getpid()
         self.cuda = cuda = graph.cuda_device
-        self._whole: list[tuple[Any, ...] | None] = [None] * self.slots
+        self._whole: list[tuple[tuple[NDArray[Any], bool], ...] | None] = [None] * self.slots
+        self.producer: Any = None  # of the epoch that has the buffers
         self.streams = [torch.cuda.Stream(cuda) if cuda else None for _ in range(self.slots)]
         # Blocking: where the device holds the loader up, its thread sleeps instead of taking a core from the decoder.
         self.copied = [torch.cuda.Event(blocking=True) if cuda else None for _ in range(self.slots)]
@@ -196,10 +197,13 @@ class Ring:
             return self._outputs(decoding, ids, slot)
         outputs = self._whole[slot]
         if outputs is None:
-            outputs = self._whole[slot] = self._outputs(decoding, ids, slot)
-        # Of their own: the consumer may change their shapes.
+            made = self._outputs(decoding, ids, slot)
+            outputs = self._whole[slot] = tuple(
+                (o.numpy(), True) if isinstance(o, torch.Tensor) else (o, False) for o in made
+            )
+        # Each batch has storages of its own: the consumer may share their memory, or change their shapes.
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-            return tuple(o.detach() if isinstance(o, torch.Tensor) else o.view() for o in outputs)
+            return tuple(torch.from_numpy(array) if is_tensor else array.view() for array, is_tensor in outputs)
 
     def _outputs(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
         stream, copied, consumed = self.streams[slot], self.copied[slot], self.consumed[slot]
