@@ -171,27 +171,6 @@ def test_an_error_names_the_batch(loader: PrunedLoader, monkeypatch: pytest.Monk
         next(epoch)
 
 
-def test_an_epoch_after_one_that_was_broken_off_in_its_beginning(
-    loader: PrunedLoader, beton: Beton, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its batches in the making are not taken for those of the next epoch, whoever keeps the traceback."""
-    begin_batch, begun = Ring.begin_batch, []
-
-    def breaks_off(*arguments: Any) -> None:
-        begin_batch(*arguments)
-        begun.append(arguments)
-        if len(begun) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Ring, "begin_batch", breaks_off)
-    with pytest.raises(KeyboardInterrupt) as kept:
-        iter(loader)
-    loader.set_epoch(1)  # of another order
-    for _, labels, ids in loader:
-        np.testing.assert_array_equal(labels.flatten(), beton.labels[ids])
-    assert kept.tb is not None
-
-
 def test_a_batch_whose_memory_is_shared_leaves_the_others_alone(loader: PrunedLoader, beton: Beton) -> None:
     for images, labels, ids in loader:
         np.testing.assert_array_equal(labels.flatten(), beton.labels[ids])
