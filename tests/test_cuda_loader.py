@@ -166,7 +166,7 @@ def test_twenty_rings_in_a_row_take_the_memory_of_two(device: str, beton: Beton,
 
 
 def held_when_dropped(beton: Beton, device: str) -> torch.Tensor:
-    """A batch that a late stream copies after its loader is gone, and others have taken what memory was free."""
+    """A batch that a late stream copies after its loader is gone. By then others have taken the free memory."""
     torch.cuda.empty_cache()  # what is allocated next comes from little memory
     loader = make_loader(beton, device)
     assert loader.ring is not None  # its memory comes from the usual stream

@@ -171,6 +171,30 @@ def test_an_error_names_the_batch(loader: PrunedLoader, monkeypatch: pytest.Monk
         next(epoch)
 
 
+def test_an_epoch_after_one_that_was_broken_off_in_its_beginning(
+    loader: PrunedLoader, beton: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batches in the making are not taken for those of the next epoch, though a traceback keeps it."""
+    list(loader)
+    begin_batch, begun, kept = Ring.begin_batch, list[int](), None
+
+    def breaks_off(*arguments: Any) -> None:
+        begin_batch(*arguments)
+        begun.append(1)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ring, "begin_batch", breaks_off)
+        try:
+            iter(loader)
+        except KeyboardInterrupt as error:
+            kept = error
+    assert kept is not None and loader.ring.workers.submitted() == 2
+    for _, labels, ids in loader:
+        np.testing.assert_array_equal(labels.flatten(), beton.labels[ids])
+
+
 def test_a_batch_whose_memory_is_shared_leaves_the_others_alone(loader: PrunedLoader, beton: Beton) -> None:
     for images, labels, ids in loader:
         np.testing.assert_array_equal(labels.flatten(), beton.labels[ids])

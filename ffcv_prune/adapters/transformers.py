@@ -42,8 +42,8 @@ class PrunedTrainer(Trainer):
         options: the other arguments of a Trainer.
 
     Raises:
-        UserError: other epochs than the pruner's, a step limit, a method that selects within batches, a loader that not
-            all processes share, or a schedule that would end before the plan.
+        UserError: other epochs than the pruner's, a step limit, or a method that selects within batches. Also a loader
+            that not all processes share, or a schedule that would end before the plan.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, pruner: Pruner, **options: Any) -> None:

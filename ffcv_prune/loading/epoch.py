@@ -55,7 +55,7 @@ class _Producer:
         self.output: queue.SimpleQueue[tuple[int, Any] | BaseException | None] = queue.SimpleQueue()
         self.held = -1  # the batch that the consumer has
         self.lock = threading.RLock()  # a consumer that finishes a batch, and who closes the epoch meanwhile
-        self.stop_requested = self.cleared = False
+        self.stop_requested = False
         self.fields = graph.decoded_fields
         self.stored = file.stored_samples(self.fields)
         self.read_ahead = ReadAhead(file, self.fields, ids, size) if decoding.read_ahead else None
@@ -136,11 +136,9 @@ class _Producer:
         with uninterrupted():
             if os.getpid() == self.ring.process:  # in a fork the threads are not there
                 self.ring.workers.wake()
-                if self.ring.direct:
-                    with self.lock:
-                        if not self.cleared:  # once: a later epoch may have the buffers
-                            self.ring.workers.clear()
-                        self.cleared = True
+                with self.lock:
+                    if self.ring.direct and self.ring.producer is self:  # else a later epoch has the buffers
+                        self.ring.workers.clear()
                 if self.thread.is_alive():
                     self.thread.join()
         if self.read_ahead:

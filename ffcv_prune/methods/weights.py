@@ -47,9 +47,10 @@ class NoWeight(Weight):
 class InverseProbability(Weight):
     """1/p, so that the expected weighted sum of the gradients of the selection is that of all n samples.
 
-    The mean of the weighted losses of a batch out of |S| selected samples is, in expectation, n/|S| times the mean
-    loss of all n. Steps are larger, and there are fewer. That is InfoBatch's original form. `unbiased` multiplies all
-    weights by |S|/n, which makes the expected gradient of a batch that of all the data, at |S|/n of the steps.
+    A step takes the mean of the weighted losses of its batch, out of |S| selected samples. In expectation, this is
+    n/|S| times the mean loss of all n. Steps are larger, and there are fewer. That is InfoBatch's original form.
+    `unbiased` multiplies all weights by |S|/n, which makes the expected gradient of a batch that of all the data, at
+    |S|/n of the steps.
     """
 
     needs_probability: ClassVar[bool] = True

@@ -80,10 +80,9 @@ class Loaders:
 
         Returns whether it is another one than before.
         """
-        changed = False
         if not self._data.size_ramp:
-            return changed
-        side = ramp_side(self._data.size_ramp, epoch, epochs)
+            return False
+        side, changed = ramp_side(self._data.size_ramp, epoch, epochs), False
         for loader in filter(None, (self._train, self._proxy)):
             for _, decoder in loader.graph.operations_of(CropDecoder):
                 changed |= decoder.output_size != (side, side)
