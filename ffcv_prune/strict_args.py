@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
+MOST_BYTES = 1_000_000  # of a YAML file
+
 
 class Setting(NamedTuple):
     """The text given for one key, and where it was given (a file, or "command line").
@@ -135,7 +137,11 @@ class _TextLoader(yaml.BaseLoader):
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping; every scalar comes back as text. UserError names file and line of a fault."""
     try:
-        content = yaml.load(Path(path).read_bytes(), Loader=_TextLoader)
+        with Path(path).open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:  # a device, a data file
+            raise UserError(f"{path} has more than {MOST_BYTES:,} bytes: that is no config; name a small YAML file")
+        content = yaml.load(text, Loader=_TextLoader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except RecursionError as error:

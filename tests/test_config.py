@@ -356,3 +356,12 @@ def test_shipped_configs_load_and_open_with_their_command(path: Path) -> None:
     assert load_with(path).run.name == path.stem
     first_line = path.read_text(encoding="utf-8").splitlines()[0]
     assert first_line == f"# python train_imagenet.py --config rn_configs/{path.name}"
+
+
+def test_what_is_too_long_for_a_config_is_refused_unread(tmp_path: Path) -> None:
+    """A data file, or a device that never ends."""
+    path = tmp_path / "long.yaml"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: to read it all would need a terabyte of memory
+    with pytest.raises(UserError, match="has more than 1,000,000 bytes: that is no config"):
+        read_yaml(path)
