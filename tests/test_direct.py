@@ -171,6 +171,19 @@ def test_an_error_names_the_batch(loader: PrunedLoader, monkeypatch: pytest.Monk
         next(epoch)
 
 
+def test_a_failure_to_begin_a_batch_names_it(loader: PrunedLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(loader)
+
+    def fail(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Ring, "begin_batch", fail)
+    batches = iter(loader)
+    with pytest.raises(LoaderError, match=r"batch 0 of epoch 1 failed .* OSError: the disk is gone"):
+        next(batches)
+    assert not batches.running
+
+
 def test_an_epoch_after_one_that_was_broken_off_in_its_beginning(
     loader: PrunedLoader, beton: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +200,7 @@ def test_an_epoch_after_one_that_was_broken_off_in_its_beginning(
     with monkeypatch.context() as patched:
         patched.setattr(Ring, "begin_batch", breaks_off)
         try:
-            iter(loader)
+            next(iter(loader))
         except KeyboardInterrupt as error:
             kept = error
     assert kept is not None and loader.ring.workers.submitted() == 2

@@ -66,7 +66,6 @@ class _Producer:
             self.read_ahead.start()
         if self.ring.direct:
             self.ring.workers.clear()  # of what an epoch left that Ctrl-C broke off anywhere
-            self._begin()
         else:
             self.thread.start()
 
