@@ -20,6 +20,7 @@ from benchmarks.payoff.data import variants
 from benchmarks.payoff.grid import Case, Grid, choice_name
 from benchmarks.payoff.judge import Judged, cases
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.arguments import usable_cores
 from tests.betons import Beton
 
 CURVE = Curve([1.0, 2.0, 4.0], [0.5, 0.7, 0.8])
@@ -205,6 +206,7 @@ def test_a_small_grid_from_end_to_end(small: Path, capsys: pytest.CaptureFixture
     benchmark(referee, words=words)
     rows = read_csv(csv)
     assert len(rows) == 5 * 3 + 2
+    assert {int(row["cores"]) for row in rows} == {-(-usable_cores() // 2)}  # of a run, with a job beside it
     by_entry = {name: [own for own in rows if own["entry"] == name] for name in ("full 1", "recent", "proxy", "ucb")}
     full, recent, proxy, ucb = (own[-1] for own in by_entry.values())
     assert float(full["work"]) == int(full["samples_seen"]) == 4 * 6 * 32

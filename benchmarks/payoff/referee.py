@@ -21,9 +21,9 @@ import argparse
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,7 +71,6 @@ def run(args: argparse.Namespace, results: Results) -> None:
     """The next runs of the grid."""
     path = ROOT / args.grid
     grid = grids.load(path)
-    results.left([], _case)  # refuses rows of another grid or machine
     end = time.monotonic() + 3600 * args.hours
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0))
@@ -79,7 +78,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     for job in range(args.jobs):
         shares.put(cores[job :: args.jobs] or cores)
     running: dict[Future[dict[str, Any]], Case] = {}
-    with ProcessPoolExecutor(args.jobs, context, _begin, (shares,)) as pool:
+    # The rows name the cores of this process: those that a run has.
+    with _kept_to(cores[:: args.jobs]), ProcessPoolExecutor(args.jobs, context, _begin, (shares,)) as pool:
+        results.left([], _case)  # refuses rows of another grid or machine
         while True:
             rows = results.read() if results.path.exists() else []
             left = [case for case in cases(grid, rows) if case not in running.values()]
@@ -93,6 +94,17 @@ def run(args: argparse.Namespace, results: Results) -> None:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 results.append([{"key": grid.key(running.pop(future)), **future.result()}])
+
+
+@contextmanager
+def _kept_to(cores: Sequence[int]) -> Iterator[None]:
+    """This process uses these cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 _loaders = SharedLoaders()  # of a job's process
