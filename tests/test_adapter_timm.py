@@ -1,107 +1,103 @@
-"""timm's own loader, prefetcher and mixup, with a TorchLoader inside."""
+"""The diff of docs/frameworks.md, applied to a script on timm's own loader, prefetcher and mixup."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
-from ffcv_prune import Pruner, TorchLoader
+from ffcv_prune import TorchLoader
 from ffcv_prune.errors import UserError
-from tests.plain_loop import BATCH, EPOCHS, LENGTHS, UCB
+from tests.pages import ROOT, code, patched
+from tests.plain_loop import BATCH, EPOCHS, LENGTHS, UCB, run_ranks
 from tests.torch_data import Coloured, N
 
-timm = pytest.importorskip("timm", reason="needs timm")
+pytest.importorskip("timm", reason="needs timm")
 
-from timm.data import FastCollateMixup, create_loader  # noqa: E402
-from timm.optim import create_optimizer_v2  # noqa: E402
-
-SIZE = (3, 8, 8)
-
-
-class Images:
-    """PIL images with the transform that timm sets. A sample's label is its position, so that batches tell theirs."""
-
-    def __init__(self) -> None:
-        self.images = Coloured().images.permute(0, 2, 3, 1).numpy()
-        self.transform: Any = None
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> Any:
-        return self.transform(Image.fromarray(self.images[i])), i
+SCRIPT = (ROOT / "tests" / "timm_script.py").read_text(encoding="utf-8")
+DIFF = code("frameworks", "diff", "timm")
+SEED = 42
 
 
-def make(workers: int = 0, **options: Any) -> Any:
-    """timm's training loader, as its train.py makes it, with ours inside: line 1."""
-    options = {"is_training": True, "scale": (0.5, 1.0), "re_prob": 0.5, "num_workers": workers} | options
-    loader = create_loader(Images(), SIZE, BATCH, device=torch.device("cpu"), **options)
-    loader.loader = TorchLoader.like(loader.loader)
-    return loader
+def write_images(folder: Path) -> Path:
+    """Each image is a class of its own: a sample's label is its position, so that batches tell theirs."""
+    for i, image in enumerate(Coloured().images.permute(0, 2, 3, 1).numpy()):
+        path = folder / "train" / f"{i:03}" / "image.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(image).save(path)
+    return folder
 
 
-def score_loader() -> TorchLoader:
-    """Line 2: normalised by its transform, for there is no prefetcher to do it."""
-    return TorchLoader.like(create_loader(Images(), SIZE, 64, use_prefetcher=False, num_workers=0))
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
-def set_loader_epoch(loader: Any, epoch: int) -> None:
-    """As timm's train.py does before each epoch."""
-    if hasattr(loader.dataset, "set_epoch"):
-        loader.dataset.set_epoch(epoch)
-    if hasattr(loader.batch_sampler, "set_epoch"):
-        loader.batch_sampler.set_epoch(epoch)
-    elif hasattr(loader.sampler, "set_epoch"):
-        loader.sampler.set_epoch(epoch)
+def train(folder: Path, diff: str = DIFF, **options: Any) -> Iterator[dict[str, Any]]:
+    """Yields the variables of the script after each epoch."""
+    data = {"dataset": "", "data_dir": str(folder), "train_split": "train", "class_map": "", "train_img_sizes": None}
+    model = {"model": "resnet10t", "num_classes": N, "input_size": (3, 8, 8), "batch_size": BATCH, "seed": SEED}
+    epochs = {"epochs": EPOCHS - 1, "warmup_epochs": 1}  # which is added, so the run has EPOCHS
+    rest = {"workers": 0, "distributed": False, "prefetcher": True, "mixup": False} | options
+    assert "keep=0.3" in diff
+    method = ", ".join(f"{name}={value!r}" for name, value in UCB.items())
+    script: dict[str, Any] = {}
+    exec(patched(SCRIPT, diff.replace("keep=0.3", method)), script)
+    yield from script["main"](Namespace(**data | model | epochs | rest))
 
 
-def epochs(method: str, workers: int, **parameters: Any) -> Iterator[tuple[Pruner, int, list[Tensor]]]:
-    """Train; yields, after each epoch, its length beforehand and the positions of each step."""
-    loader = make(workers)
-    pruner = Pruner(loader.loader, score_loader(), method, epochs=EPOCHS, amp_dtype=None, **parameters)
-    model = timm.create_model("resnet10t", num_classes=N)
-    optimizer = create_optimizer_v2(model, "sgd", lr=0.01)
-    for epoch in range(EPOCHS):
-        set_loader_epoch(loader, epoch)
-        pruner.begin_epoch(epoch, model)  # line 3
-        model.train()
-        length, steps = len(loader), []
-        for images, positions in loader:
-            assert images.shape == (BATCH, *SIZE) and images.dtype == torch.float32
-            F.cross_entropy(model(images), positions).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            steps.append(positions)
-        yield pruner, length, steps
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_each_step_of_timms_loader_is_of_the_selection(workers: int) -> None:
-    alone = TorchLoader(Coloured(), BATCH, num_workers=0, with_ids=True)
-    for epoch, (pruner, length, steps) in enumerate(epochs("ucb", workers, **UCB)):
+@pytest.mark.parametrize(("workers", "prefetcher"), [(0, True), (2, True), (0, False)])
+def test_each_step_of_timms_loader_is_of_the_selection(workers: int, prefetcher: bool, images: Path) -> None:
+    diff = DIFF if prefetcher else DIFF.replace("loader_train.loader", "loader_train")  # as the page says
+    alone = TorchLoader(Coloured(), BATCH, num_workers=0, seed=SEED, with_ids=True)
+    lengths = []
+    for epoch, seen in enumerate(train(images, diff, workers=workers, prefetcher=prefetcher)):
         alone.set_epoch(epoch)
-        alone.set_selection(pruner.loader.selection)
-        assert [step.tolist() for step in steps] == [ids.tolist() for _, _, ids in alone]
-        assert length == len(steps) == LENGTHS[epoch]
+        alone.set_selection(seen["pruner"].loader.selection)
+        assert [positions.tolist() for _, positions in seen["batches"]] == [ids.tolist() for _, _, ids in alone]
+        assert {(batch.shape, batch.dtype) for batch, _ in seen["batches"]} == {((BATCH, 3, 8, 8), torch.float32)}
+        assert seen["length"] == len(seen["batches"])
+        lengths.append(seen["length"])
+    assert lengths == LENGTHS
 
 
-def test_mixup_in_the_collate_function_can_be_switched() -> None:
-    mixup = FastCollateMixup(mixup_alpha=1.0, num_classes=N, label_smoothing=0.0)
-    loader = make(collate_fn=mixup)
-    assert loader.mixup_enabled
-    _, mixed = next(iter(loader))
-    loader.mixup_enabled = False
-    _, plain = next(iter(loader))
-    assert (np.count_nonzero(mixed, axis=1) == 2).any() and (np.count_nonzero(plain, axis=1) == 1).all()
+def test_mixup_in_the_collate_function_can_be_switched(images: Path) -> None:
+    *mixed, plain = [torch.cat([target for _, target in seen["batches"]]) for seen in train(images, mixup=True)]
+    assert all((targets.count_nonzero(dim=1) == 2).any() for targets in mixed)
+    assert (plain.count_nonzero(dim=1) == 1).all()
 
 
-def test_a_loader_whose_batches_differ_in_size_is_refused() -> None:
+def test_a_loader_whose_batches_differ_in_size_is_refused(images: Path) -> None:
     with pytest.raises(UserError, match="draws from a ScheduledBatchSampler"):
-        make(input_size_choices=[8, 16])
+        next(train(images, train_img_sizes=[8, 16]))
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+import torch.distributed as dist
+from tests.test_adapter_timm import train
+
+dist.init_process_group("gloo")
+rank, found = dist.get_rank(), []
+for seen in train(Path(sys.argv[1]), distributed=True):
+    found.append([positions.tolist() for _, positions in seen["batches"]])
+scored = seen["pruner"].values.score_loader
+(Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps([found, scored.world_size]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_selection_and_the_pass_that_scores(tmp_path: Path) -> None:
+    (first, scored), (second, _) = run_ranks(RANK, write_images(tmp_path))
+    assert scored == 2
+    for epoch, (own, others) in enumerate(zip(first, second, strict=True)):
+        together = {i for step in own + others for i in step}
+        assert len(own) == len(others) == LENGTHS[epoch] // 2
+        assert len(together) == LENGTHS[epoch] // 2 * 2 * BATCH
