@@ -33,7 +33,7 @@ from benchmarks.payoff.curve import Curve, Payoff, payoff
 from ffcv_prune import config
 from ffcv_prune.analysis.intervals import correction, difference_of_tests
 from ffcv_prune.analysis.report import write_report
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import Arguments, UserError, run_command
 from ffcv_prune.training.run_folder import append_csv, create_unused
 from ffcv_prune.training.trainer import train
 
@@ -52,7 +52,7 @@ GAP = 80  # the picture's scale of accuracy leaves out what lies about it, in %
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0", help="comma-separated; default: 0")
     parser.add_argument("--csv", type=Path, help="add one row a run to this file")
     parser.add_argument("--redraw", type=Path, help="only make the table and the picture beside such a file again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import faulthandler
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -41,6 +43,13 @@ class UserError(ValueError):
     def __init__(self, message: str, agreed: bool = False) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
         self.agreed = agreed
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser of the command line that raises UserError, where argparse prints how the command is used."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
 
 
 class Terminated(Exception):

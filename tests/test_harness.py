@@ -146,6 +146,7 @@ def test_every_command_is_one(name: str, monkeypatch: pytest.MonkeyPatch, capsys
         with pytest.raises(SystemExit) as stop:
             runpy.run_module(f"benchmarks.speed.{name}", run_name="__main__", alter_sys=True)
         assert stop.value.code == 2
+        assert capsys.readouterr().err == "error: unrecognized arguments: --redrawn; see --help\n"
 
 
 @pytest.mark.parametrize("text", ["a", "128,", "0", "128,-1"])

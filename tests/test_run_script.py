@@ -329,6 +329,12 @@ def test_usage(machine: Machine) -> None:
     assert "./run demo" in helped.stdout
 
 
+def test_an_unknown_command_is_one_line(machine: Machine) -> None:
+    run = machine.run("nonsense")
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == "run: there is no command nonsense; see ./run --help"
+
+
 def copy_project(folder: Path) -> Path:
     """What setup.py reads, in a folder that it may write to."""
     shutil.copytree(ROOT / "ffcv_prune", folder / "ffcv_prune", ignore=shutil.ignore_patterns("__pycache__"))

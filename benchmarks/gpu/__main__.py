@@ -33,7 +33,7 @@ from benchmarks.gpu.report import Report
 from benchmarks.gpu.setting import Setting, setting_of
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.rows import HelpFormatter
-from ffcv_prune.errors import EXIT_TERMINATED, run_command
+from ffcv_prune.errors import EXIT_TERMINATED, Arguments, run_command
 from ffcv_prune.training.world import choose_device, prepare
 
 PARTS = ("tests", "data", "step", "loader", "runs", "scoring", "trace")
@@ -42,7 +42,7 @@ PATIENCE = 5.0  # seconds in which a part must end that is told to
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("command", choices=(*PARTS, "all"))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from benchmarks.harness import machine
 from benchmarks.harness.tables import Row
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import Arguments, UserError
 from ffcv_prune.training.run_folder import append_csv
 
 Case = TypeVar("Case")
@@ -34,7 +34,7 @@ def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -
     Where SETTINGS has "overrides", all other words of the command line are these.
     """
     name = module.__spec__.name
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog=prog or f"python -m {name}",
         description=module.__doc__,
         formatter_class=HelpFormatter,

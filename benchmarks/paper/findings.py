@@ -22,7 +22,7 @@ from benchmarks.paper.cells import RESULTS, cells, rate_words, read_rows
 from benchmarks.paper.selection_counts import groups_in_words, read_histogram
 from benchmarks.paper.verdicts import comparisons, measured, overall, read_claims
 from ffcv_prune.analysis.intervals import correction
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import Arguments, UserError, run_command
 
 ABOUT = """# The comparisons behind the findings
 
@@ -37,7 +37,7 @@ The rate of InfoBatch is the share that it left out, beside its ratio r."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m benchmarks.paper.findings",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -33,13 +33,13 @@ from benchmarks.paper.grid import Run
 from benchmarks.paper.selection_counts import find_cell, read_histogram, save_counts, write_histogram
 from benchmarks.paper.static_scores import make_scores
 from ffcv_prune.analysis.runs import read_run
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import Arguments, UserError
 from ffcv_prune.training.run_folder import append_csv
 from ffcv_prune.training.trainer import train
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiment", nargs="?", help="see --list")

@@ -23,14 +23,14 @@ from ffcv_prune import PrunedLoader
 from ffcv_prune.data.any_dataset import write
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.manifest import Manifest
-from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.errors import Arguments, UserError, run_command
 from ffcv_prune.loading.pipelines import score_pipelines
 
 COPIED, COPIES = 500, 0.9  # images, and the share of the samples that their copies make
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m benchmarks.payoff.data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from ffcv_prune.errors import REPORT, run_command
+from ffcv_prune.errors import REPORT, Arguments, run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=REPORT, description="Write one HTML report about one or several run folders.")
+    parser = Arguments(prog=REPORT, description="Write one HTML report about one or several run folders.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as runs/fashion_ucb")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: report.html")
     parser.add_argument("--fit", action="store_true", help="fit always, sometimes and never groups (needs PyMC)")
