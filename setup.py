@@ -9,12 +9,12 @@ FFCV = [
     "ffcv==1.0.2",
     "setuptools",  # FFCV imports distutils, which Python 3.12 and newer have from setuptools alone
 ]
-# An extra each. From the oldest versions that passed the tests: ffcv_prune/extras.py reads them here.
+# An extra each. From the oldest versions that were tried with success: ffcv_prune/extras.py refuses older ones.
 FRAMEWORKS = {
     "lightning": ["lightning>=2.5"],
-    "accelerate": ["accelerate>=1.1"],
+    "accelerate": ["accelerate>=1.3"],
     "timm": ["timm>=1.0.3"],
-    "transformers": ["transformers>=4.57", "accelerate>=1.1"],  # its Trainer runs on the second
+    "transformers": ["transformers>=4.57", "accelerate>=1.3"],  # its Trainer runs on the second
 }
 ALL_FRAMEWORKS = sorted({package for packages in FRAMEWORKS.values() for package in packages})
 HUGGINGFACE = ["datasets>=5"]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ffcv_prune import Pruner, TorchLoader, extras
+from ffcv_prune import Pruner, TorchLoader
 from ffcv_prune.errors import UserError
 from tests.plain_loop import BATCH, EPOCHS, LENGTHS, UCB
 from tests.torch_data import Coloured, N
@@ -42,7 +42,6 @@ class Images:
 def make(workers: int = 0, **options: Any) -> Any:
     """timm's training loader, as its train.py makes it, with ours inside: line 1."""
     options = {"is_training": True, "scale": (0.5, 1.0), "re_prob": 0.5, "num_workers": workers} | options
-    options.setdefault("persistent_workers", workers > 0)
     loader = create_loader(Images(), SIZE, BATCH, device=torch.device("cpu"), **options)
     loader.loader = TorchLoader.like(loader.loader)
     return loader
@@ -91,14 +90,6 @@ def test_each_step_of_timms_loader_is_of_the_selection(workers: int) -> None:
         alone.set_selection(pruner.loader.selection)
         assert [step.tolist() for step in steps] == [ids.tolist() for _, _, ids in alone]
         assert length == len(steps) == LENGTHS[epoch]
-
-
-def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "version", lambda package: "0.1")
-    with pytest.raises(UserError, match=r"^timm is 0\.1, and must be >="):
-        make()
-    with pytest.raises(UserError, match=r"^timm is 0\.1, and must be >="):
-        score_loader()
 
 
 def test_mixup_in_the_collate_function_can_be_switched() -> None:

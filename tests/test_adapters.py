@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
@@ -69,14 +68,12 @@ def test_an_adapter_without_its_framework_is_refused(framework: str, monkeypatch
 
 @pytest.mark.usefixtures("old")
 def test_a_loader_of_an_old_timm_is_refused() -> None:
-    loader = DataLoader(Coloured(), 16)
-    TorchLoader.like(loader)  # of torch's own
-
-    def init(worker: int) -> None: ...
-
-    init.__module__ = "timm.data.loader"
-    with pytest.raises(UserError, match=refusal("timm")):
-        TorchLoader.like(DataLoader(Coloured(), 16, worker_init_fn=partial(init)))
+    TorchLoader.like(DataLoader(Coloured(), 16))  # of torch's own
+    data = pytest.importorskip("timm.data", reason="needs timm")
+    for training in (True, False):
+        loader = data.create_loader(Coloured(), (3, 8, 8), 16, is_training=training, use_prefetcher=False)
+        with pytest.raises(UserError, match=refusal("timm")):
+            TorchLoader.like(loader)
 
 
 @pytest.mark.usefixtures("old")
