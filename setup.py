@@ -9,8 +9,14 @@ FFCV = [
     "ffcv==1.0.2",
     "setuptools",  # FFCV imports distutils, which Python 3.12 and newer have from setuptools alone
 ]
-# Each from the oldest version that its adapter passed the tests with.
-FRAMEWORKS = ["lightning>=2.5", "accelerate>=1.3", "timm>=1.0.31", "transformers>=4.57"]
+# An extra each. From the oldest versions that were tried with success: ffcv_prune/extras.py refuses older ones.
+FRAMEWORKS = {
+    "lightning": ["lightning>=2.5"],
+    "accelerate": ["accelerate>=1.3"],
+    "timm": ["timm>=1.0.3"],
+    "transformers": ["transformers>=4.57", "accelerate>=1.3"],  # its Trainer runs on the second
+}
+ALL_FRAMEWORKS = sorted({package for packages in FRAMEWORKS.values() for package in packages})
 HUGGINGFACE = ["datasets>=5"]
 # Under 3.10 no release of the first works with the second.
 DOCS = [f"{package}; python_version >= '3.11'" for package in ("mkdocs-material>=9.8", "mkdocstrings[python]>=1.0")]
@@ -64,7 +70,8 @@ setup(
     ],
     extras_require={
         "ffcv": FFCV,  # compiled where it is installed, with what docs/README.md names; without it TorchLoader serves
-        "frameworks": FRAMEWORKS,  # docs/frameworks.md
+        **FRAMEWORKS,  # docs/frameworks.md
+        "frameworks": ALL_FRAMEWORKS,
         "huggingface": HUGGINGFACE,  # the source of that name in recipes
         "analysis": ["pymc"],  # fits the always, sometimes and never samples
         "tensorboard": ["tensorboard"],  # the trackers: run.tracker
@@ -75,7 +82,7 @@ setup(
         "docs": DOCS,  # mkdocs build
         "test": [
             *FFCV,
-            *FRAMEWORKS,
+            *ALL_FRAMEWORKS,
             *HUGGINGFACE,
             *DOCS,
             "tensorboard",  # of the trackers: the others take longer to install than their tests to run

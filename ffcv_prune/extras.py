@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
 
-from packaging.version import Version
+from packaging.requirements import Requirement
 
 from ffcv_prune.errors import UserError
 
 
-def require(package: str, least: str) -> None:
-    """UserError unless a package is installed, in at least this version: the oldest that was tried."""
-    remedy = f'pip install "{package}>={least}"'
+def require(package: str, extra: str = "") -> None:
+    """UserError unless a package is installed, in a version that setup.py asks for.
+
+    Args:
+        package: as pip knows it.
+        extra: that brings it; empty: the extra of the same name.
+    """
+    remedy = f'pip install "ffcv_prune[{extra or package}]"'
     try:
         found = version(package)
     except PackageNotFoundError:
         raise UserError(f"{package} is not installed: {remedy}") from None
-    if Version(found) < Version(least):
-        raise UserError(f"{package} {found} is too old: {remedy}")
+    for need in map(Requirement, _requirements()):
+        if need.name == package and not need.specifier.contains(found, prereleases=True):
+            raise UserError(f"{package} is {found}, and must be {need.specifier}: {remedy}")
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires("ffcv_prune") or []
+    except PackageNotFoundError:  # a clone on PYTHONPATH, of which pip does not know
+        return []
+
+
+def check_accelerate() -> None:
+    """UserError if the process trains with an Accelerate that is too old; one that is only imported does no harm."""
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.is_initialized():
+        require("accelerate")

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ffcv_prune import collectives, machine, methods
 from ffcv_prune.errors import UserError, wrong_kind
+from ffcv_prune.extras import check_accelerate
 from ffcv_prune.machine import AmpDtype
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
+from ffcv_prune.schedule_end import check_schedule
 from ffcv_prune.scoring.batch_forward import Chosen
 from ffcv_prune.scoring.forward import check_loader, device_of, known_labels
 from ffcv_prune.scoring.proxy import Proxy
@@ -117,6 +119,7 @@ class Pruner:
         if task is not None and not isinstance(task, Task):
             raise wrong_kind("task", task, "a task, such as tasks.Classification()")
         epochs, seed = _whole("number of epochs", epochs), _whole("seed", seed)
+        check_accelerate()
         check_loader("training loader", loader)
         if not loader.shuffle:
             warnings.warn(
@@ -267,6 +270,22 @@ class Pruner:
                 stacklevel=2,
             )
         return sum(self.loader.num_batches(self.method.samples_in(epoch, epochs, n)) for epoch in range(epochs))
+
+    def check_schedule(self, schedule: Any, steps: int | None = None) -> None:
+        """Compare a learning-rate schedule of torch with the length of the run.
+
+        Warns if the schedule ends later. It says nothing where the end of the schedule cannot be read (`LambdaLR`), or
+        that of the run: for a method that sizes its selections itself.
+
+        Args:
+            schedule: that is stepped after each step of the optimizer.
+            steps: of the optimizer over the whole run; None: `total_steps()`.
+
+        Raises:
+            UserError: it ends before the run.
+        """
+        if self.method.selector.has_fixed_size:
+            check_schedule(schedule, self.total_steps() if steps is None else steps)
 
     @property
     def lr_factor(self) -> float:

@@ -68,11 +68,21 @@ def assert_same_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -
         assert torch.equal(found[name], value), name
 
 
+NO_THREADS = """
+import gc, os, torch
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+gc.collect()
+names = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
+assert not any("gloo" in name for name in names), names
+"""
+
+
 def run_ranks(script: str, folder: Path) -> list[Any]:
     """Run a script, with the folder as its argument, as two processes; returns what each wrote to RANK.json."""
     # In a function, with which the model ends. One that lives until Python exits keeps torch's threads for the process
     # group, and these may abort the process then: "terminate called without an active exception".
-    (folder / "rank.py").write_text(f"def main():\n{indent(script, '    ')}\nmain()\n")
+    (folder / "rank.py").write_text(f"def main():\n{indent(script, '    ')}\nmain()\n{NO_THREADS}")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

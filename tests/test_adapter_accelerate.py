@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ffcv_prune import extras
+from ffcv_prune.errors import UserError
 from tests.nets import SmallNet
 from tests.plain_loop import (
     EPOCHS,
@@ -71,6 +73,13 @@ def test_a_run_goes_on_from_accelerates_own_state(method: str, save_at: int, tmp
     run.train()
     assert run.steps == steps[save_at:]
     assert_same_weights(run.model.state_dict(), weights)
+
+
+def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerate.Accelerator(cpu=True)
+    monkeypatch.setattr(extras, "version", lambda package: "0.1")
+    with pytest.raises(UserError, match=r"^accelerate is 0\.1, and must be >="):
+        make_pruner()
 
 
 RANK = """

@@ -174,6 +174,9 @@ def test_a_schedule_that_would_run_out_of_steps_is_refused(tmp_path: Path) -> No
         UserError, match="CosineAnnealingLR ends after 31 steps, and the run has 32: build it with T_max=32"
     ):
         PrunedTrainer(model, arguments, pruner=pruner, optimizers=(optimizer, short))
+    long = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=60)
+    with pytest.warns(UserWarning, match="LinearLR ends after 60 steps, and the run has 32: build it"):
+        PrunedTrainer(model, arguments, pruner=pruner, optimizers=(optimizer, long))
 
 
 def test_batches_that_are_no_mappings_are_refused(tmp_path: Path) -> None:

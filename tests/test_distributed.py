@@ -41,6 +41,32 @@ def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
     return subprocess.run([*command, *arguments], env=environment(), capture_output=True, text=True, timeout=280)
 
 
+ONE_RANK = """
+import os, sys
+from ffcv_prune import Pruner
+import torch
+
+def train():
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model(torch.ones(1, 2)).sum().backward()
+    torch.distributed.destroy_process_group()
+
+def threads():
+    return [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+
+train()
+print(*[name for name in threads() if "gloo" in name])
+"""
+
+
+def test_no_thread_of_the_process_group_outlives_the_training(tmp_path: Path) -> None:
+    """One that releases a tensor while Python exits aborts the process."""
+    command = [sys.executable, "-c", ONE_RANK, str(tmp_path / "store")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.stdout == "\n", done.stdout + done.stderr
+
+
 def start_ranks(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """As torchrun would, but nobody ends the others when one dies."""
     with socket.socket() as free:

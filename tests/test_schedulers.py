@@ -10,9 +10,19 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, PolynomialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    PolynomialLR,
+    SequentialLR,
+)
 
 from ffcv_prune import Pruner, TorchLoader
+from ffcv_prune.errors import UserError
 from tests.nets import SmallNet
 from tests.plain_loop import EPOCHS, LENGTHS, LR, make_pruner, plain_run
 from tests.test_torch_pages import run_page
@@ -75,6 +85,121 @@ def test_schedules_of_torch_end_with_the_run() -> None:
     )
     polynomial = rates(lambda optimizer, total: PolynomialLR(optimizer, total_iters=total))
     assert polynomial[-1] == 0 and polynomial[-2] == pytest.approx(LR / sum(LENGTHS))
+
+
+def warm_up(optimizer: SGD, steps: int = 4) -> LinearLR:
+    return LinearLR(optimizer, 0.25, total_iters=steps)
+
+
+def warm_up_then_cosine(optimizer: SGD, total: int) -> SequentialLR:
+    return SequentialLR(optimizer, [warm_up(optimizer), CosineAnnealingLR(optimizer, total - 4)], [4])
+
+
+def warm_up_times_cosine(optimizer: SGD, total: int) -> ChainedScheduler:
+    return ChainedScheduler([warm_up(optimizer), CosineAnnealingLR(optimizer, total)])
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")  # of SequentialLR's own call
+def test_schedules_of_several_end_with_the_run() -> None:
+    steps = sum(LENGTHS)
+    found = rates(warm_up_then_cosine)
+    assert found[:5] == pytest.approx([LR * part for part in (0.25, 0.4375, 0.625, 0.8125, 1)])
+    assert found[-2] == pytest.approx(LR / 2 * (1 - math.cos(math.pi / (steps - 4)))) and found[-1] < 1e-9
+    found = rates(warm_up_times_cosine)
+    assert found[0] == pytest.approx(LR / 4)
+    assert found[-2] == pytest.approx(LR / 2 * (1 - math.cos(math.pi / steps))) and found[-1] < 1e-9
+
+
+def test_a_schedule_that_is_stepped_once_an_epoch_goes_by_epochs() -> None:
+    pruner, model = make_pruner(), SmallNet()
+    optimizer = SGD(model.parameters(), lr=LR)
+    schedule = CosineAnnealingLR(optimizer, T_max=EPOCHS)
+    for epoch in range(EPOCHS):
+        pruner.begin_epoch(epoch, model)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(LR * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2)
+        for _ in pruner.loader:
+            optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+# What is built over a number of steps, and what check_schedule calls the schedule in it that ends them.
+SCHEDULES: dict[str, tuple[Any, str]] = {
+    "one cycle": (lambda optimizer, total: OneCycleLR(optimizer, 1.0, total_steps=total), "OneCycleLR"),
+    "cosine": (CosineAnnealingLR, "CosineAnnealingLR"),
+    "linear": (lambda optimizer, total: LinearLR(optimizer, 1.0, 0.0, total_iters=total), "LinearLR"),
+    "polynomial": (lambda optimizer, total: PolynomialLR(optimizer, total), "PolynomialLR"),
+    "warm-up, then cosine": (warm_up_then_cosine, "CosineAnnealingLR"),
+    "warm-up times cosine": (warm_up_times_cosine, "CosineAnnealingLR"),
+    "a sequence in a sequence": (
+        lambda optimizer, total: SequentialLR(
+            optimizer, [warm_up(optimizer, 2), warm_up_then_cosine(optimizer, total - 2)], [2]
+        ),
+        "CosineAnnealingLR",
+    ),
+    "a sequence in a product": (
+        lambda optimizer, total: ChainedScheduler([warm_up(optimizer), warm_up_then_cosine(optimizer, total)]),
+        "CosineAnnealingLR",
+    ),
+}
+TOTAL = sum(LENGTHS)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_length_of_a_schedule_is_checked(name: str) -> None:
+    make, called = SCHEDULES[name]
+    pruner = make_pruner()
+    optimizer = SGD(SmallNet().parameters(), lr=LR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.check_schedule(make(optimizer, TOTAL))
+        pruner.check_schedule(make(optimizer, TOTAL // 2), TOTAL // 2)  # of an optimizer that steps every second batch
+    unpruned = len(pruner.loader) * EPOCHS
+    assert unpruned > TOTAL
+    for total in (TOTAL + 1, unpruned):
+        with pytest.warns(UserWarning, match=rf"^{called} ends after {total} steps, and the run has {TOTAL}: ") as said:
+            pruner.check_schedule(make(optimizer, total))
+        (warning,) = said
+        assert "\n" not in str(warning.message) and warning.filename == __file__
+    with pytest.raises(UserError, match=rf"^{called} ends after {TOTAL - 1} steps, and the run has {TOTAL}: "):
+        pruner.check_schedule(make(optimizer, TOTAL - 1))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_remedy_that_is_named_is_the_right_length(name: str) -> None:
+    make, called = SCHEDULES[name]
+    pruner = make_pruner()
+    optimizer = SGD(SmallNet().parameters(), lr=LR)
+    schedule = make(optimizer, TOTAL - 7)
+    with pytest.raises(UserError) as error:
+        pruner.check_schedule(schedule)
+    argument, steps = str(error.value).split()[-1].split("=")
+    while not hasattr(schedule, argument):
+        schedule = schedule._schedulers[-1]
+    assert type(schedule).__name__ == called and getattr(schedule, argument) + 7 == int(steps)
+
+
+def test_a_last_schedule_that_the_run_does_not_reach_is_told() -> None:
+    optimizer = SGD(SmallNet().parameters(), lr=LR)
+    schedule = SequentialLR(optimizer, [warm_up(optimizer, 99), CosineAnnealingLR(optimizer, 20)], [99])
+    with pytest.warns(UserWarning, match=f"CosineAnnealingLR begins after 99 steps, and the run has {TOTAL}: give"):
+        make_pruner().check_schedule(schedule)
+
+
+def test_nothing_is_said_of_a_schedule_or_a_run_whose_end_cannot_be_read() -> None:
+    optimizer = SGD(SmallNet().parameters(), lr=LR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for schedule in (
+            LambdaLR(optimizer, lambda step: 1 / (1 + step)),
+            ConstantLR(optimizer),
+            SequentialLR(optimizer, [warm_up(optimizer), ConstantLR(optimizer)], [4]),
+            warm_up(optimizer),  # it stays at a rate above 0
+            type("Restarting", (CosineAnnealingLR,), {})(optimizer, 5),
+            None,
+        ):
+            make_pruner().check_schedule(schedule)
+        make_pruner("infobatch").check_schedule(CosineAnnealingLR(optimizer, 5))
 
 
 def test_one_cycle_ends_with_the_run_and_stops_beyond_it() -> None:

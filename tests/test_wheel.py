@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import ffcv_prune
 
@@ -51,6 +52,24 @@ def test_the_wheel_holds_each_recipe_and_each_config(wheel: Path) -> None:
         files = {f"ffcv_prune/{folder}/{path.name}" for path in (ROOT / folder).glob("*.yaml")}
         assert files and files <= held
     assert {name.split("/")[0].split("-")[0] for name in held} == {"ffcv_prune"}  # no script of the root's among them
+
+
+def test_each_framework_is_an_extra_and_one_extra_is_all_of_them(wheel: Path) -> None:
+    (metadata,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
+    text = zipfile.ZipFile(wheel).read(metadata).decode()
+    needs = [Requirement(line) for line in re.findall(r"^Requires-Dist: (.*)", text, re.M)]
+
+    def brought_by(extra: str) -> set[str]:
+        found = (need for need in needs if need.marker and need.marker.evaluate({"extra": extra}))
+        return {f"{need.name}{need.specifier}" for need in found}
+
+    parts = {extra: brought_by(extra) for extra in ("lightning", "accelerate", "timm", "transformers")}
+    for extra, brought in parts.items():
+        assert [need for need in brought if re.fullmatch(rf"{extra}>=[\d.]+", need)], brought
+    assert parts["accelerate"] < parts["transformers"]  # on which its Trainer runs
+    assert brought_by("frameworks") == set().union(*parts.values()) < brought_by("test")
+    names = [need.partition(">=")[0] for need in brought_by("frameworks")]
+    assert len(names) == len(set(names))  # of each package one oldest version
 
 
 def write_fashion_mnist(folder: Path) -> None:

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from ffcv_prune.adapters import check_schedule
 from ffcv_prune.errors import UserError
 from ffcv_prune.extras import require
 from ffcv_prune.protocols import SampleLoader
 from ffcv_prune.pruner import Pruner
 
-require("lightning", "2.5")
+require("lightning")
 
 from lightning.pytorch import LightningDataModule  # noqa: E402
 
@@ -61,8 +60,8 @@ class PrunedDataModule(LightningDataModule):
                 "function that builds it with distributed=True"
             )
         for config in self.trainer.lr_scheduler_configs:
-            if config.interval == "step" and config.frequency == 1 and self.pruner.method.selector.has_fixed_size:
-                check_schedule(config.scheduler, self.total_steps())
+            if config.interval == "step" and config.frequency == 1:
+                self.pruner.check_schedule(config.scheduler, self.total_steps())
         self.pruner.begin_epoch(self.trainer.current_epoch, self.trainer.lightning_module)
         return _Epoch(loader)
 

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_prune.adapters import check_schedule
 from ffcv_prune.errors import UserError
 from ffcv_prune.extras import require
 from ffcv_prune.pruner import Pruner
 
-require("transformers", "4.57")
-require("accelerate", "1.3")  # which the Trainer runs on
+require("transformers")
+require("accelerate", "transformers")  # which the Trainer runs on
 
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
@@ -66,8 +65,7 @@ class PrunedTrainer(Trainer):
             )
         args = copy.copy(args)
         args.max_steps = pruner.total_steps() // args.gradient_accumulation_steps
-        if pruner.method.selector.has_fixed_size:
-            check_schedule(options.get("optimizers", (None, None))[1], args.max_steps)
+        pruner.check_schedule(options.get("optimizers", (None, None))[1], args.max_steps)
         args.ignore_data_skip = True  # the loader itself goes on where it was
         super().__init__(model, args, **options)
         self.pruner = pruner

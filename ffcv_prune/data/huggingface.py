@@ -15,7 +15,7 @@ from ffcv_prune.data.sources import OpenSource, Split
 from ffcv_prune.errors import UserError
 from ffcv_prune.extras import require
 
-require("datasets", "5")
+require("datasets", "huggingface")
 
 import datasets  # noqa: E402
 from pyarrow import ArrowException  # noqa: E402

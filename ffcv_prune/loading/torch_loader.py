@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ffcv_prune.errors import UserError, nearest, wrong_kind
+from ffcv_prune.extras import require
 from ffcv_prune.loading.order import PrunedOrder
 from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that_share, whole
 from ffcv_prune.loading.torch_fetch import (
@@ -124,10 +125,13 @@ class TorchLoader(SelectableLoader):
         The workers stay from epoch to epoch, whatever those of `loader` do.
 
         Raises:
-            UserError: it draws from a sampler of the user's own, whose order could not be kept.
+            UserError: it draws from a sampler of the user's own, whose order could not be kept; or it is one of timm's,
+                of a version that is too old.
         """
         if not isinstance(loader, DataLoader):
             raise wrong_kind("loader", loader, "a torch DataLoader, or a data set to TorchLoader itself")
+        if getattr(getattr(loader.worker_init_fn, "func", None), "__module__", "") == "timm.data.loader":
+            require("timm")
         arguments = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn", "drop_last")}
         arguments |= {name: getattr(loader, name) for name in OPTIONS if name != "persistent_workers"}
         return cls(loader.dataset, **arguments | order_of_loader(loader) | changes)

@@ -32,7 +32,8 @@ class Proxy:
         lr: from the epoch, the window and the windows of the epoch to the learning rate; None: the optimiser's own.
             It is asked for at every window, whether the proxy steps there or not.
         size: side in pixels to which images are reduced for the proxy; 0: as they are.
-        task, amp_dtype: as of a `Pruner`.
+        task: as of a `Pruner`.
+        amp_dtype: as of a `Pruner`.
 
     Attributes:
         windows, steps, forwards: windows seen, steps taken, samples that went through the net, so far.
