@@ -13,7 +13,7 @@ FFCV = [
 FRAMEWORKS = {
     "lightning": ["lightning>=2.5"],
     "accelerate": ["accelerate>=1.3"],
-    "timm": ["timm>=1.0.31"],
+    "timm": ["timm>=1.0.3"],
     "transformers": ["transformers>=4.57", "accelerate>=1.3"],  # its Trainer runs on the second
 }
 ALL_FRAMEWORKS = sorted({package for packages in FRAMEWORKS.values() for package in packages})

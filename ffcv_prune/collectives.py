@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-
-# Default arguments in it are the process group at its import. DistributedDataParallel imports it: if first, they keep
-# the group for ever, and its threads may abort Python's exit ("terminate called without an active exception").
-import torch.distributed.nn
 from torch import Tensor, nn
 
 from ffcv_prune.errors import UserError
+
+if dist.is_available():
+    # Default arguments in it are the process group at its import. If DistributedDataParallel imports it first, they
+    # hold the group until Python exits. Its threads may abort the exit: "terminate called without an active exception".
+    import torch.distributed.nn
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ def require(package: str, extra: str = "") -> None:
 
     Args:
         package: as pip knows it.
-        extra: that brings it; empty: the extra of the same name.
+        extra: the extra of ffcv_prune that installs it; empty: the one of the same name.
     """
     remedy = f'pip install "ffcv_prune[{extra or package}]"'
     try:
@@ -37,5 +37,5 @@ def _requirements() -> list[str]:
 def check_accelerate() -> None:
     """UserError if the process trains with an Accelerate that is too old; one that is only imported does no harm."""
     state = sys.modules.get("accelerate.state")
-    if state is not None and state.is_initialized():
+    if state is not None and getattr(state, "is_initialized", lambda: True)():
         require("accelerate")

@@ -274,11 +274,11 @@ class Pruner:
     def check_schedule(self, schedule: Any, steps: int | None = None) -> None:
         """Compare a learning-rate schedule of torch with the length of the run.
 
-        Warns if the schedule ends later. It says nothing where the end of the schedule cannot be read (`LambdaLR`), or
-        that of the run: for a method that sizes its selections itself.
+        Warns if the schedule ends later. The end of a `LambdaLR` cannot be read. A `LinearLR` that ends above 0 is
+        taken for a warm-up. Nothing is checked for a method that sizes its selections itself.
 
         Args:
-            schedule: that is stepped after each step of the optimizer.
+            schedule: it is stepped after each step of the optimizer.
             steps: of the optimizer over the whole run; None: `total_steps()`.
 
         Raises:

@@ -48,7 +48,7 @@ def check_schedule(schedule: Any, steps: int) -> None:
 
 
 def _last_parts(schedule: Any, begin: int) -> Iterator[tuple[Any, int]]:
-    """(a schedule with an end, the step at which it begins) for each that steps in the end.
+    """(a schedule with an end, the step at which it begins) for each schedule that is active in the last step.
 
     The private names are keys of torch's own state_dict, too: it cannot change them without breaking checkpoints.
     """

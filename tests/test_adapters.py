@@ -34,7 +34,7 @@ def refusal(package: str, found: str = "0.1") -> str:
 
 
 @pytest.mark.parametrize("package", ["lightning", "accelerate", "timm", "transformers", "torch"])
-def test_a_version_below_the_one_that_setup_py_names_is_refused(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_below_the_one_that_pip_knows_of_is_refused(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in (LEAST[package], f"{LEAST[package]}.1", "99.0rc1"):
         monkeypatch.setattr(extras, "version", lambda package, version=version: version)
         require(package)

@@ -50,13 +50,15 @@ def train():
     torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
     model(torch.ones(1, 2)).sum().backward()
+    assert threads()
     torch.distributed.destroy_process_group()
 
 def threads():
-    return [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+    names = [open(f"/proc/self/task/{thread}/comm").read().strip() for thread in os.listdir("/proc/self/task")]
+    return [name for name in names if "gloo" in name]
 
 train()
-print(*[name for name in threads() if "gloo" in name])
+print(*threads())
 """
 
 

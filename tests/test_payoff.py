@@ -202,11 +202,14 @@ def test_a_small_grid_from_end_to_end(small: Path, capsys: pytest.CaptureFixture
     text = small.read_text().replace("budgets: [0.5, 0.7, 1.0]", "budgets: [0.5, 1.0]").replace("[0.02, 0.1]", "[0.02]")
     small.write_text(text)  # the order of more runs is tested above
     csv = small.with_name("payoff.csv")
-    words = ["--csv", str(csv), "--grid", str(small), "--jobs", "2"]
+    jobs = 2 - usable_cores() % 2
+    words = ["--csv", str(csv), "--grid", str(small), f"--jobs={jobs}"]
     benchmark(referee, words=words)
     rows = read_csv(csv)
     assert len(rows) == 5 * 3 + 2
-    assert {int(row["cores"]) for row in rows} == {-(-usable_cores() // 2)}  # of a run, with a job beside it
+    assert {int(row["cores"]) for row in rows} == {usable_cores() // jobs}
+    with pytest.raises(UserError, match="does not divide the"):
+        benchmark(referee, words=[*words[:-1], f"--jobs={usable_cores() + 1}"])
     by_entry = {name: [own for own in rows if own["entry"] == name] for name in ("full 1", "recent", "proxy", "ucb")}
     full, recent, proxy, ucb = (own[-1] for own in by_entry.values())
     assert float(full["work"]) == int(full["samples_seen"]) == 4 * 6 * 32

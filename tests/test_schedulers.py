@@ -131,12 +131,6 @@ SCHEDULES: dict[str, tuple[Any, str]] = {
     "polynomial": (lambda optimizer, total: PolynomialLR(optimizer, total), "PolynomialLR"),
     "warm-up, then cosine": (warm_up_then_cosine, "CosineAnnealingLR"),
     "warm-up times cosine": (warm_up_times_cosine, "CosineAnnealingLR"),
-    "a sequence in a sequence": (
-        lambda optimizer, total: SequentialLR(
-            optimizer, [warm_up(optimizer, 2), warm_up_then_cosine(optimizer, total - 2)], [2]
-        ),
-        "CosineAnnealingLR",
-    ),
     "a sequence in a product": (
         lambda optimizer, total: ChainedScheduler([warm_up(optimizer), warm_up_then_cosine(optimizer, total)]),
         "CosineAnnealingLR",

@@ -43,6 +43,7 @@ from benchmarks.payoff.grid import Case, Grid
 from benchmarks.payoff.judge import Judged, cases
 from benchmarks.speed.proxy import flops
 from ffcv_prune.config import Config
+from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
@@ -74,13 +75,15 @@ def run(args: argparse.Namespace, results: Results) -> None:
     end = time.monotonic() + 3600 * args.hours
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0))
+    if len(cores) % args.jobs:
+        raise UserError(f"--jobs {args.jobs} does not divide the {len(cores)} cores evenly: give all jobs as many")
     shares = context.Queue()
     for job in range(args.jobs):
-        shares.put(cores[job :: args.jobs] or cores)
-    running: dict[Future[dict[str, Any]], Case] = {}
-    # The rows name the cores of this process: those that a run has.
-    with _kept_to(cores[:: args.jobs]), ProcessPoolExecutor(args.jobs, context, _begin, (shares,)) as pool:
+        shares.put(cores[job :: args.jobs])
+    with _on(cores[:: args.jobs]):
         results.left([], _case)  # refuses rows of another grid or machine
+    running: dict[Future[dict[str, Any]], Case] = {}
+    with ProcessPoolExecutor(args.jobs, context, _begin, (shares,)) as pool:
         while True:
             rows = results.read() if results.path.exists() else []
             left = [case for case in cases(grid, rows) if case not in running.values()]
@@ -93,12 +96,13 @@ def run(args: argparse.Namespace, results: Results) -> None:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                results.append([{"key": grid.key(running.pop(future)), **future.result()}])
+                with _on(cores[:: args.jobs]):
+                    results.append([{"key": grid.key(running.pop(future)), **future.result()}])
 
 
 @contextmanager
-def _kept_to(cores: Sequence[int]) -> Iterator[None]:
-    """This process uses these cores only."""
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """This process is on these cores, as a run: rows name the cores of the process that writes them."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

@@ -125,8 +125,8 @@ class TorchLoader(SelectableLoader):
         The workers stay from epoch to epoch, whatever those of `loader` do.
 
         Raises:
-            UserError: it draws from a sampler of the user's own, whose order could not be kept; or it is one of timm's,
-                of a version that is too old.
+            UserError: the loader draws from a sampler of the user's own, whose order could not be kept. Or it is a
+                loader of a timm that is too old.
         """
         if not isinstance(loader, DataLoader):
             raise wrong_kind("loader", loader, "a torch DataLoader, or a data set to TorchLoader itself")
