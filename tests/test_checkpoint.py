@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import random
@@ -191,6 +192,20 @@ def test_what_resume_accepts_on_the_command_line(tmp_path: Path, settings: Confi
         config.read_command(["--resume", run, "--config", "x.yaml"])
     with pytest.raises(UserError, match=r"no config\.yaml"):
         config.read_command(["--resume", str(tmp_path)])
+
+
+def test_a_failed_write_releases_its_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12.1 may crash when it collects a traceback that holds the view of one."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    content = io.BytesIO(b"content")
+    with pytest.raises(UserError, match="No space left on device") as kept:
+        replace_file(tmp_path / "file", content)
+    content.truncate(0)  # BufferError where a view is left
+    assert kept.tb is not None and not [*tmp_path.iterdir()]
 
 
 @pytest.mark.requires_root

@@ -30,7 +30,7 @@ def save(folder: Path, config: Config, data: Mapping[str, str], state: Mapping[s
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "config": fixed_keys(config), "data": dict(data), "state": dict(state)}, buffer)
-    replace_file(folder / NAME, buffer.getbuffer())
+    replace_file(folder / NAME, buffer)
 
 
 def load(folder: Path, config: Config, data: Mapping[str, str]) -> dict[str, Any]:

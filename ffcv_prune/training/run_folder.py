@@ -136,7 +136,7 @@ class RunFolder:
     def save_selection(self, epoch: int, ids: NDArray[np.int64]) -> None:
         content = io.BytesIO()
         np.save(content, ids)
-        replace_file(self._selection_path(epoch), content.getbuffer())
+        replace_file(self._selection_path(epoch), content)
 
     def overlap(self, epoch: int, ids: NDArray[np.int64]) -> float | None:
         """The share of the selection `ids` of an epoch that the selection before it held too; None for the first.
@@ -158,7 +158,7 @@ class RunFolder:
     def save_weights(self, model: torch.nn.Module) -> None:
         content = io.BytesIO()
         torch.save({name: value.cpu() for name, value in model.state_dict().items()}, content)
-        replace_file(self.path / "weights.pt", content.getbuffer())
+        replace_file(self.path / "weights.pt", content)
 
     def write_result(self, row: Mapping[str, Any]) -> None:
         text = io.StringIO()
@@ -190,7 +190,7 @@ def create_unused(out: Path, name: str) -> Path:
             raise UserError(f"cannot create the run folder {path}: {error.strerror}; see --run.out") from None
 
 
-def replace_file(path: Path, content: bytes | memoryview, remedy: str = RESUME) -> None:
+def replace_file(path: Path, content: bytes | io.BytesIO, remedy: str = RESUME) -> None:
     """Write `path` so that it has the old content or the new one, never a part, even if the power fails.
 
     Raises:
@@ -199,8 +199,8 @@ def replace_file(path: Path, content: bytes | memoryview, remedy: str = RESUME) 
     temporary = path.with_name(path.name + ".part")
     with _writing(path, remedy):
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
+            with temporary.open("wb") as file, _view(content) as view:
+                file.write(view)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -212,6 +212,11 @@ def replace_file(path: Path, content: bytes | memoryview, remedy: str = RESUME) 
             os.fsync(folder)  # the new name
         finally:
             os.close(folder)
+
+
+def _view(content: bytes | io.BytesIO) -> memoryview:
+    """To be released: a traceback that holds the view of a buffer ends Python 3.12.1 (cpython, gh-111049)."""
+    return memoryview(content) if isinstance(content, bytes) else content.getbuffer()
 
 
 @contextmanager

@@ -62,9 +62,10 @@ def save(path: Path, scores: Floats, description: Mapping[str, Any]) -> None:
     """Write the scores float32[models, n]; `description` holds what `ScoreFile` says and may hold more."""
     array = io.BytesIO()
     np.save(array, scores)
-    text = json.dumps({**description, "digest": _digest(array.getbuffer())}, indent=2, ensure_ascii=False)
-    for suffix, content in ((".npy", array.getvalue()), (".json", (text + "\n").encode())):
-        replace_file(path.with_suffix(suffix), content, f"mend that, then {REMEDY}")
+    content = array.getvalue()
+    text = json.dumps({**description, "digest": _digest(content)}, indent=2, ensure_ascii=False)
+    for suffix, part in ((".npy", content), (".json", (text + "\n").encode())):
+        replace_file(path.with_suffix(suffix), part, f"mend that, then {REMEDY}")
 
 
 def load(path: str | Path, data: str) -> ScoreFile:
@@ -112,5 +113,5 @@ def with_static_scores(config: Config, dataset: Dataset) -> tuple[Method, Floats
     return replace(method, name=made + method.name.removeprefix("static")), file.scores(), file.seconds["total"]
 
 
-def _digest(content: bytes | memoryview) -> str:
+def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
