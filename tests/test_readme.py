@@ -14,9 +14,9 @@ from typing import get_type_hints
 import matplotlib
 import pytest
 
-from benchmarks import demo
+from benchmarks import demo, pythons
 from benchmarks.harness.rows import read_csv
-from benchmarks.loading import cold, startup, swap, throughput
+from benchmarks.loading import cold, startup, swap, throughput, writer
 from benchmarks.speed import agreement, long_run, proxy, scoring, speedup, top_k, waiting
 from ffcv_prune.config import SECTIONS
 from ffcv_prune.data.recipe import Recipe
@@ -70,16 +70,19 @@ PAGES = {  # of benchmarks/results: what makes them
     "loading_busy": throughput,
     "loading_cold": cold,
     "loading_startup": startup,
+    "loading_writer": writer,
+    "pythons": pythons,
 }
+LINKED_FROM = {"long_run": "scale.md", "pythons": "compatibility.md"}  # others: from speed.md
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_pages_of_speed_are_those_of_the_committed_rows(name: str) -> None:
+def test_the_pages_of_results_are_those_of_the_committed_rows(name: str) -> None:
     results = ROOT / "benchmarks" / "results"
     with (results / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         table = PAGES[name].summary(list(csv.DictReader(file)))
     assert f"\n\n{table}\n" in (results / f"{name}.md").read_text(encoding="utf-8")
-    page = ROOT / "docs" / ("scale.md" if name == "long_run" else "speed.md")
+    page = ROOT / "docs" / LINKED_FROM.get(name, "speed.md")
     assert f"(../benchmarks/results/{name}.md)" in page.read_text(encoding="utf-8")
 
 

@@ -88,7 +88,10 @@ def lend_packages(environment: Path, wheel: Path, cwd: Path) -> None:
     venv.create(environment, with_pip=False)
     run(sys.executable, *["-m", "pip", "-q", "--python"], environment, "install", "--no-deps", wheel, cwd=cwd)
     (site,) = environment.glob("lib/python*/site-packages")
-    (site / "lent.pth").write_text("\n".join(p for p in sys.path if p.endswith("-packages")))
+    lent = [path for path in sys.path if path.endswith("-packages")]
+    # Their own .pth files are not read. By this one of them setuptools brings distutils, from Python 3.12 on.
+    shims = [file.read_text() for path in lent for file in Path(path).glob("distutils-precedence.pth")]
+    (site / "lent.pth").write_text("\n".join([*lent, *shims]))
 
 
 def install_everything(environment: Path, wheel: Path, cwd: Path) -> None:
