@@ -236,12 +236,17 @@ def test_a_data_set_made_by_another_recipe_is_not_replaced_unasked(
     write(source, **first)  # the same again, unasked
 
 
+def written(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Which file each is, and when it was written."""
+    return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in folder.iterdir()}
+
+
 def test_damaged_images_of_all_splits_are_named_and_no_split_is_replaced(source: Path) -> None:
     path = write(source)
-    before = {file: file.stat() for file in path.parent.iterdir()}
+    before = written(path.parent)
     (source / "test/dog/0001.png").write_bytes(b"")
     expect_failure(lambda: write(source), source, r"cannot be read: \S*test/dog/0001\.png")
-    assert {file: file.stat() for file in path.parent.iterdir()} == before  # train.beton was whole
+    assert written(path.parent) == before  # train.beton was whole
     (source / "train/owl/0001.png").write_bytes(b"")
     expect_failure(lambda: write(source), source, r"train/owl/0001\.png .*, \S*test/dog/0001\.png")
 
