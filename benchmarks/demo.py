@@ -12,6 +12,7 @@ all runs share.
 
 from __future__ import annotations
 
+import ffcv_prune  # noqa: F401 - before torch  # isort: skip
 import argparse
 import os
 import statistics
