@@ -3,6 +3,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,7 +102,11 @@ def drop(opened: OpenFile) -> None:
     os.posix_fadvise(opened.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def test_what_was_asked_for_comes_into_memory(named: OpenFile) -> None:
+@pytest.mark.parametrize("told", [range(8), [0, 3, 3, 7], [7]])
+def test_what_was_asked_for_comes_into_memory(
+    named: OpenFile, told: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_ahead, "WINDOW_BYTES", 1)  # a window is a batch
     ids = np.arange(0, 150, 2)
     drop(named)
     if missing(named, ids) < 100:
@@ -109,7 +114,7 @@ def test_what_was_asked_for_comes_into_memory(named: OpenFile) -> None:
     drop(named)
     ahead = ReadAhead(named, ["image"], ids, batch_size=10)
     ahead.start()
-    for batch in range(8):
+    for batch in told:
         ahead.decoding(batch)
     ahead.join(timeout=60)
     for _ in range(100):
@@ -147,6 +152,20 @@ def test_an_epoch_from_the_disk(beton: Beton, read_ahead: bool) -> None:
     next(epoch)
     epoch.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "ffcv_prune-read-ahead"]
+
+
+def test_reading_ahead_follows_what_is_being_made(beton: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several batches are submitted at a time: what is read for the last of them is far ahead of a slow disk."""
+    told: list[int] = []
+    monkeypatch.setattr(ReadAhead, "decoding", lambda self, batch: told.append(batch))
+    loader = PrunedLoader(beton.path, 16, pipelines=score_pipelines(check_beton(beton.path)))
+    epoch = iter(loader)
+    for being_made in (0, 2):
+        monkeypatch.setattr(epoch._ring.workers, "taken", lambda number=being_made: number)
+        next(epoch)
+        assert set(told) == {being_made}
+        told.clear()
+    epoch.close()
 
 
 def test_loaders_of_one_file_share_it(beton: Beton, tmp_path: Path) -> None:

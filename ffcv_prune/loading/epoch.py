@@ -114,11 +114,13 @@ class _Producer:
 
     def _begin(self) -> None:
         """Begin the batches for which there is room."""
+        if self.read_ahead:
+            # Not by what is submitted: several batches are, and where the disk holds the workers up, pages that were
+            # read so far ahead may have left the memory before their turn.
+            self.read_ahead.decoding(self.ring.workers.taken())
         for number in range(self.ring.workers.submitted(), min(len(self.batches), self.held + self.ring.slots)):
             if self.stop_requested:  # by a signal handler
                 return
-            if self.read_ahead:
-                self.read_ahead.decoding(number)
             slot = number % self.ring.slots
             self.ring.begin_batch(self.decoding, self.batches[number], slot, self.stored)
             if number + 1 == len(self.batches):  # while the workers make the last ones

@@ -122,6 +122,7 @@ def bind(path: str) -> ctypes.CDLL | None:
         "begin": (pool, (ctypes.c_int, number)),
         "submit": (None, (pool, ctypes.POINTER(BatchTasks), number, ctypes.c_void_p, stored)),
         "submitted": (number, (pool,)),
+        "taken": (number, (pool,)),
         "wait": (ctypes.c_int, (pool, number)),
         "wake": (None, (pool,)),
         "clear": (None, (pool,)),

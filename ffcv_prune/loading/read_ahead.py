@@ -51,12 +51,14 @@ class ReadAhead(threading.Thread):
         self._fields = fields
         self._windows = windows(ids, batch_size, opened.sample_bytes)
         self._room = threading.Semaphore(WINDOWS_AHEAD)
-        self._stopped = False
+        self._stopped, self._decoding = False, -1
 
     def decoding(self, batch: int) -> None:
-        """To be called before `batch` is decoded."""
-        if batch in self._windows:
-            self._room.release()
+        """To be called now and then, with the batch that is being decoded: those before it are."""
+        for number in range(self._decoding + 1, batch + 1):
+            if number in self._windows:
+                self._room.release()
+        self._decoding = max(self._decoding, batch)
 
     def run(self) -> None:
         for ids in self._windows.values():

@@ -43,6 +43,9 @@ class Workers(Protocol):
     def submitted(self) -> int:
         """How many batches were submitted since `clear`."""
 
+    def taken(self) -> int:
+        """The number of the batch that is being made: of those before it, all samples are made or in the making."""
+
     def wait(self, batch: int) -> bool:
         """Wait until a batch is made, or for `wake`; whether it is made. MemoryError where there was none."""
 
@@ -87,6 +90,9 @@ class NativeWorkers:
     def submitted(self) -> int:
         return int(self._library.ffcv_prune_submitted(self._pool))
 
+    def taken(self) -> int:
+        return int(self._library.ffcv_prune_taken(self._pool))
+
     def wait(self, batch: int) -> bool:
         made = self._library.ffcv_prune_wait(self._pool, batch)
         if made < 0:
@@ -129,6 +135,9 @@ class NumbaWorkers:
 
     def submitted(self) -> int:
         return len(self._submitted)
+
+    def taken(self) -> int:
+        return self._made
 
     def wait(self, batch: int) -> bool:
         if batch < len(self._submitted):

@@ -117,6 +117,14 @@ EXPORT void ffcv_prune_submit(pool *p, const batch_tasks *tasks, int64_t samples
 /* How many batches were added. To be asked by the thread that adds them. */
 EXPORT int64_t ffcv_prune_submitted(const pool *p) { return p->submitted; }
 
+/* The number of the batch that is being made: of those before it, no sample is left that nobody has taken. */
+EXPORT int64_t ffcv_prune_taken(pool *p) {
+    pthread_mutex_lock(&p->lock);
+    int64_t taken = p->taken;
+    pthread_mutex_unlock(&p->lock);
+    return taken;
+}
+
 /* Wait until batch `number` is made, or for `ffcv_prune_wake`, or for a second: Python may have a signal to answer.
    1, 2 if a sample is not what was written, 0 if it is not made yet, or -1 without memory. */
 EXPORT int ffcv_prune_wait(pool *p, int64_t number) {
