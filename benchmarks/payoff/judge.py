@@ -80,11 +80,18 @@ class Judged:
         varied = self.grid.varied_by(entry)
         if varied is not None and self.hopeless(varied):
             return True
+        trial = self.trial(entry)
+        return trial is not None and self.trial_gain(trial) < -self.grid.hopeless
+
+    def trial(self, entry: Entry) -> Row | None:
+        """The best run of a method with the first seed; None until it and the curve of this seed are there."""
         best = self._tune(entry)[0] if self.first is None else self.counted(entry).get(self._trial_seed)
-        if best is None or self._trial_curve is None:
-            return False
-        below = 100 * (self._trial_curve.accuracy_at(float(best["work"])) - float(best["accuracy"]))
-        return below > self.grid.hopeless
+        return None if self._trial_curve is None else best
+
+    def trial_gain(self, trial: Row) -> float:
+        """Points of accuracy above full data with this seed, at the cost of the run."""
+        assert self._trial_curve is not None
+        return 100 * (float(trial["accuracy"]) - self._trial_curve.accuracy_at(float(trial["work"])))
 
     @cached_property
     def carried(self) -> list[Entry]:

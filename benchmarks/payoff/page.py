@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from matplotlib.axes import Axes
 
@@ -21,16 +21,16 @@ def text(grid: Grid, conditions: Sequence[Judged]) -> str:
         found = {entry.name: judged.payoff(entry) for entry in grid.methods}
         level = correction(one.saving.p() for one in found.values() if one is not None)
         parts.append(f"## {judged.condition}\n\n{_curve(grid, judged)}\n\n{_methods(grid, judged, level)}")
-        left = [entry.name for entry in grid.methods if judged.hopeless(entry)]
-        if left:
+        parts.append(f"± is the {level} over paired seeds.")
+        trials = _trials(grid, judged)
+        if trials:
             parts.append(
-                f"Given up, for their first seed lay more than {grid.hopeless:g} points below full data at their cost: "
-                f"{', '.join(left)}."
+                f"The first seed decides which methods are run on. Methods more than {grid.hopeless:g} points below "
+                f"full data at their cost are given up, with their variants.\n\n{trials}"
             )
         missing = sum(len(judged.left(entry)[1]) for entry in grid.entries)
         if missing:
             parts.append(f"{missing} runs or more are still to do.")
-        parts.append(f"± is the {level} over paired seeds.")
     return "\n\n".join(parts)
 
 
@@ -61,6 +61,23 @@ def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
     return table(lines) if lines else "No method has been run yet."
 
 
+def _trials(grid: Grid, judged: Judged) -> str:
+    """The first seed of all methods, the best first."""
+    found = [(entry, trial) for entry in grid.methods if (trial := judged.trial(entry)) is not None]
+    lines = [
+        {
+            "method": entry.name,
+            "choice": trial["choice"],
+            "accuracy, %": f"{100 * float(trial['accuracy']):.2f}",
+            "work, samples": f"{float(trial['work']):,.0f}",
+            "gain at equal work, points": f"{judged.trial_gain(trial):+.2f}",
+            "given up": "yes" if judged.hopeless(entry) else "",
+        }
+        for entry, trial in sorted(found, key=lambda pair: -judged.trial_gain(pair[1]))
+    ]
+    return table(lines) if lines else ""
+
+
 def _numbers(rows: Sequence[Row]) -> dict[str, str]:
     return {
         "choice": rows[0]["choice"],
@@ -87,22 +104,21 @@ def _score(grid: Grid, judged: Judged, entry: Entry, level: Correction) -> str:
 
 
 def plot(axes: Axes, judged: Judged) -> None:
-    """Means over the seeds: the curve of full data, and each method as a point."""
+    """Means over the seeds: the curve of full data, and each method as a point, hollow with the first seed alone."""
 
-    def means(entry: Entry) -> tuple[float, float] | None:
-        rows = judged.counted(entry).values()
-        if not rows:
-            return None
+    def means(rows: Collection[Row]) -> tuple[float, float]:
         work, accuracy = ([float(row[name]) for row in rows] for name in ("work", "accuracy"))
         return statistics.mean(work), 100 * statistics.mean(accuracy)
 
-    budgets = [point for point in map(means, judged.grid.budgets) if point is not None]
+    budgets = [means(rows.values()) for rows in map(judged.counted, judged.grid.budgets) if rows]
     if budgets:
         axes.plot(*zip(*budgets, strict=True), "k.-", label="full data")
     for i, entry in enumerate(judged.grid.methods):
-        point = means(entry)
-        if point is not None:
-            axes.plot(*point, "osD^vP*X"[i % 8], color=f"C{i % 10}", label=entry.name)
+        counted, trial = judged.counted(entry).values(), judged.trial(entry)
+        shown = counted or ([] if trial is None else [trial])
+        if shown:
+            fill = "full" if counted else "none"
+            axes.plot(*means(shown), "osD^vP*X"[i % 8], color=f"C{i % 10}", label=entry.name, fillstyle=fill)
     axes.set(xscale="log", xlabel="work, samples", ylabel="test accuracy, %", title=judged.condition)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

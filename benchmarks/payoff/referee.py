@@ -12,7 +12,8 @@ for a quiet machine and one job only, so the page does not judge by them.
 
 How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
 "gain" is its accuracy − the accuracy of the curve at its cost. "At least" means that full data reaches the accuracy at
-no budget. "Of it by the score" is the accuracy above the null twin, whose scores say nothing.
+no budget. "Of it by the score" is the accuracy above the null twin, whose scores say nothing. The first seed, with the
+best choice so far, has a table of its own. In the first condition this seed tunes, and does not count elsewhere.
 """
 
 from __future__ import annotations
