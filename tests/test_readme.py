@@ -17,6 +17,7 @@ import pytest
 from benchmarks import demo, pythons
 from benchmarks.harness.rows import read_csv
 from benchmarks.loading import cold, startup, swap, throughput, writer
+from benchmarks.payoff import referee
 from benchmarks.speed import agreement, long_run, proxy, scoring, speedup, top_k, waiting
 from ffcv_prune.config import SECTIONS
 from ffcv_prune.data.recipe import Recipe
@@ -72,8 +73,10 @@ PAGES = {  # of benchmarks/results: what makes them
     "loading_startup": startup,
     "loading_writer": writer,
     "pythons": pythons,
+    "payoff_fashion": referee,
 }
-LINKED_FROM = {"long_run": "scale.md", "pythons": "compatibility.md"}  # others: from speed.md
+# Others are linked from speed.md.
+LINKED_FROM = {"long_run": "scale.md", "pythons": "compatibility.md", "payoff_fashion": "payoff.md"}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -84,6 +87,14 @@ def test_the_pages_of_results_are_those_of_the_committed_rows(name: str) -> None
     assert f"\n\n{table}\n" in (results / f"{name}.md").read_text(encoding="utf-8")
     page = ROOT / "docs" / LINKED_FROM.get(name, "speed.md")
     assert f"(../benchmarks/results/{name}.md)" in page.read_text(encoding="utf-8")
+
+
+def test_the_page_on_payoff_is_short_and_its_decimals_are_of_the_rows() -> None:
+    page = (ROOT / "docs" / "payoff.md").read_text(encoding="utf-8")
+    made = (ROOT / "benchmarks" / "results" / "payoff_fashion.md").read_text(encoding="utf-8")
+    decimals = set(re.findall(r"[+-]?\d+\.\d+", page))
+    assert decimals and decimals <= set(re.findall(r"[+-]?\d+\.\d+", made)), decimals
+    assert len(page.split()) <= 600
 
 
 PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}

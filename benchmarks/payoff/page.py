@@ -118,7 +118,7 @@ def plot(axes: Axes, judged: Judged) -> None:
         shown = counted or ([] if trial is None else [trial])
         if shown:
             fill = "full" if counted else "none"
-            axes.plot(*means(shown), "osD^vP*X"[i % 8], color=f"C{i % 10}", label=entry.name, fillstyle=fill)
+            axes.plot(*means(shown), "osD^vP*X<"[i % 9], color=f"C{i % 10}", label=entry.name, fillstyle=fill)
     axes.set(xscale="log", xlabel="work, samples", ylabel="test accuracy, %", title=judged.condition)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
