@@ -25,7 +25,7 @@ BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with tiles, 
 def describe() -> dict[str, Any]:
     """Return CPU, cores this process may use, memory in GB, GPUs and versions. No host name, no paths."""
     return {
-        "cpu": _cpu_field("model name") or platform.machine(),
+        "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -50,9 +50,7 @@ def default_amp_dtype(device: torch.device) -> torch.dtype | None:
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu" and BF16_INSTRUCTIONS & _cpu_flags():
-        return torch.bfloat16
-    return None
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else None
 
 
 def now(device: torch.device) -> float:
@@ -94,8 +92,15 @@ def untuned(odd: bool) -> Iterator[None]:
         cudnn.benchmark = True
 
 
-def _cpu_flags() -> set[str]:
-    return set((_cpu_field("flags") or _cpu_field("Features")).split())  # x86 or ARM
+def _cpu() -> str:
+    """``AMD EPYC with AVX512 and bfloat16``: virtual machines give one name to processors of very different speed."""
+    name = _cpu_field("model name") or platform.machine()
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}{' and bfloat16' if _cpu_has_bf16() else ''}"
+
+
+def _cpu_has_bf16() -> bool:
+    flags = _cpu_field("flags") or _cpu_field("Features")  # x86 or ARM
+    return bool(BF16_INSTRUCTIONS & set(flags.split()))
 
 
 def _cpu_field(name: str) -> str:

@@ -43,6 +43,7 @@ def test_a_case_that_has_its_rows_is_left_out_and_other_settings_are_refused(
     results.path.write_text(results.path.read_text().replace(made[0]["cpu"], "Another"))
     with pytest.raises(UserError, match=r"rows of another machine \(cpu Another\); name another --csv"):
         results.left("abc", lambda row: row["case"])
+    assert Results(results.path, COLUMNS, "threads=1", ("gpus",)).left("abc", lambda row: row["case"]) == ["c"]
     results.path.write_text(results.path.read_text().replace("Another", made[0]["cpu"]))
     with pytest.raises(KeyError, match="other"):
         results.append([{"other": 1}])

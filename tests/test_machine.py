@@ -41,6 +41,8 @@ def test_cpu_gets_bf16_only_with_instructions_for_it(
     assert machine.default_amp_dtype(torch.device("cpu")) is None
     (tmp_path / "cpuinfo").write_text(cpu_info)
     assert machine.default_amp_dtype(torch.device("cpu")) is expected
+    assert machine.describe()["cpu"].endswith(" and bfloat16") == (expected is torch.bfloat16)
+    assert f" with {torch.backends.cpu.get_cpu_capability()}" in machine.describe()["cpu"]
 
 
 @pytest.mark.cuda

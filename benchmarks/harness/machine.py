@@ -26,11 +26,11 @@ def here() -> dict[str, str]:
     return {name: ", ".join(v) if isinstance(v, list) else str(v) for name, v in provenance().items()}
 
 
-def refuse_mixed(path: Path, rows: Iterable[Row]) -> None:
+def refuse_mixed(path: Path, rows: Iterable[Row], shared: Iterable[str] = MIXED) -> None:
     """UserError if a row of this CSV was made on another machine, or with other versions, than a new one would be."""
-    own = here()
+    own, shared = here(), list(shared)
     for row in rows:
-        other = [f"{name} {row.get(name, '')}" for name in MIXED if row.get(name) != own[name]]
+        other = [f"{name} {row.get(name, '')}" for name in shared if row.get(name) != own[name]]
         if other:
             raise UserError(f"{path} holds rows of another machine ({', '.join(other)}); name another --csv")
 

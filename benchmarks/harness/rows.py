@@ -30,7 +30,8 @@ def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -
 
     It is a module with TITLE, COLUMNS (of its rows) and SETTINGS (the options that all rows of a CSV share). Its
     functions are `add_arguments(parser)`, `run(args, results)` and `summary(rows)`. `run` adds the rows of the missing
-    cases, `summary` is the text of the page. It may have `draw(rows, path)`, a picture, and LATER (`shared_settings`).
+    cases, `summary` is the text of the page. It may have `draw(rows, path)`, a picture, LATER (`shared_settings`), and
+    MIXED, in which all rows of a CSV must be of one machine.
     Where SETTINGS has "overrides", all other words of the command line are these.
     """
     name = module.__spec__.name
@@ -54,7 +55,7 @@ def benchmark(module: Any, prog: str = "", words: Sequence[str] | None = None) -
     if args.overrides and "overrides" not in module.SETTINGS:
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     settings = shared_settings(args, module.SETTINGS, getattr(module, "LATER", {}))
-    results = Results(args.csv.absolute(), module.COLUMNS, settings)
+    results = Results(args.csv.absolute(), module.COLUMNS, settings, getattr(module, "MIXED", machine.MIXED))
     if not args.redraw:
         module.run(args, results)
     rows = results.read()
@@ -116,6 +117,7 @@ class Results:
     path: Path
     columns: Collection[str]  # of the benchmark; a row may lack some
     settings: str  # of the rows to come
+    shared: Collection[str] = machine.MIXED  # columns in which all rows must be as one of this machine
 
     def read(self) -> list[dict[str, str]]:
         """All rows. UserError: the file cannot be read, has no rows, or is not of this benchmark."""
@@ -139,7 +141,7 @@ class Results:
                     f"{self.path} holds rows with `{row['settings']}`, not `{self.settings}`; "
                     "remove it or name another --csv"
                 )
-        machine.refuse_mixed(self.path, rows)
+        machine.refuse_mixed(self.path, rows, self.shared)
         done = {case_of(row) for row in rows}
         left = [case for case in cases if case not in done]
         print(f"{len(cases) - len(left)} of {len(cases)} cases have their rows in {self.path}: left out", flush=True)

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.harness import machine
 from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.plots import save
 from benchmarks.harness.rows import Results, positive, read_csv
@@ -59,6 +60,7 @@ COLUMNS = (
     *("proxy_share", "decode_share"),
 )
 SETTINGS = ("grid",)
+MIXED = tuple(name for name in machine.MIXED if name != "cpu")  # of another processor, work and accuracy are the same
 DECODED_BATCHES = 20  # that the share of decoding is measured on
 
 
