@@ -133,11 +133,17 @@ def test_full_data_comes_first_and_then_a_stage_of_all_methods(small: Path) -> N
     assert [seed for _, seed in order[17:]] == [1] * 4 + [2] * 4
 
 
-def test_keys_are_tuned_one_after_the_other(small: Path) -> None:
+def test_full_data_tries_all_choices_and_a_method_one_key_after_the_other(small: Path) -> None:
     small.write_text(small.read_text().replace("[0.02, 0.1]", "[0.02, 0.1, 0.2]\n  train.label_smoothing: [0.2, 0]"))
     order = drive(grids.load(small), lambda case: 0.7 if case.choice.startswith("lr=0.1") else 0.6)
-    tried = [case.choice for case in order if case.entry == "full 1" and case.seed == 0]
-    assert tried == [f"lr={rate} label_smoothing=0.2" for rate in (0.02, 0.1, 0.2)] + ["lr=0.1 label_smoothing=0"]
+
+    def tried(entry: str) -> list[str]:
+        return [case.choice for case in order if case.entry == entry and case.seed == 0]
+
+    assert tried("recent") == [f"lr={rate} label_smoothing=0.2" for rate in (0.02, 0.1, 0.2)] + [
+        "lr=0.1 label_smoothing=0"
+    ]
+    assert tried("full 1") == [f"lr={rate} label_smoothing={part}" for rate in (0.02, 0.1, 0.2) for part in (0.2, 0)]
 
 
 def test_a_method_far_below_the_curve_gets_no_more_runs(small: Path) -> None:

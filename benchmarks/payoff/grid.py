@@ -96,14 +96,15 @@ class Grid:
     def key(self, case: Case) -> str | None:
         """Of all that decides a run: a row that was made by other settings does not count. None: not of this grid."""
         if case not in self.keys:
-            known = case.condition in self.conditions and case.choice in self._choices
+            known = case.condition in self.conditions and case.choice in self.choices
             if not known or case.entry not in self._entries:
                 return None
             self.keys[case] = key_of(self.config(case, "runs"))
         return self.keys[case]
 
     @cached_property
-    def _choices(self) -> dict[str, Settings]:
+    def choices(self) -> dict[str, Settings]:
+        """All values of the keys together, by their name."""
         made = (dict(zip(self.tuned, values, strict=True)) for values in product(*self.tuned.values()))
         return {choice_name(settings): settings for settings in made}
 
@@ -154,7 +155,7 @@ class Grid:
         entry = self.entry(case.entry)
         condition = dict(self.conditions[case.condition])
         epochs = int(condition.pop("train.epochs", self.epochs))
-        changes = condition | dict(self._choices[case.choice]) | dict(entry.settings)
+        changes = condition | dict(self.choices[case.choice]) | dict(entry.settings)
         if entry.budget is not None:
             epochs = max(1, round(entry.budget * epochs))
         warmup = float(str(self.base["train.warmup_epochs"].text)) if "train.warmup_epochs" in self.base else 0.0

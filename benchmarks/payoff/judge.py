@@ -138,12 +138,18 @@ class Judged:
         return varied is not None and self.choice(varied) is None
 
     def _tune(self, entry: Entry) -> tuple[Row | None, list[str]]:
-        """The best run of the tuning seed so far, and the choices to try now: one key after the other."""
+        """The best run of the tuning seed so far, and the choices to try now.
+
+        Full data tries all, a method one key after the other: what the second may miss counts against the methods.
+        """
         tried = {row["choice"]: row for row in self._of(entry) if int(row["seed"]) == TUNING_SEED}
         settings: Settings = {name: values[0] for name, values in self.grid.tuned.items()}
         best = tried.get(choice_name(settings))
         if best is None:
             return None, [choice_name(settings)]
+        if entry.budget is not None:
+            best = max(tried.values(), key=lambda row: float(row["accuracy"]))
+            return best, [choice for choice in self.grid.choices if choice not in tried]
         for name, values in self.grid.tuned.items():
             names = {choice_name({**settings, name: value}): value for value in values}
             untried = [choice for choice in names if choice not in tried]
