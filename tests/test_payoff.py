@@ -105,11 +105,11 @@ def small(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
     return path
 
 
-def drive(grid: Grid, accuracy: Any) -> list[Case]:
+def drive(grid: Grid, accuracy: Any, claim_first: bool = False) -> list[Case]:
     """All cases in the order in which they are asked for, with these accuracies of the entries and choices."""
     rows: list[dict[str, str]] = []
     order = []
-    while left := cases(grid, rows):
+    while left := cases(grid, rows, claim_first):
         order.append(left[0])
         budget = grid.entry(left[0].entry).budget
         rows.append(row(grid, left[0], accuracy(left[0]), 1000 * (budget or 0.7)))
@@ -131,6 +131,15 @@ def test_full_data_comes_first_and_then_a_stage_of_all_methods(small: Path) -> N
     assert {entry for entry, _ in order[:11]} == {"full 0.5", "full 0.7", "full 1"}
     assert order[11:17] == [(entry, 0) for _ in range(2) for entry in ("recent", "proxy", "ucb")]
     assert [seed for _, seed in order[17:]] == [1] * 4 + [2] * 4
+
+
+def test_the_claim_comes_first_where_it_is_asked_for(small: Path) -> None:
+    small.write_text(small.read_text().replace("claim: {methods: [], seeds: 2}", "claim: {methods: [proxy], seeds: 4}"))
+    grid = grids.load(small)
+    order, usual = (drive(grid, lambda case: 0.6, claim_first) for claim_first in (True, False))
+    assert set(order) == set(usual) and len(order) == len(usual)
+    claimed = [case for case in order if case.entry.startswith("full") or case.entry == "proxy"]
+    assert order[: len(claimed)] == claimed and [case.seed for case in claimed[-4:]] == [4] * 4
 
 
 def test_full_data_tries_all_choices_and_a_method_one_key_after_the_other(small: Path) -> None:

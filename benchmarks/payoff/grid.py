@@ -132,9 +132,12 @@ class Grid:
     def most_seeds(self) -> int:
         return max(self.seeds, self.claim.seeds)
 
+    def claimed(self, entry: Entry, condition: str) -> bool:
+        """Whether the claim is about its runs."""
+        return condition == self.first_condition and (entry.budget is not None or entry.name in self.claim.methods)
+
     def seeds_of(self, entry: Entry, condition: str) -> int:
-        claimed = entry.budget is not None or entry.name in self.claim.methods
-        return self.most_seeds if claimed and condition == self.first_condition else self.seeds
+        return self.most_seeds if self.claimed(entry, condition) else self.seeds
 
     @property
     def first_condition(self) -> str:

@@ -168,13 +168,18 @@ def case_of(row: Row) -> Case:
     return Case(row["condition"], row["entry"], row["choice"], int(row["seed"]))
 
 
-def cases(grid: Grid, rows: Sequence[Row]) -> list[Case]:
-    """The runs that can be made now, in their order: full data before the methods, claims after all conditions."""
-    found = []
+def cases(grid: Grid, rows: Sequence[Row], claim_first: bool = False) -> list[Case]:
+    """The runs that can be made now, in their order: full data before the methods, claims after all conditions.
+
+    With `claim_first` those of the claim come before all others, seed after seed.
+    """
+    found: list[tuple[tuple[int, ...], Case]] = []
     for number, condition in enumerate(grid.conditions):
         judged = Judged(grid, condition, rows)
         for entry in grid.entries:
             stage, left = judged.left(entry)
-            rank = (stage is Stage.CLAIM, number, entry.budget is None, stage)
+            rank = (1, stage is Stage.CLAIM, number, entry.budget is None, stage)
+            if claim_first and grid.claimed(entry, condition):
+                rank = (0, min(stage, Stage.SEEDS))
             found += [((*rank, case.seed), case) for case in left]
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]

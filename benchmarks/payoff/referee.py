@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
+    parser.add_argument("--claim-first", action="store_true", help="the runs of the claim before all others")
     parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
 
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     with ProcessPoolExecutor(args.jobs, context, _begin, (shares,)) as pool:
         while True:
             rows = results.read() if results.path.exists() else []
-            left = [case for case in cases(grid, rows) if case not in running.values()]
+            left = [case for case in cases(grid, rows, args.claim_first) if case not in running.values()]
             if not left and not running:
                 print("all runs of the grid are done", flush=True)
             for case in left[: args.jobs - len(running)] if time.monotonic() < end else []:
