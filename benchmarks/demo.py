@@ -2,6 +2,7 @@
 
     ./run demo                                             one seed, five minutes on 2 cores
     ./run demo --seeds 0,1,2 --csv benchmarks/results/demo.csv
+    ./run demo --jobs 7                                    as many runs side by side, each on a core of its own
     ./run demo --redraw benchmarks/results/demo.csv        demo.md and demo.svg again, without training
 
 Full data are trained for 3, 5 and 10 epochs, each with a whole schedule: the curve that every method has to lie above.
@@ -12,22 +13,23 @@ all runs share.
 
 from __future__ import annotations
 
-import ffcv_prune  # noqa: F401 - before torch  # isort: skip
 import argparse
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import as_completed
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
 
+from benchmarks.harness.jobs import jobs_on
 from benchmarks.harness.machine import ROOT, refuse_mixed
 from benchmarks.harness.plots import save
-from benchmarks.harness.rows import read_csv
+from benchmarks.harness.rows import positive, read_csv
 from benchmarks.harness.tables import Row, aligned, mean_and_spread, table, values
 from benchmarks.harness.training import SharedLoaders
 from benchmarks.payoff.curve import Curve, Payoff, payoff
@@ -55,6 +57,7 @@ GAP = 80  # the picture's scale of accuracy leaves out what lies about it, in %
 def main() -> None:
     parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0", help="comma-separated; default: 0")
+    parser.add_argument("--jobs", type=positive, default=2, help="runs side by side; default: 2, or one a core")
     parser.add_argument("--csv", type=Path, help="add one row a run to this file")
     parser.add_argument("--redraw", type=Path, help="only make the table and the picture beside such a file again")
     args = parser.parse_args()
@@ -73,11 +76,8 @@ def main() -> None:
     os.chdir(ROOT)  # the configs' paths are relative to it
     if not all(Path(f"betons/fashion_mnist/{split}.beton").exists() for split in ("train", "test")):
         subprocess.run([sys.executable, "write_datasets.py", "--dataset", "fashion_mnist"], check=True)
-    # A second thread speeds up a net this small by at most a third, and slows it eightfold while another process
-    # is busy on the core (measured): it would be the noise of this table.
-    torch.set_num_threads(1)
     out = create_unused(Path("runs"), "demo")
-    folders = run_all(seeds, out)
+    folders = run_all(seeds, out, args.jobs)
     rows = [row for folder in folders for row in read_csv(folder / "result.csv")]
     if csv_file:
         for row in rows:
@@ -87,17 +87,31 @@ def main() -> None:
     print(f"report: {write_report(first_seed, out / 'report.html', 'Fashion-MNIST', verdicts(rows))}")
 
 
-def run_all(seeds: Sequence[int], out: Path) -> list[Path]:
-    """Train every config with every seed, on the same compiled loaders; return the run folders."""
-    folders = []
-    with SharedLoaders() as loaders:
-        for seed in seeds:
-            for name, (method, _) in METHODS.items():
-                print(f"\n{method} (seed {seed})", flush=True)
-                place = [f"--run.out={out / f'seed_{seed}'}", f"--run.seed={seed}", "--train.eval_every=2"]
-                settings = config.load(["--config", f"rn_configs/{name}.yaml", *place])
-                folders.append(train(settings, loaders.of(settings)).folder)
-    return folders
+def run_all(seeds: Sequence[int], out: Path, jobs: int) -> list[Path]:
+    """Train every config with every seed; return the run folders."""
+    # Each on one core: a second thread speeds up a net this small by at most a third, and slows it eightfold while
+    # another process is busy on the core (measured): it would be the noise of this table.
+    cores = sorted(os.sched_getaffinity(0))[:jobs]
+    runs = [(name, seed) for seed in seeds for name in METHODS]
+    print(f"{len(runs)} runs on Fashion-MNIST, {len(cores)} side by side; their epochs: {out}/*.txt", flush=True)
+    with jobs_on([[core] for core in cores]) as pool:
+        begun = [pool.submit(run, name, seed, out) for name, seed in runs]
+        for done in as_completed(begun):
+            name, seed = runs[begun.index(done)]
+            (row,) = read_csv(done.result() / "result.csv")
+            print(f"{METHODS[name][0]}, seed {seed}: {_percent(row):.2f} % after {_total(row):.0f} s", flush=True)
+    return [done.result() for done in begun]
+
+
+_loaders = SharedLoaders()  # of a job's process
+
+
+def run(name: str, seed: int, out: Path) -> Path:
+    """Train a config with a seed; return the run folder."""
+    place = [f"--run.out={out / f'seed_{seed}'}", f"--run.seed={seed}", "--train.eval_every=2"]
+    settings = config.load(["--config", f"rn_configs/{name}.yaml", *place])
+    with (out / f"{name}_seed_{seed}.txt").open("w") as lines, redirect_stdout(lines):
+        return train(settings, _loaders.of(settings)).folder
 
 
 def page(rows: Sequence[Row]) -> str:

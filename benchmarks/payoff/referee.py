@@ -19,21 +19,20 @@ best choice so far, has a table of its own. In the first condition this seed tun
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
 from benchmarks.harness import machine
+from benchmarks.harness.jobs import jobs_on
 from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.plots import save
 from benchmarks.harness.rows import Results, positive, read_csv
@@ -77,17 +76,13 @@ def run(args: argparse.Namespace, results: Results) -> None:
     path = ROOT / args.grid
     grid = grids.load(path)
     end = time.monotonic() + 3600 * args.hours
-    context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) % args.jobs:
         raise UserError(f"--jobs {args.jobs} does not divide the {len(cores)} cores evenly: give all jobs as many")
-    shares = context.Queue()
-    for job in range(args.jobs):
-        shares.put(cores[job :: args.jobs])
     with _on(cores[:: args.jobs]):
         results.left([], _case)  # refuses rows of another grid or machine
     running: dict[Future[dict[str, Any]], Case] = {}
-    with ProcessPoolExecutor(args.jobs, context, _begin, (shares,)) as pool:
+    with jobs_on([cores[job :: args.jobs] for job in range(args.jobs)]) as pool:
         while True:
             rows = results.read() if results.path.exists() else []
             left = [case for case in cases(grid, rows, args.claim_first) if case not in running.values()]
@@ -116,13 +111,6 @@ def _on(cores: Sequence[int]) -> Iterator[None]:
 
 
 _loaders = SharedLoaders()  # of a job's process
-
-
-def _begin(shares: Any) -> None:
-    """A job keeps to its cores."""
-    share = shares.get()
-    os.sched_setaffinity(0, share)
-    torch.set_num_threads(len(share))
 
 
 def measure(case: Case, path: Path) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""Runs side by side, each in a process of its own and on its own cores."""
+
+from __future__ import annotations
+
+import ffcv_prune  # noqa: F401 - before torch  # isort: skip
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, parent_process
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def jobs_on(shares: Sequence[Sequence[int]]) -> Iterator[ProcessPoolExecutor]:
+    """Processes that each keep to a share of the cores. None outlives this process, however it ends."""
+    context = multiprocessing.get_context("spawn")
+    given = context.Queue()
+    for share in shares:
+        given.put(share)
+    with ProcessPoolExecutor(len(shares), context, _begin, (given,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()
+            raise
+
+
+def _begin(given: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    share = given.get()
+    os.sched_setaffinity(0, share)
+    torch.set_num_threads(len(share))
+
+
+def _end_with_parent() -> None:
+    """A signal that ends the parent alone would leave this process waiting for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,69 @@
+"""Runs side by side: each keeps to its cores, and none outlives the process that asked for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.harness.jobs import jobs_on
+
+HANGS = """
+import os, time
+from benchmarks.harness.jobs import jobs_on
+
+def hang(path):
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    with jobs_on([[min(os.sched_getaffinity(0))]]) as pool:
+        pool.submit(hang, "job").result()
+"""
+
+
+def of_the_job() -> tuple[set[int], int]:
+    return os.sched_getaffinity(0), torch.get_num_threads()
+
+
+def test_a_job_keeps_to_its_cores() -> None:
+    core = max(os.sched_getaffinity(0))
+    with jobs_on([[core]]) as pool:
+        assert pool.submit(of_the_job).result() == ({core}, 1)
+
+
+def test_an_error_ends_the_jobs() -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="of the body"), jobs_on([[max(os.sched_getaffinity(0))]]) as pool:
+        job = pool.submit(time.sleep, 1000)
+        while not job.running():
+            time.sleep(0.05)
+        raise ValueError("of the body")
+    assert time.monotonic() - start < 500
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_no_job_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGS)
+    here = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(here)}
+    parent = subprocess.Popen([sys.executable, script], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    started = tmp_path / "job"
+    while not (started.exists() and started.read_text()):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(how)
+    parent.wait(60)
+    status = Path("/proc", started.read_text(), "status")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        while "State:\tZ" not in status.read_text():  # ended, where nobody has asked how
+            time.sleep(0.05)
