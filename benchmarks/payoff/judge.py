@@ -171,8 +171,7 @@ def case_of(row: Row) -> Case:
 def cases(grid: Grid, rows: Sequence[Row], claim_first: bool = False) -> list[Case]:
     """The runs that can be made now, in their order: full data before the methods, claims after all conditions.
 
-    With `claim_first` those of the claim come before all others: full data and its first method seed after seed, then
-    its other methods.
+    With `claim_first` those of the claim come before all others, seed after seed.
     """
     found: list[tuple[tuple[int, ...], Case]] = []
     for number, condition in enumerate(grid.conditions):
@@ -181,6 +180,6 @@ def cases(grid: Grid, rows: Sequence[Row], claim_first: bool = False) -> list[Ca
             stage, left = judged.left(entry)
             rank = (1, stage is Stage.CLAIM, number, entry.budget is None, stage)
             if claim_first and grid.claimed(entry, condition):
-                rank = (0, min(stage, Stage.SEEDS), entry.name in grid.claim.methods[1:])
+                rank = (0, min(stage, Stage.SEEDS))
             found += [((*rank, case.seed), case) for case in left]
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]
