@@ -11,7 +11,10 @@ from benchmarks.harness.tables import Row, mean_and_spread, table
 from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import NULL, Entry, Grid
 from benchmarks.payoff.judge import Judged
-from ffcv_prune.analysis.intervals import Correction, correction, difference
+from ffcv_prune.analysis.intervals import Correction, Difference, correction, difference
+
+CLAIMED = 0.25  # saving in work
+CLAIM_LEVEL = 0.01
 
 
 def text(grid: Grid, conditions: Sequence[Judged]) -> str:
@@ -22,6 +25,8 @@ def text(grid: Grid, conditions: Sequence[Judged]) -> str:
         level = correction(one.saving.p() for one in found.values() if one is not None)
         parts.append(f"## {judged.condition}\n\n{_curve(grid, judged)}\n\n{_methods(grid, judged, level)}")
         parts.append(f"± is the {level} over paired seeds.")
+        if judged.first is None and grid.claim.methods:
+            parts.append(_claim(grid, judged))
         trials = _trials(grid, judged)
         if trials:
             parts.append(
@@ -61,6 +66,34 @@ def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
     return table(lines) if lines else "No method has been run yet."
 
 
+def _claim(grid: Grid, judged: Judged) -> str:
+    lines = []
+    full = _percents(judged, grid.budgets[-1])
+    for name in grid.claim.methods:
+        entry = grid.entry(name)
+        found = judged.payoff(entry)
+        if found is None:
+            continue
+        own, seeds = _percents(judged, entry), len(judged.counted(entry).keys() & judged.curves.keys())
+        p = found.saving.p(CLAIMED)
+        shown = found.saving.mean > CLAIMED and p < CLAIM_LEVEL and seeds >= grid.claim.seeds
+        lines.append(
+            {
+                "method": name,
+                "seeds": f"{seeds} of {grid.claim.seeds}",
+                "accuracy above full data at full length, points": difference(own, full).in_words(CLAIM_LEVEL),
+                "saving in work, %": found.bound + _in_percent(found.saving).in_words(CLAIM_LEVEL),
+                f"p of {CLAIMED:.0%}": f"{p:.2g}",
+                "shown": "yes" if shown else "no",
+            }
+        )
+    words = (
+        f"The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of the work of full data, "
+        f"p < {CLAIM_LEVEL:g}, {grid.claim.seeds} seeds. ± is the {1 - CLAIM_LEVEL:.0%} interval."
+    )
+    return f"{words}\n\n{table(lines)}" if lines else f"{words} No method of it has been run yet."
+
+
 def _trials(grid: Grid, judged: Judged) -> str:
     """The first seed of all methods, the best first."""
     found = [(entry, trial) for entry in grid.methods if (trial := judged.trial(entry)) is not None]
@@ -88,8 +121,16 @@ def _numbers(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _saving(found: Payoff, level: Correction) -> str:
-    percent = type(found.saving)(100 * found.saving.mean, 100 * found.saving.error, found.saving.freedom)
-    return found.bound + percent.in_words(level.level)
+    return found.bound + _in_percent(found.saving).in_words(level.level)
+
+
+def _in_percent(share: Difference) -> Difference:
+    return Difference(100 * share.mean, 100 * share.error, share.freedom)
+
+
+def _percents(judged: Judged, entry: Entry) -> dict[int, float]:
+    """Accuracies by seed, in percent."""
+    return {seed: 100 * float(row["accuracy"]) for seed, row in judged.counted(entry).items()}
 
 
 def _score(grid: Grid, judged: Judged, entry: Entry, level: Correction) -> str:
@@ -97,9 +138,7 @@ def _score(grid: Grid, judged: Judged, entry: Entry, level: Correction) -> str:
     twin = next((other for other in grid.methods if other.name == entry.name + NULL), None)
     if twin is None:
         return ""
-    own, null = (
-        {seed: 100 * float(row["accuracy"]) for seed, row in judged.counted(one).items()} for one in (entry, twin)
-    )
+    own, null = _percents(judged, entry), _percents(judged, twin)
     return difference(own, null).in_words(level.level) if own and null else ""
 
 
