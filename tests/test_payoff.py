@@ -134,12 +134,14 @@ def test_full_data_comes_first_and_then_a_stage_of_all_methods(small: Path) -> N
 
 
 def test_the_claim_comes_first_where_it_is_asked_for(small: Path) -> None:
-    small.write_text(small.read_text().replace("claim: {methods: [], seeds: 2}", "claim: {methods: [proxy], seeds: 4}"))
+    small.write_text(
+        small.read_text().replace("claim: {methods: [], seeds: 2}", "claim: {methods: [recent], seeds: 4}")
+    )
     grid = grids.load(small)
     order, usual = (drive(grid, lambda case: 0.6, claim_first) for claim_first in (True, False))
     assert set(order) == set(usual) and len(order) == len(usual)
-    claimed = [case for case in order if case.entry.startswith("full") or case.entry == "proxy"]
-    assert order[: len(claimed)] == claimed and [case.seed for case in claimed[-4:]] == [4] * 4
+    claimed = [case for case in order if case.entry.startswith("full") or "recent" in case.entry]
+    assert order[: len(claimed)] == claimed and [case.seed for case in claimed[-5:]] == [4] * 5
 
 
 def test_full_data_tries_all_choices_and_a_method_one_key_after_the_other(small: Path) -> None:
@@ -190,8 +192,8 @@ def test_other_conditions_take_over_the_choices_and_the_methods_that_are_left(
 def test_claimed_methods_get_more_seeds_at_the_end(small: Path) -> None:
     small.write_text(small.read_text().replace("methods: [], seeds: 2", "methods: [recent], seeds: 4"))
     order = drive(grids.load(small), lambda case: 0.6)
-    assert {(case.entry, case.seed) for case in order[-8:]} == {
-        (entry, seed) for entry in ("full 0.5", "full 0.7", "full 1", "recent") for seed in (3, 4)
+    assert {(case.entry, case.seed) for case in order[-10:]} == {
+        (entry, seed) for entry in ("full 0.5", "full 0.7", "full 1", "recent", "recent null") for seed in (3, 4)
     }
 
 

@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Claim:
-    """Methods that get more seeds in the first condition, as full data then does."""
+    """Methods that get more seeds in the first condition, as full data and their null twins then do."""
 
     methods: Sequence[str]
     seeds: int
@@ -133,8 +133,9 @@ class Grid:
         return max(self.seeds, self.claim.seeds)
 
     def claimed(self, entry: Entry, condition: str) -> bool:
-        """Whether the claim is about its runs."""
-        return condition == self.first_condition and (entry.budget is not None or entry.name in self.claim.methods)
+        """Whether the claim needs its runs: those of full data, of the methods and of their null twins."""
+        named = {entry.name, entry.name.removesuffix(NULL)} & set(self.claim.methods)
+        return condition == self.first_condition and (entry.budget is not None or bool(named))
 
     def seeds_of(self, entry: Entry, condition: str) -> int:
         return self.most_seeds if self.claimed(entry, condition) else self.seeds
