@@ -1,6 +1,6 @@
 """Fashion-MNIST in minutes on a CPU: does pruning pay against full data trained for less?
 
-    ./run demo                                             one seed, five minutes on 2 cores
+    ./run demo                                             one seed, in minutes on 2 cores
     ./run demo --seeds 0,1,2 --csv benchmarks/results/demo.csv
     ./run demo --jobs 7                                    as many runs side by side, each on a core of its own
     ./run demo --redraw benchmarks/results/demo.csv        demo.md and demo.svg again, without training
