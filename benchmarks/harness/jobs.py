@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+GRACE = 5.0  # seconds in which a run may end by itself
+
 
 @contextmanager
 def jobs_on(shares: Sequence[Sequence[int]]) -> Iterator[ProcessPoolExecutor]:
@@ -26,10 +28,13 @@ def jobs_on(shares: Sequence[Sequence[int]]) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in active_children():
+            children = active_children()
+            for child in children:
                 child.terminate()
-            raise
+            for child in children:  # a run saves first, and may then begin the one that waits
+                child.join(GRACE)
+                child.kill()
+            raise  # the pool waits until they are gone
 
 
 def _begin(given: Any) -> None:
