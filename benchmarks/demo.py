@@ -95,9 +95,9 @@ def run_all(seeds: Sequence[int], out: Path, jobs: int) -> list[Path]:
     runs = [(name, seed) for seed in seeds for name in METHODS]
     print(f"{len(runs)} runs on Fashion-MNIST, {len(cores)} side by side; their epochs: {out}/*.txt", flush=True)
     with jobs_on([[core] for core in cores]) as pool:
-        begun = [pool.submit(run, name, seed, out) for name, seed in runs]
+        begun = {pool.submit(run, name, seed, out): (name, seed) for name, seed in runs}
         for done in as_completed(begun):
-            name, seed = runs[begun.index(done)]
+            name, seed = begun[done]
             (row,) = read_csv(done.result() / "result.csv")
             print(f"{METHODS[name][0]}, seed {seed}: {_percent(row):.2f} % after {_total(row):.0f} s", flush=True)
     return [done.result() for done in begun]

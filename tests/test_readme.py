@@ -95,6 +95,13 @@ def test_the_page_on_payoff_is_short_and_its_decimals_are_of_the_rows() -> None:
     decimals = set(re.findall(r"[+-]?\d+\.\d+", page))
     assert decimals and decimals <= set(re.findall(r"[+-]?\d+\.\d+", made)), decimals
     assert len(page.split()) <= 600
+    rows = read_csv(ROOT / "benchmarks" / "results" / "payoff_fashion.csv")
+    of_selections = [
+        sum(float(row[f"{phase}_seconds"]) for phase in ("score", "select", "swap")) / float(row["seconds"])
+        for row in rows
+        if row["entry"] == "recent_loss"
+    ]
+    assert "less than a thousandth of its seconds" in page and max(of_selections) < 0.001
 
 
 PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}

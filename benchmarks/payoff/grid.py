@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Claim:
-    """Methods that get more seeds in the first condition, as full data and their null twins then do."""
+    """Methods that get more seeds in the first condition. Full data and their null twins get as many."""
 
     methods: Sequence[str]
     seeds: int

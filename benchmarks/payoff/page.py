@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection, Sequence
 
@@ -58,7 +59,7 @@ def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
             {
                 "method": entry.name,
                 **_numbers(rows),
-                "saving in work, %": _saving(found, level),
+                "saving in work, %": _saving(found, level.level),
                 "gain at equal work, points": found.gain.in_words(level.level),
                 "of it by the score": _score(grid, judged, entry, level),
             }
@@ -82,8 +83,8 @@ def _claim(grid: Grid, judged: Judged) -> str:
                 "method": name,
                 "seeds": f"{seeds} of {grid.claim.seeds}",
                 "accuracy above full data at full length, points": difference(own, full).in_words(CLAIM_LEVEL),
-                "saving in work, %": found.bound + _in_percent(found.saving).in_words(CLAIM_LEVEL),
-                f"p of {CLAIMED:.0%}": f"{p:.2g}",
+                "saving in work, %": _saving(found, CLAIM_LEVEL),
+                f"p of {CLAIMED:.0%}": "" if math.isnan(p) else f"{p:.2g}",
                 "shown": "yes" if shown else "no",
             }
         )
@@ -120,12 +121,9 @@ def _numbers(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _saving(found: Payoff, level: Correction) -> str:
-    return found.bound + _in_percent(found.saving).in_words(level.level)
-
-
-def _in_percent(share: Difference) -> Difference:
-    return Difference(100 * share.mean, 100 * share.error, share.freedom)
+def _saving(found: Payoff, level: float) -> str:
+    share = found.saving
+    return found.bound + Difference(100 * share.mean, 100 * share.error, share.freedom).in_words(level)
 
 
 def _percents(judged: Judged, entry: Entry) -> dict[int, float]:
