@@ -6,9 +6,10 @@
     ./run demo --redraw benchmarks/results/demo.csv        demo.md and demo.svg again, without training
 
 Full data are trained for 3, 5 and 10 epochs, each with a whole schedule: the curve that every method has to lie above.
-A method's gain is its accuracy − the accuracy of the curve at its own seconds. Its saving is 1 − its seconds / the
-seconds at which the curve reaches its accuracy. Seconds leave out the tests and the compilation of the loaders, which
-all runs share.
+A method's gain is its accuracy − the accuracy of the curve at its own work. Its saving is 1 − its work / the work at
+which the curve reaches its accuracy. Work counts samples trained on, and a forward pass of a sample as a third: the
+seconds of runs side by side vary more than the methods differ. Seconds leave out the tests and the compilation of the
+loaders, which all runs share.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ffcv_prune import config
 from ffcv_prune.analysis.intervals import correction, difference_of_tests
 from ffcv_prune.analysis.report import write_report
 from ffcv_prune.errors import Arguments, UserError, run_command
+from ffcv_prune.scoring.headroom import FORWARD
 from ffcv_prune.training.run_folder import append_csv, create_unused
 from ffcv_prune.training.trainer import train
 
@@ -143,7 +145,7 @@ def lines_of(rows: Sequence[Row]) -> list[dict[str, str]]:
             line[head] = f"{sum(statistics.mean(values(runs, f'{phase}_seconds')) for phase in phases.split()):.1f}"
         line |= {"total": mean_and_spread(totals, 1), "samples seen": f"{int(runs[0]['samples_seen']):,}"}
         saving = f"{found[name].bound}{100 * found[name].saving.mean:.0f} %" if name in found else ""
-        lines.append(line | {"time saved": saving})
+        lines.append(line | {"work saved": saving})
     return lines
 
 
@@ -180,15 +182,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def payoffs(rows: Sequence[Row]) -> dict[str, Payoff]:
-    """What each method saves and gains against the curve of full data of the same seed, in seconds."""
-    costs, accuracies = ([read(rows, name) for name in CURVE] for read in (_seconds, _accuracy))
+    """What each method saves and gains against the curve of full data of the same seed, by work."""
+    costs, accuracies = ([read(rows, name) for name in CURVE] for read in (_work, _accuracy))
     curves = {seed: Curve([own[seed] for own in costs], [own[seed] for own in accuracies]) for seed in costs[0]}
     methods = [name for name in METHODS if name not in CURVE]
-    return {name: payoff(curves, _seconds(rows, name), _accuracy(rows, name)) for name in methods}
+    return {name: payoff(curves, _work(rows, name), _accuracy(rows, name)) for name in methods}
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Whether each method beat full data trained for as long, by these rows alone."""
+    """Whether each method beat full data trained for the same work, by these rows alone."""
     gains = {name: found.gain for name, found in payoffs(rows).items()}
     seeds = len(_accuracy(rows, CURVE[0]))
     if seeds == 1:
@@ -202,7 +204,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         told[word].append(f"{METHODS[name][0]} ({gain.in_words(corrected.level)} points)")
     parts = [f"{word}: {', '.join(names)}" for word, names in told.items() if names]
     source = f"{seeds} seeds" if seeds > 1 else f"one seed on {TEST_SAMPLES:,} test images"
-    return [f"Against full data trained for as long, {'; '.join(parts)}. ± is the {corrected}, of {source}."]
+    return [f"Against full data trained for the same work, {'; '.join(parts)}. ± is the {corrected}, of {source}."]
 
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:
@@ -212,8 +214,8 @@ def _of(rows: Sequence[Row], name: str) -> list[Row]:
     return runs
 
 
-def _seconds(rows: Sequence[Row], name: str) -> dict[int, float]:
-    return {int(row["seed"]): _total(row) for row in _of(rows, name)}
+def _work(rows: Sequence[Row], name: str) -> dict[int, float]:
+    return {int(row["seed"]): int(row["samples_seen"]) + FORWARD * int(row["forwards"]) for row in _of(rows, name)}
 
 
 def _accuracy(rows: Sequence[Row], name: str) -> dict[int, float]:

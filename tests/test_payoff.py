@@ -79,7 +79,20 @@ def test_saving_and_gain_are_paired_by_seed() -> None:
     assert found.saving.mean == pytest.approx((0.5 + 0.0) / 2)
     assert found.gain.mean == pytest.approx((20.0 + 0.0) / 2)
     assert found.saving.freedom == 1 and found.beyond == 0
+    assert found.saving_in_words() == "+25.00 ± 317.66"
     assert payoff({1: CURVE}, {1: 1.0}, {1: 0.85}).beyond == 1
+
+
+def test_a_saving_beyond_the_curve_is_the_lower_end_of_its_interval() -> None:
+    costs, high, low = {1: 1.0, 2: 2.0}, {1: 0.9, 2: 0.9}, {1: 0.7, 2: 0.3}
+    curves = {1: CURVE, 2: CURVE}
+    assert payoff(curves, {1: 2.0, 2: 2.0}, high).saving_in_words() == "at least +50.00"
+    found = payoff(curves, costs, high)  # 0.75 and 0.5 at least
+    assert found.saving_in_words(0.5) == "at least +50.00"  # 62.5 less 12.5, by Student's t of one degree
+    found = payoff(curves, {1: 1.0, 2: 1.0}, low)  # 0.5, and 0 at most
+    assert found.saving_in_words(0.5) == "at most +50.00"
+    assert payoff({1: CURVE}, {1: 1.0}, {1: 0.9}).saving_in_words() == "at least +75.00, one run"
+    assert payoff(curves, costs, {1: 0.9, 2: 0.3}).bound == "about "
 
 
 def row(grid: Grid, case: Case, accuracy: float, work: float) -> dict[str, str]:
@@ -162,7 +175,7 @@ def test_a_method_far_below_the_curve_gets_no_more_runs(small: Path) -> None:
     small.write_text(text.replace("  ucb:", "  ucb 0.3: {prune.method: ucb, prune.keep: 0.3}\n  ucb:"))
     grid = grids.load(small)
     order = drive(grid, lambda case: 0.4 if case.entry == "ucb" else 0.6)
-    assert [case.seed for case in order if case.entry == "ucb"] == [0]
+    assert [case.seed for case in order if case.entry == "ucb"] == [0, 0]  # it is tuned first
     assert "ucb 0.3" not in {case.entry for case in order}
     assert [case.seed for case in order if case.entry == "recent"] == [0, 0, 1, 2]
     order = drive(grid, lambda case: 0.4 if case.entry == "recent" else 0.6)
@@ -185,8 +198,22 @@ def test_other_conditions_take_over_the_choices_and_the_methods_that_are_left(
 
     order = [case for case in drive(grid, accuracy) if case.condition == "again"]
     assert {case.choice for case in order} == {"lr=0.1"} and {case.seed for case in order} == {1, 2}
-    assert {case.entry for case in order} == {"full 0.5", "full 0.7", "full 1", "recent", "proxy"}
+    entries = {"full 0.5", "full 0.7", "full 1", "recent", "recent null", "proxy"}
+    assert {case.entry for case in order} == entries
     assert [case.seed for case in order if case.entry == "proxy"] == [1]
+    # A method of the claim waits for no other and is run to its last seed, and one more is carried.
+    small.write_text(small.read_text().replace("claim: {methods: []", "claim: {methods: [ucb]"))
+    small.write_text(small.read_text().replace("carry: 2", "carry: 1"))
+    order = drive(
+        grids.load(small),
+        lambda case: 0.4 if case.entry == "ucb" and case.condition == "again" else accuracy(case),
+        claim_first=True,
+    )
+    again = [i for i, case in enumerate(order) if case.condition == "again"]
+    assert {order[i].entry for i in again} == {"full 0.5", "full 0.7", "full 1", "ucb", "proxy"}
+    first = min(i for i, case in enumerate(order) if case.entry == "recent")
+    assert {order[i].entry for i in again if i < first} == {"full 0.5", "full 0.7", "full 1", "ucb"}
+    assert [order[i].seed for i in again if order[i].entry == "ucb"] == [1, 2]
 
 
 def test_claimed_methods_get_more_seeds_at_the_end(small: Path) -> None:

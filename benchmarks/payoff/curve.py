@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ffcv_prune.analysis.intervals import Difference, difference
+from ffcv_prune.analysis.intervals import LEVEL, Difference, difference
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,20 @@ class Payoff:
     @property
     def bound(self) -> str:
         """What stands before the saving where the curve does not reach as far: "at least " or "at most "."""
-        return {(True, False): "at least ", (False, True): "at most "}.get((self.beyond > 0, self.below > 0), "")
+        return {(True, False): "at least ", (False, True): "at most ", (True, True): "about "}.get(
+            (self.beyond > 0, self.below > 0), ""
+        )
+
+    def saving_in_words(self, level: float = LEVEL) -> str:
+        """In percent with the half width of its interval; a bound has one end only, and says of how many seeds it is.
+
+        A bound takes the place of what a seed saves, so it hides their spread on its own side.
+        """
+        percent = Difference(100 * self.saving.mean, 100 * self.saving.error, self.saving.freedom)
+        side = -1 if self.beyond else 1 if self.below else 0
+        if side == 0 or not percent.error < math.inf or (self.beyond and self.below):
+            return self.bound + percent.in_words(level)
+        return f"{self.bound}{percent.mean + side * percent.half_width(level):+.2f}"
 
 
 def payoff(curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: Mapping[int, float]) -> Payoff:

@@ -76,8 +76,8 @@ class Grid:
         base: settings of all runs, those of the base config.
         epochs: of a run on all data at its full length.
         seeds: that pages count, from 1 on.
-        hopeless: points below the curve from which a method gets no more runs.
-        carry: how many methods the other conditions try.
+        hopeless: points below the curve from which a tuned method gets no more runs.
+        carry: how many methods the other conditions try beside those of the claim.
         tuned: by its key, the values to choose from; the first is tried first.
     """
 
@@ -132,13 +132,13 @@ class Grid:
     def most_seeds(self) -> int:
         return max(self.seeds, self.claim.seeds)
 
-    def claimed(self, entry: Entry, condition: str) -> bool:
+    def claimed(self, entry: Entry) -> bool:
         """Whether the claim needs its runs: those of full data, of the methods and of their null twins."""
         named = {entry.name, entry.name.removesuffix(NULL)} & set(self.claim.methods)
-        return condition == self.first_condition and (entry.budget is not None or bool(named))
+        return entry.budget is not None or bool(named)
 
     def seeds_of(self, entry: Entry, condition: str) -> int:
-        return self.most_seeds if self.claimed(entry, condition) else self.seeds
+        return self.most_seeds if condition == self.first_condition and self.claimed(entry) else self.seeds
 
     @property
     def first_condition(self) -> str:
@@ -154,8 +154,8 @@ class Grid:
     def methods(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.budget is None]
 
-    def config(self, case: Case, out: str) -> Config:
-        """The configuration of a run; UserError names what is wrong in the grid."""
+    def config(self, case: Case, out: str, more: Settings | None = None) -> Config:
+        """The configuration of a run, with `more` keys beside the grid's; UserError names what is wrong in it."""
         entry = self.entry(case.entry)
         condition = dict(self.conditions[case.condition])
         epochs = int(condition.pop("train.epochs", self.epochs))
@@ -166,11 +166,12 @@ class Grid:
         name = f"{case.condition} {case.entry} {case.choice} seed {case.seed}".replace(" ", "_").replace("/", "_")
         changes |= {
             "train.epochs": epochs,
-            "train.warmup_epochs": round(min(warmup, epochs / 4), 6),
+            "train.warmup_epochs": round(warmup * epochs / self.epochs, 6),  # the same share of every run
             "train.eval_every": epochs,
             "run.seed": case.seed,
             "run.name": name,
             "run.out": out,
+            **(more or {}),
         }
         settings = self.base | {name: Setting(_text(value), GRID.name) for name, value in changes.items()}
         return resolve(settings, options=())

@@ -47,6 +47,10 @@ class Judged:
         """The runs that count, by seed: those with the best choice, but for the tuning seed."""
         return {seed: row for seed, row in self._runs(entry).items() if seed != TUNING_SEED}
 
+    def judged(self, entry: Entry) -> dict[int, Row]:
+        """Those of the seeds that have a whole curve: what pages show."""
+        return {seed: row for seed, row in self.counted(entry).items() if seed in self.curves}
+
     def _runs(self, entry: Entry) -> dict[int, Row]:
         choice = self.choice(entry)
         return {int(row["seed"]): row for row in self._of(entry) if row["choice"] == choice}
@@ -76,11 +80,16 @@ class Judged:
         return TUNING_SEED if self.first is None else 1
 
     def hopeless(self, entry: Entry) -> bool:
-        """Whether a method, or the one that it varies, lies too far below the curve in its first seed to be run on."""
+        """Whether a method, or the one that it varies, lies too far below the curve in its first seed to be run on.
+
+        With its best choice, and not a null twin, which is run as long as its method. In other conditions the first
+        seed counts, too: there a method of the claim is run in any case.
+        """
         varied = self.grid.varied_by(entry)
         if varied is not None and self.hopeless(varied):
             return True
-        trial = self.trial(entry)
+        kept = entry.twin or (self.first is not None and self.grid.claimed(entry))
+        trial = None if kept or self.choice(entry) is None else self.trial(entry)
         return trial is not None and self.trial_gain(trial) < -self.grid.hopeless
 
     def trial(self, entry: Entry) -> Row | None:
@@ -95,15 +104,22 @@ class Judged:
 
     @cached_property
     def carried(self) -> list[Entry]:
-        """The methods that other conditions try: those that gain most here; none before all have their seeds."""
+        """The methods that other conditions try: those of the claim, and the others that gain most here.
+
+        No other is there before all have their seeds.
+        """
+        claimed = [
+            self.grid.entry(name) for name in self.grid.claim.methods if not self.hopeless(self.grid.entry(name))
+        ]
         waits = any(left and stage < Stage.CLAIM for stage, left in map(self.left, self.grid.entries))
         gains = [(found.gain.mean, entry) for entry in self.grid.methods if (found := self.payoff(entry)) is not None]
         best = [entry for _, entry in sorted(gains, key=lambda pair: -pair[0]) if not entry.twin]
-        return [] if waits else best[: self.grid.carry]
+        others = [] if waits else [entry for entry in best if entry not in claimed]
+        return claimed + others[: self.grid.carry]
 
     def payoff(self, entry: Entry) -> Payoff | None:
         """What a method saves; None until one of its seeds and the curve of that seed are there."""
-        own = {seed: row for seed, row in self.counted(entry).items() if seed in self.curves}
+        own = self.judged(entry)
         if not own:
             return None
         costs = {seed: float(row["work"]) for seed, row in own.items()}
@@ -132,9 +148,9 @@ class Judged:
 
     def _waits(self, entry: Entry) -> bool:
         """Whether other runs decide first if this method is run."""
-        if self.first is not None:
-            return entry not in self.first.carried
         varied = self.grid.varied_by(entry)
+        if self.first is not None:
+            return (varied if entry.twin else entry) not in self.first.carried
         return varied is not None and self.choice(varied) is None
 
     def _tune(self, entry: Entry) -> tuple[Row | None, list[str]]:
@@ -171,7 +187,7 @@ def case_of(row: Row) -> Case:
 def cases(grid: Grid, rows: Sequence[Row], claim_first: bool = False) -> list[Case]:
     """The runs that can be made now, in their order: full data before the methods, claims after all conditions.
 
-    With `claim_first` those of the claim come before all others, seed after seed.
+    With `claim_first` the methods of the claim come before all others, seed after seed, in each condition.
     """
     found: list[tuple[tuple[int, ...], Case]] = []
     for number, condition in enumerate(grid.conditions):
@@ -179,7 +195,7 @@ def cases(grid: Grid, rows: Sequence[Row], claim_first: bool = False) -> list[Ca
         for entry in grid.entries:
             stage, left = judged.left(entry)
             rank = (1, stage is Stage.CLAIM, number, entry.budget is None, stage)
-            if claim_first and grid.claimed(entry, condition):
-                rank = (0, min(stage, Stage.SEEDS))
+            if claim_first and grid.claimed(entry):
+                rank = (0, number, min(stage, Stage.SEEDS))
             found += [((*rank, case.seed), case) for case in left]
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from matplotlib.axes import Axes
 
 from benchmarks.harness.tables import Row, mean_and_spread, table
-from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import NULL, Entry, Grid
 from benchmarks.payoff.judge import Judged
 from ffcv_prune.analysis.intervals import Correction, Difference, correction, difference
@@ -23,16 +22,21 @@ def text(grid: Grid, conditions: Sequence[Judged]) -> str:
     parts = []
     for judged in conditions:
         found = {entry.name: judged.payoff(entry) for entry in grid.methods}
-        level = correction(one.saving.p() for one in found.values() if one is not None)
+        printed = [part for one in found.values() if one is not None for part in (one.saving, one.gain)]
+        scores = [score for entry in grid.methods if (score := _score(judged, entry)) is not None]
+        level = correction(part.p() for part in (*printed, *scores))
         parts.append(f"## {judged.condition}\n\n{_curve(grid, judged)}\n\n{_methods(grid, judged, level)}")
-        parts.append(f"± is the {level} over paired seeds.")
+        parts.append(
+            f"± of an accuracy is the standard deviation over seeds, elsewhere the {level} over paired seeds. A saving "
+            "that is a bound is the end of this interval."
+        )
         if judged.first is None and grid.claim.methods:
             parts.append(_claim(grid, judged))
         trials = _trials(grid, judged)
         if trials:
             parts.append(
-                f"The first seed decides which methods are run on. Methods more than {grid.hopeless:g} points below "
-                f"full data at their cost are given up, with their variants.\n\n{trials}"
+                "The first seed decides which methods are run on. Tuned methods more than "
+                f"{grid.hopeless:g} points below full data at their cost are given up, with their variants.\n\n{trials}"
             )
         missing = sum(len(judged.left(entry)[1]) for entry in grid.entries)
         if missing:
@@ -43,7 +47,7 @@ def text(grid: Grid, conditions: Sequence[Judged]) -> str:
 def _curve(grid: Grid, judged: Judged) -> str:
     lines = []
     for entry in grid.budgets:
-        rows = list(judged.counted(entry).values())
+        rows = list(judged.judged(entry).values())
         if rows:
             lines.append({"full data": entry.name.removeprefix("full "), **_numbers(rows)})
     return table(lines) if lines else "Full data has not been run yet."
@@ -52,16 +56,17 @@ def _curve(grid: Grid, judged: Judged) -> str:
 def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
     lines = []
     for entry in grid.methods:
-        rows, found = list(judged.counted(entry).values()), judged.payoff(entry)
+        rows, found, score = list(judged.judged(entry).values()), judged.payoff(entry), _score(judged, entry)
         if found is None:
             continue
         lines.append(
             {
                 "method": entry.name,
                 **_numbers(rows),
-                "saving in work, %": _saving(found, level.level),
+                "saving in work, %": found.saving_in_words(level.level),
+                "beyond the curve": f"{found.beyond} of {len(rows)}",
                 "gain at equal work, points": found.gain.in_words(level.level),
-                "of it by the score": _score(grid, judged, entry, level),
+                "of it by the score": "" if score is None else score.in_words(level.level),
             }
         )
     return table(lines) if lines else "No method has been run yet."
@@ -75,22 +80,24 @@ def _claim(grid: Grid, judged: Judged) -> str:
         found = judged.payoff(entry)
         if found is None:
             continue
-        own, seeds = _percents(judged, entry), len(judged.counted(entry).keys() & judged.curves.keys())
-        p = found.saving.p(CLAIMED)
-        shown = found.saving.mean > CLAIMED and p < CLAIM_LEVEL and seeds >= grid.claim.seeds
+        own = _percents(judged, entry)
+        # A p that is read before its last seed, until it is low enough, is none. The p of a bound holds on one side.
+        whole = len(own) >= grid.claim.seeds and found.saving.mean > CLAIMED and not found.below
+        p = found.saving.p(CLAIMED) if whole else math.nan
         lines.append(
             {
                 "method": name,
-                "seeds": f"{seeds} of {grid.claim.seeds}",
+                "seeds": f"{len(own)} of {grid.claim.seeds}",
                 "accuracy above full data at full length, points": difference(own, full).in_words(CLAIM_LEVEL),
-                "saving in work, %": _saving(found, CLAIM_LEVEL),
+                "saving in work, %": found.saving_in_words(CLAIM_LEVEL),
                 f"p of {CLAIMED:.0%}": "" if math.isnan(p) else f"{p:.2g}",
-                "shown": "yes" if shown else "no",
+                "shown": "yes" if p < CLAIM_LEVEL else "no",
             }
         )
     words = (
         f"The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of the work of full data, "
-        f"p < {CLAIM_LEVEL:g}, {grid.claim.seeds} seeds. ± is the {1 - CLAIM_LEVEL:.0%} interval."
+        f"p < {CLAIM_LEVEL:g}, {grid.claim.seeds} seeds; p is not computed before. "
+        f"± is the {1 - CLAIM_LEVEL:.0%} interval."
     )
     return f"{words}\n\n{table(lines)}" if lines else f"{words} No method of it has been run yet."
 
@@ -121,23 +128,18 @@ def _numbers(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _saving(found: Payoff, level: float) -> str:
-    share = found.saving
-    return found.bound + Difference(100 * share.mean, 100 * share.error, share.freedom).in_words(level)
-
-
 def _percents(judged: Judged, entry: Entry) -> dict[int, float]:
     """Accuracies by seed, in percent."""
-    return {seed: 100 * float(row["accuracy"]) for seed, row in judged.counted(entry).items()}
+    return {seed: 100 * float(row["accuracy"]) for seed, row in judged.judged(entry).items()}
 
 
-def _score(grid: Grid, judged: Judged, entry: Entry, level: Correction) -> str:
-    """Points of accuracy above the null twin, whose cost is nearly the same; empty where there is none yet."""
-    twin = next((other for other in grid.methods if other.name == entry.name + NULL), None)
+def _score(judged: Judged, entry: Entry) -> Difference | None:
+    """Points of accuracy above the null twin, whose cost is nearly the same; None where there is none yet."""
+    twin = next((other for other in judged.grid.methods if other.name == entry.name + NULL), None)
     if twin is None:
-        return ""
+        return None
     own, null = _percents(judged, entry), _percents(judged, twin)
-    return difference(own, null).in_words(level.level) if own and null else ""
+    return difference(own, null) if own and null else None
 
 
 def plot(axes: Axes, judged: Judged) -> None:
@@ -147,11 +149,11 @@ def plot(axes: Axes, judged: Judged) -> None:
         work, accuracy = ([float(row[name]) for row in rows] for name in ("work", "accuracy"))
         return statistics.mean(work), 100 * statistics.mean(accuracy)
 
-    budgets = [means(rows.values()) for rows in map(judged.counted, judged.grid.budgets) if rows]
+    budgets = [means(rows.values()) for rows in map(judged.judged, judged.grid.budgets) if rows]
     if budgets:
         axes.plot(*zip(*budgets, strict=True), "k.-", label="full data")
     for i, entry in enumerate(judged.grid.methods):
-        counted, trial = judged.counted(entry).values(), judged.trial(entry)
+        counted, trial = judged.judged(entry).values(), judged.trial(entry)
         shown = counted or ([] if trial is None else [trial])
         if shown:
             fill = "full" if counted else "none"

@@ -46,6 +46,7 @@ from benchmarks.speed.proxy import flops
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
 from ffcv_prune.models import build_model
+from ffcv_prune.scoring.headroom import FORWARD
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.trainer import train
 
@@ -67,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
-    parser.add_argument("--claim-first", action="store_true", help="the runs of the claim before all others")
+    parser.add_argument(
+        "--claim-first", action="store_true", help="the methods of the claim before all others, in each condition"
+    )
     parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
 
 
@@ -142,10 +145,10 @@ def work(row: Row | dict[str, Any], config: Config) -> float:
     """Samples trained on, and what else was computed in the same unit: a forward pass is a third of a step."""
     values = config.prune.values
     chosen = values.get("keep", 1.0) * values.get("window", 0) if row["proxy_steps"] else 0.0
-    by_proxy = float(row["proxy_forwards"]) / 3 + 2 / 3 * float(row["proxy_steps"]) * chosen
+    by_proxy = FORWARD * float(row["proxy_forwards"]) + (1 - FORWARD) * float(row["proxy_steps"]) * chosen
     return (
         float(row["samples_seen"])
-        + float(row["forwards"]) / 3
+        + FORWARD * float(row["forwards"])
         + float(row["proxy_share"]) * by_proxy
         + float(row["decode_share"]) * float(row["decoded"])
     )

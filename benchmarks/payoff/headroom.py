@@ -1,0 +1,125 @@
+"""Headroom beside the gain of a method, over the conditions of the referee.
+
+    python -m benchmarks.payoff.headroom --grid benchmarks/payoff/grid_fashion.yaml \\
+        --payoff benchmarks/results/payoff_fashion.csv
+
+In each condition this trains on all data at full length, with a scoring pass before every epoch. A row is a pass. The
+page sets their means beside the gain and the saving of the first method of the claim, from the referee's rows
+(`--payoff`). The pass before the first epoch is left out: that net has learned nothing. docs/cheaper_scores.md says
+how headroom is computed. It bounds importance sampling with weights. A method that selects without weights may gain
+more or less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from scipy import stats
+
+from benchmarks.harness import machine
+from benchmarks.harness.machine import ROOT, measured_on
+from benchmarks.harness.rows import Results, benchmark, positive, read_csv
+from benchmarks.harness.tables import Row, groups, mean_and_spread, table, values
+from benchmarks.harness.training import SharedLoaders
+from benchmarks.payoff import grid as grids
+from benchmarks.payoff.grid import Case, Grid
+from benchmarks.payoff.judge import Judged, case_of
+from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.training.trainer import train
+
+TITLE = "Headroom, and what pruning gains"
+MEASURES = ("highest_10", "highest_30", "highest_50", "variance_reduction", "batch_gain")
+COLUMNS = ("condition", "seed", "choice", "epoch", *MEASURES)
+SETTINGS = ("grid", "payoff")
+MIXED = tuple(name for name in machine.MIXED if name not in ("cpu", "cores"))  # no seconds are measured
+# All data is trained on, so the scores select nothing: they are only measured.
+PASSES = {"prune.method": "uncertainty", "prune.keep": 1.0, "prune.period": 1}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the conditions")
+    parser.add_argument("--payoff", default="benchmarks/results/payoff.csv", help="the referee's rows of this grid")
+    parser.add_argument("--seeds", type=positive, default=1, help="runs of each condition")
+
+
+def run(args: argparse.Namespace, results: Results) -> None:
+    """Measure the conditions that have no rows yet."""
+    grid = grids.load(ROOT / args.grid)
+    full = grid.budgets[-1]
+    choice = _choice(grid, read_csv(ROOT / args.payoff))
+    if choice is None:
+        raise UserError(f"{args.payoff}: full data is not tuned yet; run python -m benchmarks.payoff first")
+    cases = [
+        Case(condition, full.name, choice, seed) for seed in range(1, args.seeds + 1) for condition in grid.conditions
+    ]
+    with SharedLoaders() as shared:
+        for case in results.left(cases, lambda row: case_of({"entry": full.name, **row})):
+            print(f"{case.condition}, seed {case.seed}", flush=True)
+            results.append(measure(grid, case, shared))
+
+
+def measure(grid: Grid, case: Case, shared: SharedLoaders) -> list[dict[str, Any]]:
+    """The rows of a run: its passes."""
+    with TemporaryDirectory() as out:
+        config = grid.config(case, out, PASSES)
+        log = (train(config, shared.of(config)).folder / "log.jsonl").read_text().splitlines()
+    own = {"condition": case.condition, "seed": case.seed, "choice": case.choice}
+    passes = [(row["epoch"], row["headroom"]) for row in map(json.loads, log)]
+    return [{**own, "epoch": epoch, **{name: found[name] for name in MEASURES}} for epoch, found in passes]
+
+
+def _choice(grid: Grid, referees: Sequence[Row]) -> str | None:
+    """Of full data at full length; None until it is known."""
+    return Judged(grid, grid.first_condition, referees).choice(grid.budgets[-1])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """The table of the conditions, and how their order by headroom agrees with their order by gain."""
+    settings = dict(word.split("=", 1) for word in rows[0]["settings"].split())
+    grid, referees = grids.load(ROOT / settings["grid"]), read_csv(ROOT / settings["payoff"])
+    method, choice = grid.entry(grid.claim.methods[0]), _choice(grid, referees)
+    lines, headrooms, gains = [], [], []
+    learned = [row for row in rows if row["choice"] == choice and int(row["epoch"])]
+    for (condition,), own in groups(learned, "condition").items():
+        means = {name: values(own, name) for name in MEASURES}
+        found = Judged(grid, condition, referees).payoff(method)
+        lines.append(
+            {
+                "condition": condition,
+                "highest 30 % hold, %": mean_and_spread([100 * share for share in means["highest_30"]]),
+                "variance reduction": mean_and_spread(means["variance_reduction"]),
+                "batch gain": mean_and_spread(means["batch_gain"]),
+                f"gain of {method.name}, points": "" if found is None else found.gain.in_words(),
+                "saving in work, %": "" if found is None else found.saving_in_words(),
+            }
+        )
+        if found is not None:
+            headrooms.append(statistics.mean(means["batch_gain"]))
+            gains.append(found.gain.mean)
+    return f"{table(lines)}\n\n{_agreement(headrooms, gains)}\n\nThe choice: {choice}. {measured_on(rows)}"
+
+
+def _agreement(headrooms: Sequence[float], gains: Sequence[float]) -> str:
+    words = "± of headroom is the standard deviation over passes, of a gain the 95 % interval over paired seeds."
+    if len(gains) < 3:
+        return words
+
+    def rho(order: Sequence[float]) -> float:
+        return float(stats.spearmanr(headrooms, order).statistic)
+
+    # Over all orders: with so few conditions, spearmanr's own p is far too small.
+    found = stats.permutation_test((gains,), rho, permutation_type="pairings")
+    return (
+        f"{words} Spearman's rank correlation of batch gain and gain over {len(gains)} conditions: "
+        f"{found.statistic:+.2f}, p = {found.pvalue:.2g}."
+    )
+
+
+if __name__ == "__main__":
+    run_command(lambda: benchmark(sys.modules[__name__]))

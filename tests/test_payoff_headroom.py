@@ -1,0 +1,72 @@
+"""The page of headroom: real passes in two conditions, beside rows of the referee."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.rows import benchmark, read_csv, write_csv
+from benchmarks.payoff import grid as grids
+from benchmarks.payoff import headroom
+from benchmarks.payoff.judge import cases
+from ffcv_prune.errors import UserError
+from tests.betons import Beton
+from tests.test_payoff import SMALL, TWO, row
+
+
+@pytest.fixture
+def two(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
+    """A grid of two conditions, whose claim is about one method."""
+    (tmp_path / "base.yaml").write_text(
+        "data: {train: x, test: x}\nmodel: {name: resnet_tiny}\n"
+        "train: {epochs: 4, batch_size: 32, device: cpu, warmup_epochs: 1, lr_schedule: linear}\n"
+    )
+    start, end = SMALL.index("conditions:"), SMALL.index("methods:")
+    text = (SMALL[:start] + TWO + SMALL[end:]).format(train=beton.path, test=test_beton.path)
+    path = tmp_path / "grid.yaml"
+    path.write_text(text.replace("methods: []", "methods: [recent]"))
+    return path
+
+
+def referees_rows(path: Path) -> list[dict[str, str]]:
+    """All runs of the grid; recent gains 2 points in the second condition."""
+    grid, rows = grids.load(path), []
+    while left := cases(grid, rows):
+        case = left[0]
+        budget = grid.entry(case.entry).budget
+        gain = 0.02 * (case.entry == "recent" and case.condition == "again")
+        rows.append(row(grid, case, 0.6 + gain, 1000 * (budget or 0.7)))
+    return rows
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_each_pass_is_a_row_and_the_page_has_the_gains(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    payoff, csv = two.with_name("payoff.csv"), two.with_name("headroom.csv")
+    write_csv(payoff, referees_rows(two))
+    words = [f"--grid={two}", f"--payoff={payoff}", f"--csv={csv}"]
+    benchmark(headroom, words=words)
+    rows = read_csv(csv)
+    assert [(r["condition"], r["epoch"]) for r in rows] == [("small", str(e)) for e in range(4)] + [
+        ("again", str(e)) for e in range(3)
+    ]
+    for own in rows:
+        assert 0.3 < float(own["highest_30"]) < float(own["highest_50"]) <= 1 and float(own["batch_gain"]) >= 1
+    small, again = (line for line in csv.with_suffix(".md").read_text().splitlines() if line[:4] in ("| sm", "| ag"))
+    assert "+0.00 ± 0.00" in small and "+2.00 ± 0.00" in again and "at least" in again
+    before = csv.read_text()
+    benchmark(headroom, words=words)  # nothing is repeated
+    assert csv.read_text() == before and "2 of 2 cases have their rows" in capsys.readouterr().out
+
+
+def test_untuned_full_data_is_an_error(two: Path) -> None:
+    payoff = two.with_name("payoff.csv")
+    write_csv(payoff, referees_rows(two)[:1])
+    with pytest.raises(UserError, match=r"full data is not tuned yet; run python -m benchmarks.payoff first"):
+        benchmark(headroom, words=[f"--grid={two}", f"--payoff={payoff}", f"--csv={two.with_name('headroom.csv')}"])
+
+
+def test_the_correlation_is_that_of_ranks_over_all_orders() -> None:
+    words = headroom._agreement([1.1, 1.5, 1.3, 1.2], [0.0, 9.0, 0.5, -1.0])
+    assert "over 4 conditions: +0.80, p = 0.33." in words
+    assert "correlation" not in headroom._agreement([1.0, 1.2], [0.0, 1.0])
