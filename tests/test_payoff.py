@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,11 @@ def small(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
     return path
 
 
-def drive(grid: Grid, accuracy: Any, claim_first: bool = False) -> list[Case]:
+def drive(grid: Grid, accuracy: Any, methods: Collection[str] = ()) -> list[Case]:
     """All cases in the order in which they are asked for, with these accuracies of the entries and choices."""
     rows: list[dict[str, str]] = []
     order = []
-    while left := cases(grid, rows, claim_first):
+    while left := cases(grid, rows, methods):
         order.append(left[0])
         budget = grid.entry(left[0].entry).budget
         rows.append(row(grid, left[0], accuracy(left[0]), 1000 * (budget or 0.7)))
@@ -146,15 +147,16 @@ def test_full_data_comes_first_and_then_a_stage_of_all_methods(small: Path) -> N
     assert [seed for _, seed in order[17:]] == [1] * 4 + [2] * 4
 
 
-def test_the_claim_comes_first_where_it_is_asked_for(small: Path) -> None:
+def test_some_methods_alone_go_on_seed_after_seed(small: Path) -> None:
     small.write_text(
         small.read_text().replace("claim: {methods: [], seeds: 2}", "claim: {methods: [recent], seeds: 4}")
     )
     grid = grids.load(small)
-    order, usual = (drive(grid, lambda case: 0.6, claim_first) for claim_first in (True, False))
-    assert set(order) == set(usual) and len(order) == len(usual)
-    claimed = [case for case in order if case.entry.startswith("full") or "recent" in case.entry]
-    assert order[: len(claimed)] == claimed and [case.seed for case in claimed[-5:]] == [4] * 5
+    order, all_runs = (drive(grid, lambda case: 0.6, methods) for methods in (["recent"], []))
+    assert set(order) == {case for case in all_runs if case.entry.startswith("full") or "recent" in case.entry}
+    assert [case.seed for case in order[-20:]] == [seed for seed in (1, 2, 3, 4) for _ in range(5)]
+    with pytest.raises(UserError, match='the grid has no "recnt"; did you mean "recent"'):
+        grid.entry("recnt")
 
 
 def test_full_data_tries_all_choices_and_a_method_one_key_after_the_other(small: Path) -> None:
@@ -201,19 +203,16 @@ def test_other_conditions_take_over_the_choices_and_the_methods_that_are_left(
     entries = {"full 0.5", "full 0.7", "full 1", "recent", "recent null", "proxy"}
     assert {case.entry for case in order} == entries
     assert [case.seed for case in order if case.entry == "proxy"] == [1]
-    # A method of the claim waits for no other and is run to its last seed, and one more is carried.
+    # A method of the claim waits for no other and is run to its last seed.
     small.write_text(small.read_text().replace("claim: {methods: []", "claim: {methods: [ucb]"))
-    small.write_text(small.read_text().replace("carry: 2", "carry: 1"))
     order = drive(
         grids.load(small),
         lambda case: 0.4 if case.entry == "ucb" and case.condition == "again" else accuracy(case),
-        claim_first=True,
+        ["ucb"],
     )
-    again = [i for i, case in enumerate(order) if case.condition == "again"]
-    assert {order[i].entry for i in again} == {"full 0.5", "full 0.7", "full 1", "ucb", "proxy"}
-    first = min(i for i, case in enumerate(order) if case.entry == "recent")
-    assert {order[i].entry for i in again if i < first} == {"full 0.5", "full 0.7", "full 1", "ucb"}
-    assert [order[i].seed for i in again if order[i].entry == "ucb"] == [1, 2]
+    again = [case for case in order if case.condition == "again"]
+    assert {case.entry for case in again} == {"full 0.5", "full 0.7", "full 1", "ucb"}
+    assert [case.seed for case in again if case.entry == "ucb"] == [1, 2]
 
 
 def test_claimed_methods_get_more_seeds_at_the_end(small: Path) -> None:

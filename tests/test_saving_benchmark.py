@@ -48,12 +48,17 @@ def test_the_runs_of_a_case_differ_in_what_is_asked_only(
     def train(own: config.Config) -> RunResult:
         trained.append((own.run.name, own.prune.name, own.save, own.prune.values.get("period"), own.train.epochs))
         (tmp_path / "log.jsonl").write_text('{"saving": {"planned": 0.41}}\n')
-        seconds = {"setup": 5.0, "total": 95.0 if not own.save else 55.0}
+        seconds = {"setup": 5.0, "total": 55.0 if own.save else 9.5 * own.train.epochs}
         return RunResult(tmp_path, own.prune.name, 1.0, {}, 0, {}, seconds, own.save or None)
 
     monkeypatch.setattr(saving, "train", train)
     saving.compare(["--config", "rn_configs/fashion_full.yaml"], "ema", 0.3)
-    assert trained == [("warm_up", "ema", 0.0, 2, 2), ("full", "full", 0.0, None, 10), ("saved", "ema", 0.3, 2, 10)]
+    assert trained == [
+        ("warm_up", "ema", 0.0, 2, 2),
+        ("full_before", "full", 0.0, None, 5),
+        ("saved", "ema", 0.3, 2, 10),
+        ("full_after", "full", 0.0, None, 5),
+    ]
     assert (
         '"planned": 0.41, "told": 0.3, "saved": 0.4, "seconds": 60.0, "full_seconds": 100.0' in capsys.readouterr().out
     )

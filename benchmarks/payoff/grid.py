@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -113,6 +113,9 @@ class Grid:
         return {entry.name: entry for entry in self.entries}
 
     def entry(self, name: str) -> Entry:
+        """The one of this name; UserError if there is none."""
+        if name not in self._entries:
+            raise UserError(f'the grid has no "{name}"{nearest(name, self._entries)}')
         return self._entries[name]
 
     def varied_by(self, entry: Entry) -> Entry | None:
@@ -132,13 +135,13 @@ class Grid:
     def most_seeds(self) -> int:
         return max(self.seeds, self.claim.seeds)
 
-    def claimed(self, entry: Entry) -> bool:
-        """Whether the claim needs its runs: those of full data, of the methods and of their null twins."""
-        named = {entry.name, entry.name.removesuffix(NULL)} & set(self.claim.methods)
-        return entry.budget is not None or bool(named)
+    def of(self, entry: Entry, methods: Collection[str]) -> bool:
+        """Whether these methods are judged by its runs: it is one of them, or a null twin, or full data."""
+        return entry.budget is not None or entry.name in methods or entry.name.removesuffix(NULL) in methods
 
     def seeds_of(self, entry: Entry, condition: str) -> int:
-        return self.most_seeds if condition == self.first_condition and self.claimed(entry) else self.seeds
+        claimed = condition == self.first_condition and self.of(entry, self.claim.methods)
+        return self.most_seeds if claimed else self.seeds
 
     @property
     def first_condition(self) -> str:

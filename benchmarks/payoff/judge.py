@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import IntEnum
 from functools import cached_property
 
@@ -88,7 +88,7 @@ class Judged:
         varied = self.grid.varied_by(entry)
         if varied is not None and self.hopeless(varied):
             return True
-        kept = entry.twin or (self.first is not None and self.grid.claimed(entry))
+        kept = entry.twin or (self.first is not None and self.grid.of(entry, self.grid.claim.methods))
         trial = None if kept or self.choice(entry) is None else self.trial(entry)
         return trial is not None and self.trial_gain(trial) < -self.grid.hopeless
 
@@ -184,18 +184,20 @@ def case_of(row: Row) -> Case:
     return Case(row["condition"], row["entry"], row["choice"], int(row["seed"]))
 
 
-def cases(grid: Grid, rows: Sequence[Row], claim_first: bool = False) -> list[Case]:
+def cases(grid: Grid, rows: Sequence[Row], methods: Collection[str] = ()) -> list[Case]:
     """The runs that can be made now, in their order: full data before the methods, claims after all conditions.
 
-    With `claim_first` the methods of the claim come before all others, seed after seed, in each condition.
+    With `methods` only those of full data, of these and of their null twins: tuned, then seed after seed, each in all
+    conditions.
     """
     found: list[tuple[tuple[int, ...], Case]] = []
     for number, condition in enumerate(grid.conditions):
         judged = Judged(grid, condition, rows)
         for entry in grid.entries:
             stage, left = judged.left(entry)
-            rank = (1, stage is Stage.CLAIM, number, entry.budget is None, stage)
-            if claim_first and grid.claimed(entry):
-                rank = (0, number, min(stage, Stage.SEEDS))
+            rank: tuple[int, ...] = (stage is Stage.CLAIM, number, entry.budget is None, stage)
+            if methods:
+                rank = (min(stage, Stage.SEEDS),)
+                left = left if grid.of(entry, methods) else []
             found += [((*rank, case.seed), case) for case in left]
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]

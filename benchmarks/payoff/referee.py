@@ -5,10 +5,11 @@
     python -m benchmarks.payoff --redraw        page and figure again, without training
 
 grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
-start it again. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts samples
-trained on. A forward pass without a step is a third of one. A sample of the proxy counts by its share of the
-arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and compilation. They hold
-for a quiet machine and one job only, so the page does not judge by them.
+start it again. With --methods only full data, these methods and their null twins are run, seed after seed. With --jobs
+J as many runs go on side by side, each on its share of the cores. "Work" counts samples trained on. A forward pass
+without a step is a third of one. A sample of the proxy counts by its share of the arithmetic, decoding by its share of
+the seconds. The rows have seconds too, without tests and compilation. They hold for a quiet machine and one job only,
+so the page does not judge by them.
 
 How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
 "gain" is its accuracy − the accuracy of the curve at its cost. "At least" means that full data reaches the accuracy at
@@ -68,9 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
-    parser.add_argument(
-        "--claim-first", action="store_true", help="the methods of the claim before all others, in each condition"
-    )
+    parser.add_argument("--methods", nargs="+", default=[], help="only full data, these and their null twins")
     parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
 
 
@@ -78,6 +77,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     """The next runs of the grid."""
     path = ROOT / args.grid
     grid = grids.load(path)
+    for name in args.methods:
+        grid.entry(name)
     end = time.monotonic() + 3600 * args.hours
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) % args.jobs:
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     with jobs_on([cores[job :: args.jobs] for job in range(args.jobs)]) as pool:
         while True:
             rows = results.read() if results.path.exists() else []
-            left = [case for case in cases(grid, rows, args.claim_first) if case not in running.values()]
+            left = [case for case in cases(grid, rows, args.methods) if case not in running.values()]
             if not left and not running:
                 print("all runs of the grid are done", flush=True)
             for case in left[: args.jobs - len(running)] if time.monotonic() < end else []:

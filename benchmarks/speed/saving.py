@@ -3,9 +3,10 @@
     python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 30 minutes on two cores
     python -m benchmarks.speed.saving --redraw        the table again, without measuring
 
-Each case is a process of its own. It trains for two epochs by the method, so that all is compiled; then on all data;
-then with prune.save. Seconds are those of the whole run, set-up and measurement included; imports and the report are
-not. Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on the
+Each case is a process of its own. It trains for two epochs by the method, so that all is compiled; then on all data
+for half of the epochs; then with prune.save; then on all data for the other half. So a machine that becomes faster or
+slower does so for both. Seconds are those of the whole run, set-up and measurement included; imports and the report
+are not. Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on the
 machine. docs/speed.md says how to read the table.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,6 @@ from benchmarks.harness.rows import Results, benchmark
 from benchmarks.harness.tables import Row, table
 from ffcv_prune import config
 from ffcv_prune.errors import run_command
-from ffcv_prune.training.run_log import RunResult
 from ffcv_prune.training.trainer import train
 
 TITLE = "What prune.save saves"
@@ -59,10 +60,19 @@ def compare(base: Sequence[str], method: str, asked: float) -> None:
     own = [*base, f"--prune.method={method}", *METHODS[method]]
     with TemporaryDirectory() as out:
         train(config.load([*own, f"--run.out={out}", "--run.name=warm_up", "--train.epochs=2"]))
-        full = train(config.load([*base, f"--run.out={out}", "--run.name=full"]))
-        saved = train(config.load([*own, f"--run.out={out}", "--run.name=saved", f"--prune.save={asked}"]))
+        whole = config.load([*own, f"--run.out={out}", "--run.name=saved", f"--prune.save={asked}"])
+        before = whole.train.epochs // 2
+        halves = {"before": before, "after": whole.train.epochs - before}
+        full_runs = [
+            config.load([*base, f"--run.out={out}", f"--run.name=full_{half}", f"--train.epochs={epochs}"])
+            for half, epochs in halves.items()
+        ]
+        full = [train(full_runs[0])]
+        saved = train(whole)
+        full.append(train(full_runs[1]))
         first = json.loads((saved.folder / "log.jsonl").read_text().splitlines()[0])
-    seconds, full_seconds = _whole(saved), _whole(full)
+    seconds = saved.seconds["setup"] + saved.seconds["total"]
+    full_seconds = statistics.mean(half.seconds["setup"] for half in full) + sum(half.seconds["total"] for half in full)
     row = {
         "method": method,
         "asked": asked,
@@ -74,10 +84,6 @@ def compare(base: Sequence[str], method: str, asked: float) -> None:
         "setup_seconds": saved.seconds["setup"],
     }
     print(json.dumps(row))
-
-
-def _whole(result: RunResult) -> float:
-    return result.seconds["setup"] + result.seconds["total"]
 
 
 def summary(rows: Sequence[Row]) -> str:
