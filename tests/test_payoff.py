@@ -229,10 +229,10 @@ def test_every_run_of_a_grid_is_one(path: Path) -> None:
     grid = grids.load(path)
     for condition in grid.conditions:
         for entry in grid.entries:
-            choice = choice_name({name: values[-1] for name, values in grid.tuned.items()})
+            choice = choice_name({name: values[-1] for name, values in grid.values.items()})
             made = grid.config(Case(condition, entry.name, choice, 1), "runs")
             assert made.run.seed == 1 and made.train.warmup_epochs < made.train.epochs
-    assert len(grid.budgets) >= 6 and [len(values) for values in grid.tuned.values()] == [3, 2] and grid.seeds >= 3
+    assert len(grid.budgets) >= 6 and [len(values) for values in grid.values.values()] == [3, 2] and grid.seeds >= 3
 
 
 def test_a_grid_with_an_unknown_key_is_refused(small: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,7 +77,7 @@ class Grid:
         seeds: that pages count, from 1 on.
         hopeless: points below the curve from which a tuned method gets no more runs.
         carry: how many methods the other conditions try beside those of the claim.
-        tuned: by its key, the values to choose from; the first is tried first.
+        values: by its key, those to choose from; the first is tried first.
     """
 
     base: dict[str, Setting]
@@ -88,7 +87,7 @@ class Grid:
     carry: int
     entries: tuple[Entry, ...]
     tuned_budgets: Sequence[float]
-    tuned: dict[str, Sequence[Any]]
+    values: dict[str, Sequence[Any]]
     conditions: dict[str, Settings]
     claim: Claim
     keys: dict[Case, str] = field(default_factory=dict, compare=False)  # those that were asked for
@@ -105,7 +104,7 @@ class Grid:
     @cached_property
     def choices(self) -> dict[str, Settings]:
         """All values of the keys together, by their name."""
-        made = (dict(zip(self.tuned, values, strict=True)) for values in product(*self.tuned.values()))
+        made = (dict(zip(self.values, together, strict=True)) for together in product(*self.values.values()))
         return {choice_name(settings): settings for settings in made}
 
     @cached_property
@@ -123,13 +122,9 @@ class Grid:
         names = [name for name in self._entries if entry.budget is None and entry.name.startswith(f"{name} ")]
         return self._entries[max(names, key=len)] if names else None
 
-    def tuned_for(self, entry: Entry) -> Entry:
-        """The entry whose choice this one takes: itself, for a twin its method, for a budget the nearest tuned one."""
-        if entry.budget is None:
-            return (self.varied_by(entry) or entry) if entry.twin else entry
-        distance = {budget: abs(math.log(budget / entry.budget)) for budget in self.tuned_budgets}
-        nearest_budget = min(distance, key=lambda budget: distance[budget])
-        return next(other for other in self.budgets if other.budget == nearest_budget)
+    def tuned(self, entry: Entry) -> bool:
+        """Whether runs of this entry decide a choice: a null twin takes that of its method, full data one for all."""
+        return entry.budget in self.tuned_budgets if entry.budget is not None else not entry.twin
 
     @property
     def most_seeds(self) -> int:
@@ -197,7 +192,7 @@ def load(path: Path = GRID) -> Grid:
         carry=int(content["carry"]),
         entries=(*full, *methods),
         tuned_budgets=[float(budget) for budget in content["tuned_budgets"]],
-        tuned=content["choices"],
+        values=content["choices"],
         conditions=content["conditions"],
         claim=Claim(content["claim"]["methods"], int(content["claim"]["seeds"])),
     )

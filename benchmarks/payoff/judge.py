@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Collection, Sequence
 from enum import IntEnum
 from functools import cached_property
@@ -34,14 +35,27 @@ class Judged:
         self.rows = [row for row in rows if row["condition"] == condition and row["key"] == grid.key(case_of(row))]
 
     def choice(self, entry: Entry) -> str | None:
-        """The best choice, of an entry that is not tuned that of another; None until it is known."""
+        """The best choice, or None until it is known. Full data has one, a null twin that of its method."""
         if self.first is not None:
             return self.first.choice(entry)
-        tuned = self.grid.tuned_for(entry)
-        if tuned is not entry:
-            return self.choice(tuned)
+        if entry.budget is not None:
+            return self._choice_of_full
+        if not self.grid.tuned(entry):
+            method = self.grid.varied_by(entry)
+            return None if method is None else self.choice(method)
         best, untried = self._tune(entry)
         return None if best is None or untried else best["choice"]
+
+    @cached_property
+    def _choice_of_full(self) -> str | None:
+        """The highest mean accuracy over the tuned budgets: the best of one budget follows the noise of its seed."""
+        tried = [self._tried(entry) for entry in self.grid.budgets if self.grid.tuned(entry)]
+        means = {
+            choice: statistics.mean(float(rows[choice]["accuracy"]) for rows in tried)
+            for choice in self.grid.choices
+            if all(choice in rows for rows in tried)
+        }
+        return max(means, key=lambda choice: means[choice]) if len(means) == len(self.grid.choices) else None
 
     def counted(self, entry: Entry) -> dict[int, Row]:
         """The runs that count, by seed: those with the best choice, but for the tuning seed."""
@@ -133,8 +147,7 @@ class Judged:
         if choice is None:
             best, untried = self._tune(entry)
             ready = best is None or entry.budget is not None or self._trial_curve is not None
-            own = self.first is None and self.grid.tuned_for(entry) is entry
-            untried = untried if ready and own else []
+            untried = untried if ready and self.first is None and self.grid.tuned(entry) else []
             stage = Stage.FIRST if best is None else Stage.TUNING
             return stage, [Case(self.condition, entry.name, other, TUNING_SEED) for other in untried]
         # Of full data the tuning seed too: the curve of that seed is what methods are given up by.
@@ -158,15 +171,15 @@ class Judged:
 
         Full data tries all, a method one key after the other: what the second may miss counts against the methods.
         """
-        tried = {row["choice"]: row for row in self._of(entry) if int(row["seed"]) == TUNING_SEED}
-        settings: Settings = {name: values[0] for name, values in self.grid.tuned.items()}
+        tried = self._tried(entry)
+        settings: Settings = {name: values[0] for name, values in self.grid.values.items()}
         best = tried.get(choice_name(settings))
         if best is None:
             return None, [choice_name(settings)]
         if entry.budget is not None:
             best = max(tried.values(), key=lambda row: float(row["accuracy"]))
             return best, [choice for choice in self.grid.choices if choice not in tried]
-        for name, values in self.grid.tuned.items():
+        for name, values in self.grid.values.items():
             names = {choice_name({**settings, name: value}): value for value in values}
             untried = [choice for choice in names if choice not in tried]
             if untried:
@@ -174,6 +187,10 @@ class Judged:
             chosen = max(names, key=lambda choice: float(tried[choice]["accuracy"]))
             settings, best = {**settings, name: names[chosen]}, tried[chosen]
         return best, []
+
+    def _tried(self, entry: Entry) -> dict[str, Row]:
+        """The runs with the tuning seed, by choice."""
+        return {row["choice"]: row for row in self._of(entry) if int(row["seed"]) == TUNING_SEED}
 
     def _of(self, entry: Entry) -> list[Row]:
         return [row for row in self.rows if row["entry"] == entry.name]
