@@ -19,7 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -45,7 +45,7 @@ from ffcv_prune.training.trainer import train
 METHODS = {  # config -> what the table calls it, and where the picture writes that, in points from its mark
     "fashion_full_3": ("full, 3 epochs", (8, -12, "left")),
     "fashion_full_5": ("full, 5 epochs", (8, -12, "left")),
-    "fashion_full": ("full, 10 epochs", (0, -24, "center")),
+    "fashion_full": ("full, 10 epochs", (0, -24, "right")),
     "fashion_random": ("random", (-8, 5, "right")),
     "fashion_recent_loss": ("recent losses", (-8, 5, "right")),
     "fashion_ucb": ("UCB, guarded", (-9, -3, "right")),
@@ -128,6 +128,7 @@ def summary(rows: Sequence[Row]) -> str:
     lines = [
         *verdicts(rows),
         table(aligned(lines_of(rows))),
+        "± of accuracy and seconds is the standard deviation, of the work saved the 95 % interval; a bound is its end. "
         f"Seconds without tests and compilation. Seeds: {', '.join(seeds)}. Machine: {'; '.join(machines)}.",
     ]
     return "\n\n".join(lines)
@@ -144,13 +145,12 @@ def lines_of(rows: Sequence[Row]) -> list[dict[str, str]]:
         for head, phases in (("load", "load"), ("score", "score"), ("select", "select swap"), ("train", "train")):
             line[head] = f"{sum(statistics.mean(values(runs, f'{phase}_seconds')) for phase in phases.split()):.1f}"
         line |= {"total": mean_and_spread(totals, 1), "samples seen": f"{int(runs[0]['samples_seen']):,}"}
-        saving = f"{found[name].bound}{100 * found[name].saving.mean:.0f} %" if name in found else ""
-        lines.append(line | {"work saved": saving})
+        lines.append(line | {"work saved, %": found[name].saving_in_words() if name in found else ""})
     return lines
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Write an SVG: accuracy against seconds, a small mark a run, a large one the mean of a method, a line full data.
+    """Write an SVG: accuracy against work, a small mark a run, a large one the mean of a method, a line full data.
 
     The scale has a gap, between the method that collapses and the others.
     """
@@ -161,17 +161,17 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         color = "black" if name in CURVE else next(others)
         right, up, align = place
         runs = _of(rows, name)
-        x, y = values(runs, _total), values(runs, _percent)
+        x, y = values(runs, _work), values(runs, _percent)
         mean = statistics.mean(x), statistics.mean(y)
         axes = lower if mean[1] < GAP else upper
         for part in (upper, lower):  # a run may lie on the other side of the gap
             part.plot(x, y, ".", color=color, alpha=0.5)
         axes.plot(*mean, "o", color=color, markersize=9)
         axes.annotate(method, mean, (right, up), textcoords="offset points", color=color, ha=align)
-    curve = [[statistics.mean(values(_of(rows, name), value)) for name in CURVE] for value in (_total, _percent)]
+    curve = [[statistics.mean(values(_of(rows, name), value)) for name in CURVE] for value in (_work, _percent)]
     upper.plot(*curve, color="black", linewidth=1, zorder=0)
     upper.set(ylim=(90, 93), ylabel="test accuracy, %")
-    lower.set(ylim=(45, 88), xlim=(0, None), xlabel="seconds of training, scoring and selection; without tests")
+    lower.set(ylim=(45, 88), xlim=(0, None), xlabel="work: samples trained on, and a third of those in scoring passes")
     for axes, edge, place in ((upper, "bottom", 0), (lower, "top", 1)):
         axes.grid(alpha=0.3)
         axes.spines[edge].set_visible(False)
@@ -183,19 +183,19 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def payoffs(rows: Sequence[Row]) -> dict[str, Payoff]:
     """What each method saves and gains against the curve of full data of the same seed, by work."""
-    costs, accuracies = ([read(rows, name) for name in CURVE] for read in (_work, _accuracy))
+    costs, accuracies = ([_by_seed(rows, name, value) for name in CURVE] for value in (_work, _accuracy))
     curves = {seed: Curve([own[seed] for own in costs], [own[seed] for own in accuracies]) for seed in costs[0]}
     methods = [name for name in METHODS if name not in CURVE]
-    return {name: payoff(curves, _work(rows, name), _accuracy(rows, name)) for name in methods}
+    return {name: payoff(curves, _by_seed(rows, name, _work), _by_seed(rows, name, _accuracy)) for name in methods}
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Whether each method beat full data trained for the same work, by these rows alone."""
     gains = {name: found.gain for name, found in payoffs(rows).items()}
-    seeds = len(_accuracy(rows, CURVE[0]))
+    seeds = len(_of(rows, CURVE[0]))
     if seeds == 1:
         for name, gain in gains.items():
-            ((_, own),) = _accuracy(rows, name).items()
+            own = _accuracy(_of(rows, name)[0])
             gains[name] = difference_of_tests(own, own - gain.mean / 100, TEST_SAMPLES, TEST_SAMPLES)
     corrected = correction(gain.p() for gain in gains.values())
     told: dict[str, list[str]] = {"better": [], "not told apart": [], "worse": []}
@@ -214,16 +214,20 @@ def _of(rows: Sequence[Row], name: str) -> list[Row]:
     return runs
 
 
-def _work(rows: Sequence[Row], name: str) -> dict[int, float]:
-    return {int(row["seed"]): int(row["samples_seen"]) + FORWARD * int(row["forwards"]) for row in _of(rows, name)}
+def _by_seed(rows: Sequence[Row], name: str, value: Callable[[Row], float]) -> dict[int, float]:
+    return {int(row["seed"]): value(row) for row in _of(rows, name)}
 
 
-def _accuracy(rows: Sequence[Row], name: str) -> dict[int, float]:
-    return {int(row["seed"]): float(row["accuracy"]) for row in _of(rows, name)}
+def _work(row: Row) -> float:
+    return int(row["samples_seen"]) + FORWARD * int(row["forwards"])
+
+
+def _accuracy(row: Row) -> float:
+    return float(row["accuracy"])
 
 
 def _percent(row: Row) -> float:
-    return 100 * float(row["accuracy"])
+    return 100 * _accuracy(row)
 
 
 def _total(row: Row) -> float:

@@ -228,7 +228,7 @@ def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str)
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[:3] == ["recent losses", "0.3", "0.7"]
     if len(ucb) == 1:
-        assert cells[3:] == ["92.50 %", "2.0", "2.0", "4.0", "52.0", "60.0", "180,000", "at least 50 %"]
+        assert cells[3:] == ["92.50 %", "2.0", "2.0", "4.0", "52.0", "60.0", "180,000", "at least +50.00, one run"]
 
 
 def test_the_demo_adds_no_row_to_those_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,19 @@ def test_each_pass_is_a_row_and_the_page_has_the_gains(two: Path, capsys: pytest
         assert 0.3 < float(own["highest_30"]) < float(own["highest_50"]) <= 1 and float(own["batch_gain"]) >= 1
     small, again = (line for line in csv.with_suffix(".md").read_text().splitlines() if line[:4] in ("| sm", "| ag"))
     assert "+0.00 ± 0.00" in small and "+2.00 ± 0.00" in again and "at least" in again
+    others = [own | {"key": "of other settings", "batch_gain": "9"} for own in rows]
+    untrained = [own | {"batch_gain": "9"} if own["epoch"] == "0" else own for own in rows]
+    assert headroom.summary([*rows, *others]) == headroom.summary(untrained) == headroom.summary(rows)
     before = csv.read_text()
     benchmark(headroom, words=words)  # nothing is repeated
     assert csv.read_text() == before and "2 of 2 cases have their rows" in capsys.readouterr().out
+
+
+def test_a_grid_without_a_claim_is_an_error(two: Path) -> None:
+    two.write_text(two.read_text().replace("methods: [recent]", "methods: []"))
+    write_csv(two.with_name("payoff.csv"), referees_rows(two))
+    with pytest.raises(UserError, match="the claim names no method"):
+        benchmark(headroom, words=[f"--grid={two}", f"--payoff={two.with_name('payoff.csv')}", f"--csv={two}.csv"])
 
 
 def test_untuned_full_data_is_an_error(two: Path) -> None:
@@ -70,3 +80,4 @@ def test_the_correlation_is_that_of_ranks_over_all_orders() -> None:
     words = headroom._agreement([1.1, 1.5, 1.3, 1.2], [0.0, 9.0, 0.5, -1.0])
     assert "over 4 conditions: +0.80, p = 0.33." in words
     assert "correlation" not in headroom._agreement([1.0, 1.2], [0.0, 1.0])
+    assert "correlation" not in headroom._agreement([1.0, 1.2, 1.1], [0.0, 0.0, 0.0])

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.harness.rows import benchmark
 from benchmarks.speed import saving
 from ffcv_prune import config
+from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_log import RunResult
 
 
@@ -62,6 +63,11 @@ def test_the_runs_of_a_case_differ_in_what_is_asked_only(
     assert (
         '"planned": 0.41, "told": 0.3, "saved": 0.4, "seconds": 60.0, "full_seconds": 100.0' in capsys.readouterr().out
     )
+
+
+def test_one_epoch_has_no_halves(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.epochs must be 2 at least"):
+        benchmark(saving, words=[f"--csv={tmp_path / 'saving.csv'}", "--train.epochs=1"])
 
 
 @pytest.mark.parametrize("method", saving.METHODS)

@@ -73,13 +73,13 @@ class Payoff:
 
     @property
     def bound(self) -> str:
-        """What stands before the saving where the curve does not reach as far: "at least " or "at most "."""
+        """What stands before a saving of which some seeds lie beyond the curve or below it; "about " where both do."""
         return {(True, False): "at least ", (False, True): "at most ", (True, True): "about "}.get(
             (self.beyond > 0, self.below > 0), ""
         )
 
     def saving_in_words(self, level: float = LEVEL) -> str:
-        """In percent with the half width of its interval; a bound has one end only, and says of how many seeds it is.
+        """In percent with the half width of its interval; of a bound, one end of the interval.
 
         A bound takes the place of what a seed saves, so it hides their spread on its own side.
         """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -61,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Claim:
-    """Methods that get more seeds in the first condition. Full data and their null twins get as many."""
+    """Methods that get more seeds in the first condition, and are run in all. Full data and null twins go with them."""
 
     methods: Sequence[str]
     seeds: int
@@ -130,13 +130,22 @@ class Grid:
     def most_seeds(self) -> int:
         return max(self.seeds, self.claim.seeds)
 
-    def of(self, entry: Entry, methods: Collection[str]) -> bool:
-        """Whether these methods are judged by its runs: it is one of them, or a null twin, or full data."""
-        return entry.budget is not None or entry.name in methods or entry.name.removesuffix(NULL) in methods
+    def claimed(self, entry: Entry) -> bool:
+        """Whether the claim is judged by its runs: it is full data, a method of the claim, or its null twin."""
+        return entry.budget is not None or entry.name.removesuffix(NULL) in self.claim.methods
+
+    def only(self, names: Sequence[str]) -> Grid:
+        """The grid of these methods, of those that they vary, and of their null twins; UserError: no such method."""
+        kept = {self.entry(name).name.removesuffix(NULL) for name in names}
+        kept |= {varied.name for name in kept if (varied := self.varied_by(self.entry(name))) is not None}
+        entries = tuple(own for own in self.entries if own.budget is not None or own.name.removesuffix(NULL) in kept)
+        methods = [name for name in self.claim.methods if name in kept]
+        return replace(
+            self, entries=entries, claim=Claim(methods, self.claim.seeds if methods else self.seeds), keys={}
+        )
 
     def seeds_of(self, entry: Entry, condition: str) -> int:
-        claimed = condition == self.first_condition and self.of(entry, self.claim.methods)
-        return self.most_seeds if claimed else self.seeds
+        return self.most_seeds if condition == self.first_condition and self.claimed(entry) else self.seeds
 
     @property
     def first_condition(self) -> str:

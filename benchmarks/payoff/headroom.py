@@ -27,15 +27,17 @@ from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.rows import Results, benchmark, positive, read_csv
 from benchmarks.harness.tables import Row, groups, mean_and_spread, table, values
 from benchmarks.harness.training import SharedLoaders
+from benchmarks.paper.grid import key_of
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff.grid import Case, Grid
 from benchmarks.payoff.judge import Judged, case_of
+from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.trainer import train
 
 TITLE = "Headroom, and what pruning gains"
 MEASURES = ("highest_10", "highest_30", "highest_50", "variance_reduction", "batch_gain")
-COLUMNS = ("condition", "seed", "choice", "epoch", *MEASURES)
+COLUMNS = ("condition", "seed", "choice", "key", "epoch", *MEASURES)
 SETTINGS = ("grid", "payoff")
 MIXED = tuple(name for name in machine.MIXED if name not in ("cpu", "cores"))  # no seconds are measured
 # All data is trained on, so the scores select nothing: they are only measured.
@@ -53,21 +55,29 @@ def run(args: argparse.Namespace, results: Results) -> None:
     grid = grids.load(ROOT / args.grid)
     full = grid.budgets[-1]
     choice = _choice(grid, read_csv(ROOT / args.payoff))
+    if not grid.claim.methods:
+        raise UserError(f"{args.grid}: the claim names no method, whose gain could be set beside headroom")
     if choice is None:
         raise UserError(f"{args.payoff}: full data is not tuned yet; run python -m benchmarks.payoff first")
-    cases = [
-        Case(condition, full.name, choice, seed) for seed in range(1, args.seeds + 1) for condition in grid.conditions
-    ]
+    cases = {
+        key_of(_config(grid, case)): case
+        for seed in range(1, args.seeds + 1)
+        for case in (Case(condition, full.name, choice, seed) for condition in grid.conditions)
+    }
     with SharedLoaders() as shared:
-        for case in results.left(cases, lambda row: case_of({"entry": full.name, **row})):
-            print(f"{case.condition}, seed {case.seed}", flush=True)
-            results.append(measure(grid, case, shared))
+        for key in results.left(cases, lambda row: row["key"]):
+            print(f"{cases[key].condition}, seed {cases[key].seed}", flush=True)
+            results.append([{"key": key, **row} for row in measure(grid, cases[key], shared)])
+
+
+def _config(grid: Grid, case: Case, out: str = "runs") -> Config:
+    return grid.config(case, out, PASSES)
 
 
 def measure(grid: Grid, case: Case, shared: SharedLoaders) -> list[dict[str, Any]]:
     """The rows of a run: its passes."""
     with TemporaryDirectory() as out:
-        config = grid.config(case, out, PASSES)
+        config = _config(grid, case, out)
         log = (train(config, shared.of(config)).folder / "log.jsonl").read_text().splitlines()
     own = {"condition": case.condition, "seed": case.seed, "choice": case.choice}
     passes = [(row["epoch"], row["headroom"]) for row in map(json.loads, log)]
@@ -81,11 +91,12 @@ def _choice(grid: Grid, referees: Sequence[Row]) -> str | None:
 
 def summary(rows: Sequence[Row]) -> str:
     """The table of the conditions, and how their order by headroom agrees with their order by gain."""
-    settings = dict(word.split("=", 1) for word in rows[0]["settings"].split())
-    grid, referees = grids.load(ROOT / settings["grid"]), read_csv(ROOT / settings["payoff"])
+    path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
+    grid, referees = grids.load(ROOT / path), read_csv(ROOT / payoff)
     method, choice = grid.entry(grid.claim.methods[0]), _choice(grid, referees)
-    lines, headrooms, gains = [], [], []
-    learned = [row for row in rows if row["choice"] == choice and int(row["epoch"])]
+    lines: list[dict[str, str]] = []
+    headrooms, gains = [], []
+    learned = [row for row in rows if int(row["epoch"]) and row["choice"] == choice and row["key"] == _key(grid, row)]
     for (condition,), own in groups(learned, "condition").items():
         means = {name: values(own, name) for name in MEASURES}
         found = Judged(grid, condition, referees).payoff(method)
@@ -105,9 +116,16 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{table(lines)}\n\n{_agreement(headrooms, gains)}\n\nThe choice: {choice}. {measured_on(rows)}"
 
 
+def _key(grid: Grid, row: Row) -> str | None:
+    """Of the run that the grid has now; None where it has no such condition."""
+    if row["condition"] not in grid.conditions:
+        return None
+    return key_of(_config(grid, case_of({"entry": grid.budgets[-1].name, **row})))
+
+
 def _agreement(headrooms: Sequence[float], gains: Sequence[float]) -> str:
     words = "± of headroom is the standard deviation over passes, of a gain the 95 % interval over paired seeds."
-    if len(gains) < 3:
+    if len(gains) < 3 or len(set(gains)) == 1 or len(set(headrooms)) == 1:
         return words
 
     def rho(order: Sequence[float]) -> float:

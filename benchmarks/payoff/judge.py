@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
 
@@ -99,11 +99,12 @@ class Judged:
         With its best choice, and not a null twin, which is run as long as its method. In other conditions the first
         seed counts, too: there a method of the claim is run in any case.
         """
+        if self.first is not None and self.grid.claimed(entry):
+            return False
         varied = self.grid.varied_by(entry)
         if varied is not None and self.hopeless(varied):
             return True
-        kept = entry.twin or (self.first is not None and self.grid.of(entry, self.grid.claim.methods))
-        trial = None if kept or self.choice(entry) is None else self.trial(entry)
+        trial = None if entry.twin or self.choice(entry) is None else self.trial(entry)
         return trial is not None and self.trial_gain(trial) < -self.grid.hopeless
 
     def trial(self, entry: Entry) -> Row | None:
@@ -177,7 +178,6 @@ class Judged:
         if best is None:
             return None, [choice_name(settings)]
         if entry.budget is not None:
-            best = max(tried.values(), key=lambda row: float(row["accuracy"]))
             return best, [choice for choice in self.grid.choices if choice not in tried]
         for name, values in self.grid.values.items():
             names = {choice_name({**settings, name: value}): value for value in values}
@@ -201,20 +201,13 @@ def case_of(row: Row) -> Case:
     return Case(row["condition"], row["entry"], row["choice"], int(row["seed"]))
 
 
-def cases(grid: Grid, rows: Sequence[Row], methods: Collection[str] = ()) -> list[Case]:
-    """The runs that can be made now, in their order: full data before the methods, claims after all conditions.
-
-    With `methods` only those of full data, of these and of their null twins: tuned, then seed after seed, each in all
-    conditions.
-    """
+def cases(grid: Grid, rows: Sequence[Row]) -> list[Case]:
+    """The runs that can be made now, in their order: full data before the methods, claims after all conditions."""
     found: list[tuple[tuple[int, ...], Case]] = []
     for number, condition in enumerate(grid.conditions):
         judged = Judged(grid, condition, rows)
         for entry in grid.entries:
             stage, left = judged.left(entry)
-            rank: tuple[int, ...] = (stage is Stage.CLAIM, number, entry.budget is None, stage)
-            if methods:
-                rank = (min(stage, Stage.SEEDS),)
-                left = left if grid.of(entry, methods) else []
+            rank = (stage is Stage.CLAIM, number, entry.budget is None, stage)
             found += [((*rank, case.seed), case) for case in left]
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]

@@ -35,7 +35,7 @@ def text(grid: Grid, conditions: Sequence[Judged]) -> str:
         trials = _trials(grid, judged)
         if trials:
             parts.append(
-                "The first seed decides which methods are run on. Tuned methods more than "
+                "The first seed decides which methods are run on. With their best choice, methods more than "
                 f"{grid.hopeless:g} points below full data at their cost are given up, with their variants.\n\n{trials}"
             )
         missing = sum(len(judged.left(entry)[1]) for entry in grid.entries)
@@ -81,9 +81,10 @@ def _claim(grid: Grid, judged: Judged) -> str:
         if found is None:
             continue
         own = _percents(judged, entry)
-        # A p that is read before its last seed, until it is low enough, is none. The p of a bound holds on one side.
-        whole = len(own) >= grid.claim.seeds and found.saving.mean > CLAIMED and not found.below
-        p = found.saving.p(CLAIMED) if whole else math.nan
+        # The p is computed once, after the last seed. Of a lower bound it holds above the claim only. Where all seeds
+        # lie at the end of the curve, there is no spread to judge by.
+        ready = len(own) >= grid.claim.seeds and found.saving.mean > CLAIMED and not found.below and found.saving.error
+        p = found.saving.p(CLAIMED) if ready else math.nan
         lines.append(
             {
                 "method": name,

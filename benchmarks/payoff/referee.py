@@ -5,16 +5,18 @@
     python -m benchmarks.payoff --redraw        page and figure again, without training
 
 grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
-start it again. With --methods only full data, these methods and their null twins are run, seed after seed. With --jobs
-J as many runs go on side by side, each on its share of the cores. "Work" counts samples trained on. A forward pass
+start it again. With --methods only full data, these methods and their null twins are run. With --jobs J as many runs go
+on side by side, each on its share of the cores. "Work" counts samples trained on. A forward pass
 without a step is a third of one. A sample of the proxy counts by its share of the arithmetic, decoding by its share of
 the seconds. The rows have seconds too, without tests and compilation. They hold for a quiet machine and one job only,
 so the page does not judge by them.
 
 How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
-"gain" is its accuracy − the accuracy of the curve at its cost. "At least" means that full data reaches the accuracy at
-no budget. "Of it by the score" is the accuracy above the null twin, whose scores say nothing. The first seed, with the
-best choice so far, has a table of its own. In the first condition this seed tunes, and does not count elsewhere.
+"gain" is its accuracy − the accuracy of the curve at its cost. "Beyond the curve" counts the seeds in which full data
+reach the accuracy at no budget. Their savings are bounds. So "at least" stands before the lower end of the interval.
+Where the cheapest budget reaches more, "at most" stands before the upper end. "Of it by the score" is the accuracy
+above the null twin, whose scores say nothing. The first seed, with the best choice so far, has a table of its own. In
+the first condition this seed tunes, and does not count elsewhere.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
-    parser.add_argument("--methods", nargs="+", default=[], help="only full data, these and their null twins")
+    parser.add_argument("--methods", nargs="+", default=[], help="only full data, these, and their null twins")
     parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
 
 
@@ -77,8 +79,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     """The next runs of the grid."""
     path = ROOT / args.grid
     grid = grids.load(path)
-    for name in args.methods:
-        grid.entry(name)
+    if args.methods:
+        grid = grid.only(args.methods)
     end = time.monotonic() + 3600 * args.hours
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) % args.jobs:
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     with jobs_on([cores[job :: args.jobs] for job in range(args.jobs)]) as pool:
         while True:
             rows = results.read() if results.path.exists() else []
-            left = [case for case in cases(grid, rows, args.methods) if case not in running.values()]
+            left = [case for case in cases(grid, rows) if case not in running.values()]
             if not left and not running:
                 print("all runs of the grid are done", flush=True)
             for case in left[: args.jobs - len(running)] if time.monotonic() < end else []:

@@ -3,9 +3,9 @@
     python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 30 minutes on two cores
     python -m benchmarks.speed.saving --redraw        the table again, without measuring
 
-Each case is a process of its own. It trains for two epochs by the method, so that all is compiled; then on all data
-for half of the epochs; then with prune.save; then on all data for the other half. So a machine that becomes faster or
-slower does so for both. Seconds are those of the whole run, set-up and measurement included; imports and the report
+Each case is a process of its own. It trains for two epochs by the method, so that all is compiled. Then it trains on
+all data for half of the epochs, with prune.save, and on all data for the other half. So a machine that becomes faster
+or slower does so for both. Seconds are those of the whole run, set-up and measurement included. Imports and the report
 are not. Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on the
 machine. docs/speed.md says how to read the table.
 """
@@ -24,7 +24,7 @@ from benchmarks.harness.machine import ROOT, called_apart, measured_on
 from benchmarks.harness.rows import Results, benchmark
 from benchmarks.harness.tables import Row, table
 from ffcv_prune import config
-from ffcv_prune.errors import run_command
+from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.trainer import train
 
 TITLE = "What prune.save saves"
@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, results: Results) -> None:
     """Measure the cases that have no row yet."""
+    if config.load(["--config", str(ROOT / args.config), *args.overrides]).train.epochs < 2:
+        raise UserError("train.epochs must be 2 at least: full data is trained for half of them at a time")
     cases = [(method, asked) for asked in args.asked for method in args.methods]
     for method, asked in results.left(cases, lambda row: (row["method"], float(row["asked"]))):
         print(f"{method}, {asked:g}", flush=True)
