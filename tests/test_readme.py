@@ -101,7 +101,11 @@ def test_the_page_on_payoff_is_short_and_its_decimals_are_of_the_rows() -> None:
         for row in rows
         if row["entry"] == "recent_loss"
     ]
-    assert "less than a thousandth of its seconds" in page and max(of_selections) < 0.001
+    assert "less than a thousandth of the seconds" in page and max(of_selections) < 0.001
+    (saving, *_) = re.findall(r"^\| recent_loss \| .*? at least \+(\d+\.\d+) ", made, re.MULTILINE)
+    for name in ("README.md", "docs/methods/recent_loss.md"):
+        words = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        assert "more than a third of the work" in words and float(saving) > 100 / 3, name
 
 
 PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}
