@@ -94,6 +94,13 @@ def uninterrupted() -> Iterator[list[int]]:
             signal.raise_signal(signal.SIGINT)
 
 
+def warn_in_one_line() -> None:
+    """Print each warning of this process as one line, ``warning: …``, above progress bars."""
+    from tqdm import tqdm  # here: methods and fits do without it
+
+    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main` and turn what it raises into an exit code.
 
@@ -101,9 +108,7 @@ def run_command(main: Callable[[], None]) -> None:
     Anything else is a defect of ours and keeps its traceback; a crash in native code gets one too.
     A warning is one line.
     """
-    from tqdm import tqdm  # here: methods and fits do without it
-
-    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)  # above its bars
+    warn_in_one_line()
     if not faulthandler.is_enabled():
         faulthandler.enable()
     try:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import active_children
@@ -41,6 +42,12 @@ def test_a_job_keeps_to_its_cores() -> None:
     core = max(os.sched_getaffinity(0))
     with jobs_on([[core]]) as pool:
         assert pool.submit(of_the_job).result() == ({core}, 1)
+
+
+def test_a_warning_of_a_job_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with jobs_on([[max(os.sched_getaffinity(0))]]) as pool:
+        pool.submit(warnings.warn, "epoch 3: classes are starved").result()
+    assert capfd.readouterr().err == "warning: epoch 3: classes are starved\n"
 
 
 def ignore_sigterm() -> None:

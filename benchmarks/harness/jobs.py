@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ffcv_prune.errors import warn_in_one_line
+
 GRACE = 5.0  # seconds in which a run may end by itself
 
 
@@ -39,6 +41,7 @@ def jobs_on(shares: Sequence[Sequence[int]]) -> Iterator[ProcessPoolExecutor]:
 
 def _begin(given: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    warn_in_one_line()
     share = given.get()
     os.sched_setaffinity(0, share)
     torch.set_num_threads(len(share))
