@@ -30,7 +30,7 @@ from benchmarks.harness.training import SharedLoaders
 from benchmarks.paper.grid import key_of
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff.grid import Case, Grid
-from benchmarks.payoff.judge import Judged, case_of
+from benchmarks.payoff.judge import Judged
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.trainer import train
@@ -54,11 +54,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     """Measure the conditions that have no rows yet."""
     grid = grids.load(ROOT / args.grid)
     full = grid.budgets[-1]
-    choice = _choice(grid, read_csv(ROOT / args.payoff))
     if not grid.claim.methods:
         raise UserError(f"{args.grid}: the claim names no method, whose gain could be set beside headroom")
-    if choice is None:
-        raise UserError(f"{args.payoff}: full data is not tuned yet; run python -m benchmarks.payoff first")
+    _, choice = _referees(grid, args.payoff)
     cases = {
         key_of(_config(grid, case)): case
         for seed in range(1, args.seeds + 1)
@@ -84,19 +82,26 @@ def measure(grid: Grid, case: Case, shared: SharedLoaders) -> list[dict[str, Any
     return [{**own, "epoch": epoch, **{name: found[name] for name in MEASURES}} for epoch, found in passes]
 
 
-def _choice(grid: Grid, referees: Sequence[Row]) -> str | None:
-    """Of full data at full length; None until it is known."""
-    return Judged(grid, grid.first_condition, referees).choice(grid.budgets[-1])
+def _referees(grid: Grid, payoff: str) -> tuple[list[dict[str, str]], str]:
+    """The rows of the referee, and the choice of full data by them; UserError: it is not known yet."""
+    rows = read_csv(ROOT / payoff)
+    choice = Judged(grid, grid.first_condition, rows).choice(grid.budgets[-1])
+    if choice is None:
+        raise UserError(f"{payoff}: full data is not tuned yet; run python -m benchmarks.payoff first")
+    return rows, choice
 
 
 def summary(rows: Sequence[Row]) -> str:
     """The table of the conditions, and how their order by headroom agrees with their order by gain."""
     path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
-    grid, referees = grids.load(ROOT / path), read_csv(ROOT / payoff)
-    method, choice = grid.entry(grid.claim.methods[0]), _choice(grid, referees)
+    grid = grids.load(ROOT / path)
+    referees, choice = _referees(grid, payoff)
+    method, full = grid.entry(grid.claim.methods[0]), grid.budgets[-1].name
+    runs = {(row["condition"], int(row["seed"])) for row in rows if row["condition"] in grid.conditions}
+    keys = {key_of(_config(grid, Case(condition, full, choice, seed))) for condition, seed in runs}
     lines: list[dict[str, str]] = []
     headrooms, gains = [], []
-    learned = [row for row in rows if int(row["epoch"]) and row["choice"] == choice and row["key"] == _key(grid, row)]
+    learned = [row for row in rows if int(row["epoch"]) and row["key"] in keys]
     for (condition,), own in groups(learned, "condition").items():
         means = {name: values(own, name) for name in MEASURES}
         found = Judged(grid, condition, referees).payoff(method)
@@ -114,13 +119,6 @@ def summary(rows: Sequence[Row]) -> str:
             headrooms.append(statistics.mean(means["batch_gain"]))
             gains.append(found.gain.mean)
     return f"{table(lines)}\n\n{_agreement(headrooms, gains)}\n\nThe choice: {choice}. {measured_on(rows)}"
-
-
-def _key(grid: Grid, row: Row) -> str | None:
-    """Of the run that the grid has now; None where it has no such condition."""
-    if row["condition"] not in grid.conditions:
-        return None
-    return key_of(_config(grid, case_of({"entry": grid.budgets[-1].name, **row})))
 
 
 def _agreement(headrooms: Sequence[float], gains: Sequence[float]) -> str:

@@ -123,9 +123,7 @@ class Judged:
 
         No other is there before all have their seeds.
         """
-        claimed = [
-            self.grid.entry(name) for name in self.grid.claim.methods if not self.hopeless(self.grid.entry(name))
-        ]
+        claimed = [entry for entry in map(self.grid.entry, self.grid.claim.methods) if not self.hopeless(entry)]
         waits = any(left and stage < Stage.CLAIM for stage, left in map(self.left, self.grid.entries))
         gains = [(found.gain.mean, entry) for entry in self.grid.methods if (found := self.payoff(entry)) is not None]
         best = [entry for _, entry in sorted(gains, key=lambda pair: -pair[0]) if not entry.twin]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,18 +62,18 @@ def compare(base: Sequence[str], method: str, asked: float) -> None:
     with TemporaryDirectory() as out:
         train(config.load([*own, f"--run.out={out}", "--run.name=warm_up", "--train.epochs=2"]))
         whole = config.load([*own, f"--run.out={out}", "--run.name=saved", f"--prune.save={asked}"])
-        before = whole.train.epochs // 2
-        halves = {"before": before, "after": whole.train.epochs - before}
-        full_runs = [
-            config.load([*base, f"--run.out={out}", f"--run.name=full_{half}", f"--train.epochs={epochs}"])
-            for half, epochs in halves.items()
-        ]
-        full = [train(full_runs[0])]
+
+        def full(name: str, epochs: int) -> dict[str, float]:
+            words = [*base, f"--run.out={out}", f"--run.name=full_{name}", f"--train.epochs={epochs}"]
+            return train(config.load(words)).seconds
+
+        half = whole.train.epochs // 2
+        before = full("before", half)
         saved = train(whole)
-        full.append(train(full_runs[1]))
+        after = full("after", whole.train.epochs - half)
         first = json.loads((saved.folder / "log.jsonl").read_text().splitlines()[0])
     seconds = saved.seconds["setup"] + saved.seconds["total"]
-    full_seconds = statistics.mean(half.seconds["setup"] for half in full) + sum(half.seconds["total"] for half in full)
+    full_seconds = (before["setup"] + after["setup"]) / 2 + before["total"] + after["total"]
     row = {
         "method": method,
         "asked": asked,
