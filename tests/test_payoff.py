@@ -14,11 +14,16 @@ from benchmarks.payoff import grid as grids
 from benchmarks.payoff import page, referee
 from benchmarks.payoff.data import variants
 from benchmarks.payoff.grid import Case, Grid, choice_name
-from benchmarks.payoff.judge import Judged, cases
+from benchmarks.payoff.judge import Judged, case_of, cases
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.arguments import usable_cores
 from tests.betons import Beton
 
+BASE = """\
+data: {train: x, test: x}
+model: {name: resnet_tiny}
+train: {epochs: 4, batch_size: 32, device: cpu, warmup_epochs: 1, lr_schedule: linear}
+"""
 SMALL = """\
 config: base.yaml
 epochs: 4
@@ -59,10 +64,7 @@ def row(grid: Grid, case: Case, accuracy: float, work: float) -> dict[str, str]:
 
 @pytest.fixture
 def small(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
-    (tmp_path / "base.yaml").write_text(
-        "data: {train: x, test: x}\nmodel: {name: resnet_tiny}\n"
-        "train: {epochs: 4, batch_size: 32, device: cpu, warmup_epochs: 1, lr_schedule: linear}\n"
-    )
+    (tmp_path / "base.yaml").write_text(BASE)
     path = tmp_path / "grid.yaml"
     path.write_text(SMALL.format(train=beton.path, test=test_beton.path))
     return path
@@ -70,13 +72,15 @@ def small(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
 
 def drive(grid: Grid, accuracy: Any) -> list[Case]:
     """All cases in the order in which they are asked for, with these accuracies of the entries and choices."""
+    return [case_of(own) for own in driven_rows(grid, accuracy)]
+
+
+def driven_rows(grid: Grid, accuracy: Any) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
-    order = []
     while left := cases(grid, rows):
-        order.append(left[0])
         budget = grid.entry(left[0].entry).budget
         rows.append(row(grid, left[0], accuracy(left[0]), 1000 * (budget or 0.7)))
-    return order
+    return rows
 
 
 def test_each_entry_is_tuned_by_one_seed_and_run_for_the_others(small: Path) -> None:

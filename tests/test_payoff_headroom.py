@@ -9,19 +9,15 @@ import pytest
 from benchmarks.harness.rows import benchmark, read_csv, write_csv
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import headroom
-from benchmarks.payoff.judge import cases
 from ffcv_prune.errors import UserError
 from tests.betons import Beton
-from tests.test_payoff import SMALL, TWO, row
+from tests.test_payoff import BASE, SMALL, TWO, driven_rows
 
 
 @pytest.fixture
 def two(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
     """A grid of two conditions, whose claim is about one method."""
-    (tmp_path / "base.yaml").write_text(
-        "data: {train: x, test: x}\nmodel: {name: resnet_tiny}\n"
-        "train: {epochs: 4, batch_size: 32, device: cpu, warmup_epochs: 1, lr_schedule: linear}\n"
-    )
+    (tmp_path / "base.yaml").write_text(BASE)
     start, end = SMALL.index("conditions:"), SMALL.index("methods:")
     text = (SMALL[:start] + TWO + SMALL[end:]).format(train=beton.path, test=test_beton.path)
     path = tmp_path / "grid.yaml"
@@ -31,13 +27,9 @@ def two(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
 
 def referees_rows(path: Path) -> list[dict[str, str]]:
     """All runs of the grid; recent gains 2 points in the second condition."""
-    grid, rows = grids.load(path), []
-    while left := cases(grid, rows):
-        case = left[0]
-        budget = grid.entry(case.entry).budget
-        gain = 0.02 * (case.entry == "recent" and case.condition == "again")
-        rows.append(row(grid, case, 0.6 + gain, 1000 * (budget or 0.7)))
-    return rows
+    return driven_rows(
+        grids.load(path), lambda case: 0.6 + 0.02 * (case.entry == "recent" and case.condition == "again")
+    )
 
 
 @pytest.mark.usefixtures("unpainted")
