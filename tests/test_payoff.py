@@ -93,11 +93,15 @@ def test_each_entry_is_tuned_by_one_seed_and_run_for_the_others(small: Path) -> 
     assert null == [("lr=0.1", 1), ("lr=0.1", 2)]  # its method's choice
 
 
-def test_full_data_comes_first_and_then_a_stage_of_all_methods(small: Path) -> None:
+def test_runs_go_seed_after_seed_and_full_data_before_the_methods(small: Path) -> None:
     order = [(case.entry, case.seed) for case in drive(grids.load(small), lambda case: 0.6)]
-    assert {entry for entry, _ in order[:11]} == {"full 0.5", "full 0.7", "full 1"}
-    assert order[11:17] == [(entry, 0) for _ in range(2) for entry in ("recent", "proxy", "ucb")]
-    assert [seed for _, seed in order[17:]] == [1] * 4 + [2] * 4
+    fulls, methods = {"full 0.5", "full 0.7", "full 1"}, {"recent", "recent null", "proxy", "ucb"}
+    assert {entry for entry, _ in order[:5]} == fulls
+    assert order[5:11] == [(entry, 0) for _ in range(2) for entry in ("recent", "proxy", "ucb")]
+    assert [seed for _, seed in order] == [0] * 11 + [1] * 7 + [2] * 7
+    for start in (11, 18):
+        assert {entry for entry, _ in order[start : start + 3]} == fulls
+        assert {entry for entry, _ in order[start + 3 : start + 7]} == methods
 
 
 def test_some_methods_alone_bring_what_they_are_judged_by(small: Path) -> None:

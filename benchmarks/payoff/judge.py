@@ -13,7 +13,7 @@ from benchmarks.payoff.grid import TUNING_SEED, Case, Entry, Grid, Settings, cho
 
 
 class Stage(IntEnum):
-    """In which order the runs of a condition are made: those of a stage for all methods before the next."""
+    """In which order the runs of a seed are made: those of a stage for all methods before the next."""
 
     FIRST = 0  # a choice
     TUNING = 1
@@ -200,12 +200,12 @@ def case_of(row: Row) -> Case:
 
 
 def cases(grid: Grid, rows: Sequence[Row]) -> list[Case]:
-    """The runs that can be made now, in their order: full data before the methods, claims after all conditions."""
+    """The runs that can be made now, seed after seed: a grid that is stopped has whole seeds."""
     found: list[tuple[tuple[int, ...], Case]] = []
     for number, condition in enumerate(grid.conditions):
         judged = Judged(grid, condition, rows)
         for entry in grid.entries:
             stage, left = judged.left(entry)
-            rank = (stage is Stage.CLAIM, number, entry.budget is None, stage)
-            found += [((*rank, case.seed), case) for case in left]
+            method = entry.budget is None
+            found += [((stage is Stage.CLAIM, number, case.seed, method, stage), case) for case in left]
     return [case for _, case in sorted(found, key=lambda pair: pair[0])]
