@@ -68,7 +68,7 @@ def test_one_number_a_sample() -> None:
 @given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=200), st.integers(1, 500))
 def test_the_spread_equals_its_twin(values: list[float], trained: int) -> None:
     norms = np.array(values, np.float32)
-    found = headroom_of(norms, trained)
+    found = headroom_of(norms, 2 * len(values), trained)
     assert found is not None
     ordered = sorted((float(value) for value in norms), reverse=True)
     total = sum(ordered)
@@ -79,35 +79,49 @@ def test_the_spread_equals_its_twin(values: list[float], trained: int) -> None:
         assert getattr(found, f"highest_{percent}") == pytest.approx(share, abs=1e-9)
     mean, square = total / len(values), sum(value**2 for value in ordered) / len(values)
     assert found.variance_reduction == pytest.approx(1 - mean**2 / square, abs=1e-6)
-    assert 1 <= found.batch_gain <= math.sqrt(len(values)) * (1 + 1e-6)
+    assert 1 <= found.batch_gain <= len(values) * (1 + 1e-6) and found.scored == 0.5
     assert found.batch_gain_needed == pytest.approx(1 + len(values) / (3 * trained))
 
 
 def test_the_gain_is_what_drawing_by_the_norms_takes_from_the_second_moment() -> None:
-    """With p proportional to the norms and weights 1 / (n p), by simulation of one-dimensional gradients."""
+    """With p proportional to the norms and weights 1 / (n p), by simulation; equal draws then need a larger batch."""
     rng = np.random.default_rng(0)
     norms = rng.exponential(size=500).astype(np.float32)
-    p = norms / norms.sum()
-    drawn = rng.choice(500, 200_000, p=p / p.sum())
-    weighted = np.square(norms[drawn] / (500 * p[drawn])).mean()
-    found = headroom_of(norms, 100)
-    assert found is not None
-    assert weighted / np.square(norms).mean() == pytest.approx(1 - found.variance_reduction, rel=0.01)
+    gradients = norms[:, None] * np.eye(500, dtype=np.float32)  # so that their mean is next to nothing
+    p = norms / norms.sum(dtype=np.float64)
+    found = headroom_of(norms, 500, 100)
+    assert found is not None and 1.5 < found.batch_gain < 2.5
+
+    def error(batch: int, chances: np.ndarray) -> float:
+        drawn = rng.choice(500, (4000, batch), p=chances / chances.sum())
+        weights = 1 / (500 * chances[drawn])
+        estimates = np.zeros((4000, 500))
+        np.add.at(estimates, (np.arange(4000)[:, None], drawn), weights * norms[drawn] / batch)
+        return float(np.square(estimates - gradients.mean(0)).sum(1).mean())
+
+    even = np.full(500, 1 / 500)
+    assert error(50, p) == pytest.approx(error(round(50 * found.batch_gain), even), rel=0.03)
+    assert error(1, p) / error(1, even) == pytest.approx(1 - found.variance_reduction, rel=0.03)
 
 
 def test_equal_norms_leave_no_headroom_and_one_sample_all_of_it() -> None:
-    flat = headroom_of(np.full(100, 0.5, np.float32), 1000)
+    flat = headroom_of(np.full(100, 0.5, np.float32), 100, 1000)
     assert flat is not None and flat.is_little
     assert (flat.highest_30, flat.batch_gain) == (pytest.approx(0.3), pytest.approx(1.0))
     assert "hold 30% of the gradient" in flat.in_words() and "cannot pay yet" in flat.in_words()
-    single = headroom_of(np.eye(1, 100, dtype=np.float32)[0], 1000)
+    single = headroom_of(np.eye(1, 100, dtype=np.float32)[0], 100, 1000)
     assert single is not None and not single.is_little
-    assert (single.highest_10, single.batch_gain) == (1.0, pytest.approx(10.0))
+    assert (single.highest_10, single.batch_gain) == (1.0, pytest.approx(100.0))
+
+
+def test_a_part_of_the_samples_cannot_tell_that_there_is_little() -> None:
+    part = headroom_of(np.full(100, 0.5, np.float32), 101, 1000)
+    assert part is not None and not part.is_little
 
 
 def test_norms_that_are_not_finite_do_not_count() -> None:
-    assert headroom_of(np.array([np.nan, np.inf], np.float32), 1) is None
-    found, alone = (headroom_of(np.array(values, np.float32), 3) for values in ([1, np.nan, 3], [1, 3]))
+    assert headroom_of(np.array([np.nan, np.inf], np.float32), 2, 1) is None
+    found, alone = (headroom_of(np.array(values, np.float32), 3, 3) for values in ([1, np.nan, 3], [1, 3]))
     assert found is not None and alone is not None
     assert found.variance_reduction == alone.variance_reduction
 
@@ -138,6 +152,16 @@ def test_a_run_logs_the_headroom_of_each_pass_and_says_once_that_it_is_little(
     assert little[0]  # an untrained model finds all samples equally hard
     times = sum(now and (i == 0 or not little[i - 1]) for i, now in enumerate(little))
     assert sum("pruning cannot pay yet" in line for line in told) == times
+
+
+def test_a_pass_is_paid_for_by_the_epochs_of_its_selection(
+    settings: Callable[..., config.Config], loaders: Loaders
+) -> None:
+    keys = {"keep": 0.5, "period": 5, "final": 2, "final_mode": "full"}
+    prune = {f"prune__{name}": value for name, value in keys.items()}
+    folder = train(settings(prune__method="ucb", **prune), loaders).folder
+    first = json.loads((folder / "log.jsonl").read_text().splitlines()[0])["headroom"]
+    assert first["batch_gain_needed"] == pytest.approx(1 + 203 / (3 * 4 * 102), abs=1e-4)
 
 
 def test_a_method_without_passes_has_none(settings: Callable[..., config.Config], loaders: Loaders) -> None:

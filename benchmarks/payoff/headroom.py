@@ -36,7 +36,7 @@ from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.trainer import train
 
 TITLE = "Headroom, and what pruning gains"
-MEASURES = ("highest_10", "highest_30", "highest_50", "variance_reduction", "batch_gain")
+MEASURES = ("highest_10", "highest_30", "highest_50", "variance_reduction")
 COLUMNS = ("condition", "seed", "choice", "key", "epoch", *MEASURES)
 SETTINGS = ("grid", "payoff")
 MIXED = tuple(name for name in machine.MIXED if name not in ("cpu", "cores"))  # no seconds are measured
@@ -103,20 +103,21 @@ def summary(rows: Sequence[Row]) -> str:
     headrooms, gains = [], []
     learned = [row for row in rows if int(row["epoch"]) and row["key"] in keys]
     for (condition,), own in groups(learned, "condition").items():
-        means = {name: values(own, name) for name in MEASURES}
+        share, reduction = values(own, "highest_30"), values(own, "variance_reduction")
+        batch_gain = [1 / (1 - float(value)) for value in reduction]
         found = Judged(grid, condition, referees).payoff(method)
         lines.append(
             {
                 "condition": condition,
-                "highest 30 % hold, %": mean_and_spread([100 * share for share in means["highest_30"]]),
-                "variance reduction": mean_and_spread(means["variance_reduction"]),
-                "batch gain": mean_and_spread(means["batch_gain"]),
+                "highest 30 % hold, %": mean_and_spread([100 * held for held in share]),
+                "variance reduction": mean_and_spread(reduction),
+                "batch gain": mean_and_spread(batch_gain),
                 f"gain of {method.name}, points": "" if found is None else found.gain.in_words(),
                 "saving in work, %": "" if found is None else found.saving_in_words(),
             }
         )
         if found is not None:
-            headrooms.append(statistics.mean(means["batch_gain"]))
+            headrooms.append(statistics.mean(batch_gain))
             gains.append(found.gain.mean)
     return f"{table(lines)}\n\n{_agreement(headrooms, gains)}\n\nThe choice: {choice}. {measured_on(rows)}"
 

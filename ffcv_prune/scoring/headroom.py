@@ -24,9 +24,11 @@ class Headroom:
         highest_10, highest_30, highest_50: share of the sum of all norms that the highest so many percent hold.
         variance_reduction: the most that drawing in proportion to the norms, with weights 1/p, takes from the second
             moment of a stochastic gradient, 1 − mean(G)² / mean(G²).
-        batch_gain: what that is worth, as a factor on the batch size, 1 / √(1 − variance_reduction).
+        batch_gain: what that is worth, as a factor on the batch size: 1 / (1 − variance_reduction), since the second
+            moment of a mean falls with the batch. The authors' τ is the root of it.
         batch_gain_needed: the factor that pays for the pass: 1 + its cost over that of the steps until the next one, a
             forward pass counted as a third of a step.
+        scored: share of the samples that the pass scored. Those of a part are not drawn at random.
     """
 
     highest_10: float
@@ -35,24 +37,26 @@ class Headroom:
     variance_reduction: float
     batch_gain: float
     batch_gain_needed: float
+    scored: float
 
     @property
     def is_little(self) -> bool:
-        return self.batch_gain < self.batch_gain_needed
+        """Whether the pass costs more than its scores can gain; no part of the samples can tell."""
+        return self.scored == 1 and self.batch_gain < self.batch_gain_needed
 
     def in_words(self) -> str:
         """One line for a run in which pruning cannot pay yet."""
         return (
             f"little headroom: the highest 30 % of the samples hold {self.highest_30:.0%} of the gradient; drawing by "
-            f"it is worth {self.batch_gain:.2f} times the batch, and the pass costs {self.batch_gain_needed:.2f}: "
-            "pruning cannot pay yet"
+            f"it, with weights, is worth {self.batch_gain:.2f} times the batch, and the pass costs "
+            f"{self.batch_gain_needed:.2f}: pruning cannot pay yet"
         )
 
 
-def headroom_of(norms: NDArray[np.float32], trained: int) -> Headroom | None:
-    """The headroom by the norms float32[m] of the samples of a pass; None if none of them is finite.
+def headroom_of(norms: NDArray[np.float32], n: int, trained: int) -> Headroom | None:
+    """The headroom by the norms float32[m] of the samples of a pass, of n; None if none of the norms is finite.
 
-    `trained`: samples that are trained on until the next pass, each as often as it is.
+    `trained`: samples that are trained on by the scores of this pass, each as often as it is.
     """
     known = norms[np.isfinite(norms)].astype(np.float64)
     if not known.size:
@@ -63,5 +67,6 @@ def headroom_of(norms: NDArray[np.float32], trained: int) -> Headroom | None:
         known[:], total, square = 1.0, known.size, 1.0
     tenth, third, half = (float(known[: round(share * known.size)].sum() / total) for share in (0.1, 0.3, 0.5))
     reduction = max(0.0, 1 - float(known.mean() ** 2 / square))
-    gain = math.inf if reduction == 1 else 1 / math.sqrt(1 - reduction)
-    return Headroom(tenth, third, half, reduction, gain, 1 + FORWARD * norms.size / max(1, trained))
+    gain = math.inf if reduction == 1 else 1 / (1 - reduction)
+    needed = 1 + FORWARD * norms.size / max(1, trained)
+    return Headroom(tenth, third, half, reduction, gain, needed, norms.size / n)

@@ -149,17 +149,17 @@ class Values:
             certainty=certainty,
             gradients=True,
         )[:, ids]
-        found = headroom_of(values[-1], self._trained_until_next(epoch))
+        found = headroom_of(values[-1], self.state.n, self._trained_by(epoch))
         self._headroom = None if found is None else (epoch, found)
         names = [column.name for column in CERTAINTY if certainty]
         facts: dict[str, Any] = dict(zip(names, values[1:-1], strict=True))
         return self.state.record(ids, values[0], epoch=epoch, **facts)
 
-    def _trained_until_next(self, epoch: int) -> int:
-        """Samples that are trained on from a selection to the next, as often as they are; at most."""
-        epochs, n = self.state.epochs, self.state.n
-        end = min(epochs, epoch + self.method.phases.interval)
-        return sum(self.method.samples_in(later, epochs, n) for later in range(epoch, end))
+    def _trained_by(self, epoch: int) -> int:
+        """Samples that are trained on by the scores of a pass, as often as they are; at most."""
+        epochs, n, phases = self.state.epochs, self.state.n, self.method.phases
+        own = range(epoch, min(epochs, epoch + phases.interval))
+        return sum(self.method.samples_in(e, epochs, n) for e in own if phases.phase(e, epochs) == "method")
 
     def remember(self, losses: Tensor, ids: Tensor, outputs: Any, targets: Tensor | None) -> None:
         """Keep the losses of a batch, float32[B], without gradient, where the method takes those of training."""
