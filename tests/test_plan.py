@@ -8,8 +8,11 @@ import itertools
 import json
 import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +140,9 @@ def test_the_predicted_samples_are_those_of_the_method(name: str) -> None:
         counts["train"] += trained.size
         if method.records_losses:
             state.record(trained, rng.random(trained.size), epoch=epoch)
-    predicted = seconds_of(method, Pace(step=1.0, forward=1.0, proxy=1.0, test=1.0, epoch=1.0), scale)
-    assert predicted == counts | {"eval": 3, "other": 12}
+    predicted = seconds_of(method, Pace(*[1.0] * len(fields(Pace))), scale)
+    selections = sum(method.phases.selects(epoch, scale.epochs) for epoch in range(scale.epochs))
+    assert predicted == counts | {"select": selections, "eval": 3, "other": 12}
 
 
 def test_a_method_whose_size_no_parameter_sets_is_refused(configure: Configure) -> None:
@@ -150,7 +154,7 @@ def test_a_method_whose_size_no_parameter_sets_is_refused(configure: Configure) 
 
 
 def row(epoch: int, seen: int, forwards: int = 0, accuracy: float | None = None, **seconds: float) -> dict[str, Any]:
-    """A line of a log."""
+    """A line of a log; a selection was made where the clock has seconds for it."""
     phases = dict.fromkeys(("load", "score", "select", "swap", "train", "eval", "save"), 0.0) | seconds
     cost = {"forwards": forwards, "proxy_forwards": 0}
     total = sum(phases.values()) + 0.25
@@ -159,21 +163,64 @@ def row(epoch: int, seen: int, forwards: int = 0, accuracy: float | None = None,
         "samples_seen": seen,
         "cost": cost,
         "test_accuracy": accuracy,
+        "selected": phases["select"] > 0,
         "seconds": phases | {"total": total},
     }
 
 
 def test_the_pace_of_a_log() -> None:
-    before = Pace(step=9.0, forward=9.0, proxy=9.0, test=9.0, epoch=1.0)
+    before = Pace(step=9.0, forward=9.0, proxy=9.0, test=9.0, epoch=1.0, compilation=3.0)
     rows = [
-        row(0, 100, 300, load=3.0, train=40.0, score=60.0, select=0.5, save=0.25),
+        row(0, 100, 300, load=3.0, train=40.0, score=60.0, select=0.5, swap=1.5, save=0.25),
         row(1, 200, 300, accuracy=0.5, load=2.0, train=57.0, eval=4.0),
     ]
     # 2 of 5 s of waiting are for the two first batches
-    assert of_log(rows, before) == Pace(step=0.5, forward=0.2, proxy=9.0, test=4.0, epoch=1.625)
+    epoch = (2 + 0.25 + 2 * 0.25) / 2
+    found = Pace(step=0.5, forward=0.2, proxy=9.0, test=4.0, epoch=epoch, selection=2.0, compilation=3.0)
+    assert of_log(rows, before) == found
     assert of_log(rows[:1], before).test == 9.0
+    by_training = [row(epoch, 100 * (epoch + 1), train=50.0, score=0.5, select=0.25) for epoch in range(2)]
+    assert of_log(by_training, before) == replace(before, step=0.5, epoch=0.25, selection=0.75)
     made_no_step = row(0, 0, load=1.0)
     assert of_log([made_no_step], before).step == 9.0
+
+
+def test_passes_become_rarer_before_an_epoch_has_only_some_batches() -> None:
+    """Not a batch an epoch beside a pass before each, which cost most of the seconds."""
+    scale = Scale(50_000, 128, 200, 10, setup=50.0, full_setup=40.0)
+    pace = Pace(step=1e-3, forward=3.5e-4, test=2.0, epoch=0.1)
+    for asked, period in ((0.4, None), (0.5, None), (0.62, 2), (0.63, 2), (0.8, 4), (0.85, 16)):
+        plan = Plan.make(asked, methods.build("ucb", period=1), pace, scale)
+        assert plan.values.get("period") == period and plan.planned == pytest.approx(asked, abs=0.002)
+        assert scale.least_trained(plan.method) >= 0.1 * scale.n
+    few = Plan.make(0.95, methods.build("ucb", period=1), pace, scale)  # no plan has a tenth in every epoch
+    assert few.planned == pytest.approx(0.95, abs=0.002) and few.values["period"] == 132
+
+
+def test_passes_become_rarer_as_far_as_a_plan_can_be_corrected_before_phases_are_given_up() -> None:
+    scale = Scale(1000, 10, 30, 30, setup=0.0, full_setup=0.0)
+    preset = methods.build("ucb", period=1, final=0.2, final_mode="full")
+    plans = [Plan.make(asked, preset, Pace(step=1.0, forward=0.3), scale) for asked in (0.4, 0.6, 0.7, 0.9)]
+    assert [(p.method.values["period"], p.method.values["final_mode"]) for p in plans] == [
+        (1, "full"),
+        (2, "full"),
+        (10, "random"),
+        (30, "random"),
+    ]
+
+
+def test_a_plan_says_that_it_cannot_be_corrected() -> None:
+    for period, told in ((5, False), (10, True)):
+        preset = methods.build("random", period=period)
+        plan = Plan.make(0.5, preset, Pace(step=1.0), Scale(1000, 10, 10, 10, 0.0, 0.0))
+        assert plan.in_words().endswith("; no selection comes late enough to correct it") == told
+
+
+def test_the_last_checkpoint_is_of_both_runs() -> None:
+    scale = Scale(1000, 10, 4, 4, setup=0.0, full_setup=0.0)
+    plan = Plan.make(0.5, methods.build("random", period=1), Pace(step=1.0), scale)
+    rows = [row(epoch, 500 * (epoch + 1), train=499.75, save=0.0) for epoch in range(4)]
+    assert plan.forecast(rows, since=1000.0) == pytest.approx(1 - 3000 / 5000, abs=0.001)
 
 
 def test_a_prediction_that_was_off_is_corrected_once() -> None:
@@ -336,6 +383,51 @@ def test_several_processes_are_refused(configure: Configure, loaders: Loaders) -
         trainer.make_plan(0.0)
 
 
+def test_a_planned_run_is_not_resumed_by_several_processes(configure: Configure, loaders: Loaders) -> None:
+    """Each would correct the plan by a log that the first alone has."""
+    trainer = Trainer(configure(method="random", save=0.1), loaders)
+    trainer.make_plan(time.perf_counter())
+    state = trainer.state_dict()
+    trainer.world = World(torch.device("cpu"), 0, 2, 0, 2)
+    with pytest.raises(UserError, match=r"prune\.save measures and plans one process: resume it without torchrun"):
+        trainer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "prune"),
+    [
+        ("random", 0.2, {"keep": 0.001}),
+        ("ucb", 0.2, {"keep": 1.0}),
+        ("orderdp", 0.6, {"pool": 0.001}),
+        ("srd", 0.2, {"gamma": 0.01}),
+    ],
+)
+def test_the_size_of_the_config_is_ignored(
+    method: str,
+    asked: float,
+    prune: dict[str, float],
+    configure: Configure,
+    loaders: Loaders,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though no run could begin with it, or would prune by it."""
+    feed(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer = Trainer(configure(method=method, save=asked, **prune), loaders)
+        trainer.make_plan(time.perf_counter())
+    assert trainer.plan is not None and trainer.plan.planned == pytest.approx(asked, abs=0.1)  # six batches an epoch
+    (size,) = prune
+    assert trainer.pruner.method.values[size] == trainer.followed.prune.values[size] not in (1.0, prune[size])
+
+
+def test_compilation_is_of_both_runs(configure: Configure, loaders: Loaders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "measure", lambda *_: replace(FED, compilation=1e8))
+    trainer = Trainer(configure(method="random", save=0.2), loaders)
+    trainer.make_plan(time.perf_counter())
+    assert trainer.plan is not None and trainer.plan.scale.full_setup == pytest.approx(1e8, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["random", "ucb", "proxy_batch"])
 def test_a_measurement_leaves_the_run_as_it_is(name: str, configure: Configure) -> None:
     own = configure(method=name, **RUNS[name])
@@ -354,6 +446,7 @@ def test_a_measurement_leaves_the_run_as_it_is(name: str, configure: Configure) 
     assert before.getvalue() == after.getvalue()
     assert pace.step > 0 and pace.test > 0 and pace.epoch > 0
     assert (pace.forward > 0, pace.proxy > 0) == (name == "ucb", name == "proxy_batch")
+    assert pace.compilation == 0
 
 
 def test_a_resumed_run_goes_on_with_its_plan(

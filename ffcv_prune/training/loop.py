@@ -90,8 +90,7 @@ class Trainer:
     def make_plan(self, started: float) -> None:
         """Solve for what prune.save asks, and go on with that. `started`: when the set-up began, by perf_counter."""
         config = self.config
-        if self.world.size > 1:
-            raise UserError("prune.save measures and plans one process: leave it out, or start without torchrun")
+        self._refuse_many_ranks("leave it out, or start")
         self.loaders.resize(0, config.train.epochs)
         pace = measure(config, self.stepper, self.pruner, self.test_loader)
         scale = Scale(
@@ -100,11 +99,15 @@ class Trainer:
             epochs=config.train.epochs,
             eval_every=config.train.eval_every,
             setup=time.perf_counter() - started,
-            full_setup=self._ready - started,
+            full_setup=self._ready - started + pace.compilation,
         )
         self.plan = Plan.make(config.save, self.pruner.method, pace, scale)
         self.pruner.state.change(**self.plan.method.values)
         print(self.plan.in_words(), flush=True)
+
+    def _refuse_many_ranks(self, remedy: str) -> None:
+        if self.world.size > 1:
+            raise UserError(f"prune.save measures and plans one process: {remedy} without torchrun")
 
     def run(self, folder: RunFolder | None, stop: StopSignals) -> None:
         """Train, test, log and save epoch by epoch. `folder` is None on all ranks but the main one."""
@@ -297,6 +300,7 @@ class Trainer:
         """Go on from `state`. With another number of ranks, the random states of dropout are not the same."""
         device, rank, size = self.stepper.device, self.world.rank, self.world.size
         if state["plan"] is not None:
+            self._refuse_many_ranks("resume it")
             self.plan = Plan.of_state(state["plan"], self.pruner.method)
             self.pruner.state.change(**self.plan.method.values)
         self.stepper.load_state_dict(state["stepper"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 
 SECONDS = 2.0  # of training steps, about
 FEWEST = 2  # steps that are measured, however long they take
-BATCHES = 8  # of a pass, of a test
+PART_SECONDS = 1.0  # of a pass, of a test, about
+MOST = 32  # batches of them
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Pace:
         proxy: to take a sample through the proxy net, with its share of that net's steps.
         test: for a whole test.
         epoch: for an epoch, whatever it trains on: the wait for its first batch, and what is in no phase.
+        selection: to make a selection and begin with it, without a pass.
+        compilation: to compile the step, which a run on all data does, too.
     """
 
     step: float
@@ -42,6 +45,8 @@ class Pace:
     proxy: float = 0.0
     test: float = 0.0
     epoch: float = 0.0
+    selection: float = 0.0
+    compilation: float = 0.0
 
 
 def measure(config: Config, stepper: Stepper, pruner: Pruner, test_loader: SampleLoader) -> Pace:
@@ -50,13 +55,27 @@ def measure(config: Config, stepper: Stepper, pruner: Pruner, test_loader: Sampl
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout
         own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype, stepper.task)
         own.model.train()
+        start = now(device)
         _train(own, pruner.loader, 0.0)  # compiles, allocates
+        compilation = 0.0 if own.compile_mode == "off" else now(device) - start
         wait, seconds, samples = _train(own, pruner.loader, SECONDS)
-        some: Any = _First(test_loader)
-        flip = config.data.test_flip
-        tested = _timed(lambda: evaluate(stepper.tested, some, stepper.task, stepper.amp_dtype, 0, flip), device)
-        forward, proxy = _scoring(stepper, pruner)
-    return Pace(seconds / samples, forward, proxy, tested * test_loader.num_samples / some.num_samples, wait)
+        tested, amp_dtype, flip = stepper.tested, stepper.amp_dtype, config.data.test_flip
+
+        def test(batches: int) -> int:
+            some: Any = _First(test_loader, batches)
+            evaluate(tested, some, stepper.task, amp_dtype, 0, flip)
+            return cast(int, some.num_samples)
+
+        of_test = _per_sample(test, device)
+        forward, proxy = _scoring(stepper, pruner, 1 - config.save)
+    return Pace(
+        step=seconds / samples,
+        forward=forward,
+        proxy=proxy,
+        test=of_test * test_loader.num_samples,
+        epoch=wait,
+        compilation=compilation,
+    )
 
 
 def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
@@ -65,13 +84,19 @@ def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
     cost, seen, epochs = rows[-1]["cost"], rows[-1]["samples_seen"], len(rows)
     tests = sum(any(row[name] is not None for name in row if name.startswith("test_")) for row in rows)
     waited = min(total["load"], before.epoch * epochs)
-    rest = total["total"] - sum(total[phase] for phase in ("load", "train", "score", "eval"))
+    selections = sum(row["selected"] for row in rows)
+    selecting = total["select"] + total["swap"]
+    if not cost["forwards"] and not cost["proxy_forwards"]:  # the losses of training were sorted in, without a pass
+        selecting += total["score"]
+    rest = total["total"] - sum(total[phase] for phase in ("load", "train", "score", "select", "swap", "eval"))
     return Pace(
         step=(total["load"] + total["train"] - waited) / seen if seen else before.step,
         forward=total["score"] / cost["forwards"] if cost["forwards"] else before.forward,
         proxy=total["score"] / cost["proxy_forwards"] if cost["proxy_forwards"] else before.proxy,
         test=total["eval"] / tests if tests else before.test,
         epoch=(waited + max(0.0, rest)) / epochs,
+        selection=selecting / selections if selections else before.selection,
+        compilation=before.compilation,
     )
 
 
@@ -83,7 +108,7 @@ def spent(rows: Sequence[Mapping[str, Any]]) -> float:
 class _First:
     """A loader of the first batches of another, for what serves a whole data set."""
 
-    def __init__(self, loader: SampleLoader, batches: int = BATCHES) -> None:
+    def __init__(self, loader: SampleLoader, batches: int) -> None:
         self._loader, self._batches = loader, batches
         self.num_samples = min(loader.num_samples, batches * loader.batch_size)
 
@@ -109,18 +134,26 @@ def _train(own: Stepper, loader: SampleLoader, seconds: float) -> tuple[float, f
     return begun - start, now(own.device) - begun, samples
 
 
-def _scoring(stepper: Stepper, pruner: Pruner) -> tuple[float, float]:
-    """Seconds of a sample in a scoring pass, and in one of the proxy net; 0 for what the method does not do."""
+def _scoring(stepper: Stepper, pruner: Pruner, keep: float) -> tuple[float, float]:
+    """Seconds of a sample in a scoring pass, and in one of the proxy net; 0 for what the method does not do.
+
+    `keep`: the share that the proxy net trains on, about: which one, the plan will say.
+    """
     loader, method, proxy = pruner.values.score_loader, pruner.method, copy.deepcopy(pruner.values.proxy)
     if loader is None or not method.makes_passes:
         return 0.0, 0.0
     if proxy is not None:
-        keep, window, stride = (method.values[name] for name in ("keep", "window", "stride"))
-        some: Any = _First(loader, BATCHES * stride)
-        return 0.0, _timed(lambda: proxy.run(some, 0, keep, window, stride), stepper.device) / some.num_samples
-    ids = np.arange(min(loader.num_samples, BATCHES * loader.batch_size))
+        window, stride = method.values["window"], method.values["stride"]
 
-    def score() -> None:
+        def run(windows: int) -> int:
+            some: Any = _First(loader, windows * stride)
+            proxy.run(some, 0, keep, window, stride)
+            return cast(int, some.num_samples)
+
+        return 0.0, _per_sample(run, stepper.device)
+
+    def score(batches: int) -> int:
+        ids = np.arange(min(loader.num_samples, batches * loader.batch_size))
         score_dataset(
             stepper.model,
             loader,
@@ -130,13 +163,26 @@ def _scoring(stepper: Stepper, pruner: Pruner) -> tuple[float, float]:
             certainty=method.needs_certainty,
             gradients=True,
         )
+        return len(ids)
 
-    return _timed(score, stepper.device) / len(ids), 0.0
+    return _per_sample(score, stepper.device), 0.0
 
 
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the second of two calls: the first may compile."""
-    work()
-    start = now(device)
-    work()
-    return now(device) - start
+def _per_sample(work: Callable[[int], int], device: torch.device) -> float:
+    """Seconds of a sample in what `work` does with so many batches; it returns how many samples they had.
+
+    What a pass costs beside its samples, such as folding, is small in a whole one. So it is taken out: by the
+    difference between one batch and many, where the data has so many.
+    """
+
+    def timed(batches: int) -> tuple[float, int]:
+        start = now(device)
+        samples = work(batches)
+        return now(device) - start, samples
+
+    timed(1)  # compiles, allocates
+    one, first = timed(1)
+    many, all_ = timed(max(2, min(MOST, round(PART_SECONDS / one))))
+    if all_ == first:
+        return many / all_
+    return max((many - one) / (all_ - first), 0.5 * many / all_)  # whatever the noise of `one`

@@ -19,6 +19,8 @@ GRID = 100_000  # the parameter that is solved for is a multiple of 1 / GRID
 NEAR = 0.001  # of a full run: nearer to what is asked than this, a plan is as good as any
 WORTH = 0.005  # of a full run: what a prediction must be off to be corrected
 FIRST_SHARE = 1 / 3  # of the epochs, after which the pace of the run itself is known
+ENOUGH = 0.1  # of the samples in every epoch: before a plan trains on fewer, it makes passes rarer
+NEARLY = 0.9  # of the most samples that can be had so: rarer passes are not worth the rest
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Scale:
     Attributes:
         n: samples of the training set.
         setup: seconds before the first epoch.
-        full_setup: those of them that a run on all data would take, too.
+        full_setup: those of them that a run on all data would take, too, with the compilation of its step.
     """
 
     n: int
@@ -42,6 +44,10 @@ class Scale:
         """Samples that the epoch trains on: a last batch that is not whole is left out."""
         return method.samples_in(epoch, self.epochs, self.n) // self.batch_size * self.batch_size
 
+    def least_trained(self, method: Method) -> int:
+        """Samples of the epoch that trains on the fewest."""
+        return min(self.trained(method, epoch) for epoch in range(self.epochs))
+
     def scored(self, method: Method, epoch: int) -> int:
         """Samples of the pass before the epoch; 0 without any."""
         phases, source = method.phases, method.source
@@ -54,13 +60,15 @@ class Scale:
 
 
 def seconds_of(method: Method, pace: Pace, scale: Scale, first: int = 0) -> dict[str, float]:
-    """Predicted seconds of the epochs from `first` on, by phase: "train", "score", "eval" and "other"."""
+    """Predicted seconds of the epochs from `first` on, by phase: "train", "score", "select", "eval" and "other"."""
     epochs = range(first, scale.epochs)
+    selections = sum(method.prunes and method.phases.selects(epoch, scale.epochs) for epoch in epochs)
     tests = sum((epoch + 1) % scale.eval_every == 0 or epoch + 1 == scale.epochs for epoch in epochs)
     forward = pace.proxy if method.source.by_proxy else pace.forward
     return {
         "train": sum(scale.trained(method, epoch) for epoch in epochs) * pace.step,
         "score": sum(scale.scored(method, epoch) for epoch in epochs) * forward,
+        "select": selections * pace.selection,
         "eval": tests * pace.test,
         "other": len(epochs) * pace.epoch,
     }
@@ -89,31 +97,39 @@ class Plan:
 
     @classmethod
     def make(cls, asked: float, preset: Method, pace: Pace, scale: Scale) -> Plan:
-        """Solve for the size of the selections; where that cannot save enough, for the period and the phases, too.
+        """Solve for the size of the selections; where that leaves too few samples, for the period and the phases, too.
 
         Raises:
             UserError: more than can be saved, or less; it names the most, or the least.
         """
         plan = cls(asked, preset, scale, pace)
+        target = (1 - asked) * plan.full_seconds(pace) - scale.setup
+        solved: list[Method] = []
         most = 0.0
         for milder in _milder(preset, scale.epochs):
             smallest, largest = limits(milder, scale)
             highest, lowest = (plan.saved(plan.seconds(choice)) for choice in (smallest, largest))
             if asked < lowest - NEAR:
+                if solved:
+                    break
                 raise UserError(
                     f"prune.save={asked:g}: method {preset.name} saves {lowest:.3f} at least of a full run here; "
                     "ask for more"
                 )
             if asked <= highest + NEAR:
-                target = (1 - asked) * plan.full_seconds(pace) - scale.setup
-                plan._take(solve(milder, pace, scale, target))
-                plan.planned = plan.saved(plan.seconds())
-                return plan
+                solved.append(solve(milder, pace, scale, target))
+                if scale.least_trained(solved[-1]) >= ENOUGH * scale.n:
+                    break
             most = max(most, highest)
-        raise UserError(
-            f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of {scale.epochs} "
-            "epochs here; ask for less, or train longer"
-        )
+        if not solved:
+            raise UserError(
+                f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of "
+                f"{scale.epochs} epochs here; ask for less, or train longer"
+            )
+        enough = min(ENOUGH * scale.n, NEARLY * max(map(scale.least_trained, solved)))
+        plan._take(next(choice for choice in solved if scale.least_trained(choice) >= enough))
+        plan.planned = plan.saved(plan.seconds())
+        return plan
 
     @property
     def method(self) -> Method:
@@ -121,8 +137,8 @@ class Plan:
         return self.preset.replace(**self.values)
 
     def _take(self, method: Method) -> None:
-        before = self.preset.values
-        self.values = {name: value for name, value in method.values.items() if value != before[name]}
+        before, size = self.preset.values, self.preset.sized_by
+        self.values = {name: value for name, value in method.values.items() if name == size or value != before[name]}
 
     def seconds(self, method: Method | None = None) -> dict[str, float]:
         """Predicted seconds of the whole run by phase, by the pace measured before it."""
@@ -141,11 +157,12 @@ class Plan:
 
         Args:
             rows: of its log, at least one.
-            since: seconds that it has taken since the last of them.
+            since: seconds that it has taken since the last of them, for its last checkpoint. So does a full run.
         """
         pace = of_log(rows, self.pace)
         rest = seconds_of(self.method, pace, self.scale, len(rows))
-        return 1 - (self.scale.setup + spent(rows) + since + sum(rest.values())) / self.full_seconds(pace)
+        own = self.scale.setup + spent(rows) + sum(rest.values())
+        return 1 - (own + since) / (self.full_seconds(pace) + since)
 
     def is_due(self, epoch: int) -> bool:
         """Whether the forecast is to be looked at before this epoch: once, at a selection after a third of the run."""
@@ -169,13 +186,15 @@ class Plan:
         """The plan on one line."""
         seconds, full = self.seconds(), self.full_seconds(self.pace)
         parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
+        late = any(map(self.is_due, range(self.scale.epochs)))
         return (
             f"plan to save {percent(self.asked)} of a full run: {self._changes()}; {parts}: "
             f"{sum(seconds.values()):.1f} of {full:.1f} s, {percent(self.planned)} saved"
+            f"{'' if late else '; no selection comes late enough to correct it'}"
         )
 
     def _changes(self) -> str:
-        return " ".join(f"{name}={value}" for name, value in self.values.items()) or "the method as it is"
+        return " ".join(f"{name}={value}" for name, value in self.values.items())
 
     def facts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the log tells of the plan after the last of these rows."""
@@ -239,12 +258,24 @@ def _lowest(holds: Callable[[float], bool]) -> float:
 
 
 def _milder(preset: Method, epochs: int) -> Iterator[Method]:
-    """The method as it is, with ever longer periods where it makes passes, and then without phases of all data."""
+    """The method as it is, and then with ever more that saves seconds.
+
+    Its passes become rarer, as long as the plan can still be corrected. Then phases of all data become random. Then
+    passes become rarer still.
+    """
     yield preset
-    method, values = preset, preset.values
-    while method.makes_passes and method.values.get("period", epochs) < epochs:
-        method = method.replace(period=min(epochs, 2 * method.values["period"]))
+    method = preset
+    for method in _rarer(preset, int(FIRST_SHARE * epochs)):
         yield method
-    full = {name: "random" for name in ("warmup_mode", "final_mode") if values.get(name) == "full"}
+    full = {name: "random" for name in ("warmup_mode", "final_mode") if preset.values.get(name) == "full"}
     if full:
-        yield method.replace(**full)
+        method = method.replace(**full)
+        yield method
+    yield from _rarer(method, epochs)
+
+
+def _rarer(method: Method, longest: int) -> Iterator[Method]:
+    """The method with ever longer periods, where it makes passes; `longest` in epochs."""
+    while method.makes_passes and method.values.get("period", longest) < longest:
+        method = method.replace(period=min(longest, 2 * method.values["period"]))
+        yield method

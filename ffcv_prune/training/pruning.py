@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -15,11 +16,14 @@ from ffcv_prune.training.dataset import side_of
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.lr import LRSchedule
 from ffcv_prune.training.optimizer import build_optimizer
+from ffcv_prune.training.plan import sized
 from ffcv_prune.training.score_file import with_static_scores
 
 
 def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> tuple[Pruner, float]:
-    """The pruner, and the seconds that its static scores cost."""
+    """The pruner, and the seconds that its static scores cost. With prune.save it keeps all samples until the plan."""
+    if config.save:
+        config = replace(config, prune=sized(config.prune, 1.0))
     check_batches(config, loaders.dataset.train.num_samples)
     method, scores, seconds = with_static_scores(config, loaders.dataset)
     score_loader, proxy = None, None
@@ -28,19 +32,22 @@ def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None
         proxy = build_proxy(config, loaders, amp_dtype, task)
     elif method.makes_passes:
         score_loader = loaders.score
-    pruner = Pruner(
-        loaders.train(config.run.seed),
-        score_loader,
-        method,
-        epochs=config.train.epochs,
-        seed=config.run.seed,
-        task=task,
-        amp_dtype=amp_dtype,
-        scores=scores,
-        class_names=loaders.dataset.classes or None,
-        proxy=proxy,
-        group=loaders.world.group,
-    )
+    with warnings.catch_warnings():
+        if config.save:
+            warnings.filterwarnings("ignore", "method .* keeps all")
+        pruner = Pruner(
+            loaders.train(config.run.seed),
+            score_loader,
+            method,
+            epochs=config.train.epochs,
+            seed=config.run.seed,
+            task=task,
+            amp_dtype=amp_dtype,
+            scores=scores,
+            class_names=loaders.dataset.classes or None,
+            proxy=proxy,
+            group=loaders.world.group,
+        )
     return pruner, seconds
 
 

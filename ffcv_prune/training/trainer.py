@@ -62,7 +62,9 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             if resume is None and config.model.weights:
                 load_weights(trainer.stepper.model, config.model.weights)
         if resume is not None:
-            trainer.load_state_dict(cast(dict[str, Any], world.share(state)))
+            shared = cast(dict[str, Any], world.share(state))
+            with world.together():
+                trainer.load_state_dict(shared)
         elif config.save:
             with world.together():
                 trainer.make_plan(start)
