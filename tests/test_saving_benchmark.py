@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,21 @@ def test_each_case_is_measured_once_and_the_table_says_how_far_off_it_is(
 ) -> None:
     asked = []
 
-    def measured(function: str, base: Sequence[str], method: str, share: float) -> dict[str, Any]:
-        assert function == "speed.saving.compare" and base[-1] == "--train.epochs=6"
+    def compare(base: Sequence[str], method: str, share: float) -> dict[str, Any]:
+        assert base[-1] == "--train.epochs=6"
         asked.append((method, share))
         seconds = 65.0 if method == "ucb" else 58.0
         times = {"seconds": seconds, "full_seconds": 100.0, "setup_seconds": 5.0}
         return {"method": method, "asked": share, "planned": 0.401, "told": 0.39, "saved": 1 - seconds / 100, **times}
 
-    monkeypatch.setattr(saving, "called_apart", measured)
+    @contextmanager
+    def jobs_here(shares: Sequence[Sequence[int]]) -> Iterator[ThreadPoolExecutor]:
+        assert [len(share) for share in shares] == [1] * len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(1) as pool:
+            yield pool
+
+    monkeypatch.setattr(saving, "compare", compare)
+    monkeypatch.setattr(saving, "jobs_on", jobs_here)
     rows = tmp_path / "saving.csv"
     for methods in (["random"], ["random", "ucb"]):
         benchmark(saving, words=["--methods", *methods, f"--csv={rows}", "--train.epochs=6"])
@@ -38,12 +48,10 @@ def test_each_case_is_measured_once_and_the_table_says_how_far_off_it_is(
     assert "| 35.0% | -5.0 |" in page
     assert "1 of 2 runs saved what was asked within 3 points; the largest difference is 5.0 points." in page
     with rows.open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 2
+        assert [row["cores"] for row in csv.DictReader(file)] == ["1", "1"]
 
 
-def test_the_runs_of_a_case_differ_in_what_is_asked_only(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_runs_of_a_case_differ_in_what_is_asked_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trained = []
 
     def train(own: config.Config) -> RunResult:
@@ -53,16 +61,16 @@ def test_the_runs_of_a_case_differ_in_what_is_asked_only(
         return RunResult(tmp_path, own.prune.name, 1.0, {}, 0, {}, seconds, own.save or None)
 
     monkeypatch.setattr(saving, "train", train)
-    saving.compare(["--config", "rn_configs/fashion_full.yaml"], "ema", 0.3)
+    row = saving.compare(["--config", "rn_configs/fashion_full.yaml"], "ema", 0.3)
     assert trained == [
         ("warm_up", "ema", 0.0, 2, 2),
         ("full_before", "full", 0.0, None, 5),
         ("saved", "ema", 0.3, 2, 10),
         ("full_after", "full", 0.0, None, 5),
     ]
-    assert (
-        '"planned": 0.41, "told": 0.3, "saved": 0.4, "seconds": 60.0, "full_seconds": 100.0' in capsys.readouterr().out
-    )
+    shares = {"asked": 0.3, "planned": 0.41, "told": 0.3, "saved": pytest.approx(0.4)}
+    seconds = {"seconds": 60.0, "full_seconds": 100.0, "setup_seconds": 5.0}
+    assert row == {"method": "ema", **shares, **seconds}
 
 
 def test_one_epoch_has_no_halves(tmp_path: Path) -> None:

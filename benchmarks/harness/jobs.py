@@ -39,6 +39,17 @@ def jobs_on(shares: Sequence[Sequence[int]]) -> Iterator[ProcessPoolExecutor]:
             raise  # the pool waits until they are gone
 
 
+@contextmanager
+def on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """This process is on these cores, as a job: rows name the cores of the process that writes them."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _begin(given: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warn_in_one_line()

@@ -24,9 +24,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.harness import machine
-from benchmarks.harness.jobs import jobs_on
+from benchmarks.harness.jobs import jobs_on, on_cores
 from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.plots import save
 from benchmarks.harness.rows import Results, positive, read_csv
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) % args.jobs:
         raise UserError(f"--jobs {args.jobs} does not divide the {len(cores)} cores evenly: give all jobs as many")
-    with _on(cores[:: args.jobs]):
+    with on_cores(cores[:: args.jobs]):
         results.left([], _case)  # refuses rows of another grid or machine
     running: dict[Future[dict[str, Any]], Case] = {}
     with jobs_on([cores[job :: args.jobs] for job in range(args.jobs)]) as pool:
@@ -101,19 +101,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                with _on(cores[:: args.jobs]):
+                with on_cores(cores[:: args.jobs]):
                     results.append([{"key": grid.key(running.pop(future)), **future.result()}])
-
-
-@contextmanager
-def _on(cores: Sequence[int]) -> Iterator[None]:
-    """This process is on these cores, as a run: rows name the cores of the process that writes them."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 _loaders = SharedLoaders()  # of a job's process

@@ -3,23 +3,30 @@
     python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 30 minutes on two cores
     python -m benchmarks.speed.saving --redraw        the table again, without measuring
 
-Each case is a process of its own. It trains for two epochs by the method, so that all is compiled. Then it trains on
-all data for half of the epochs, with prune.save, and on all data for the other half. So a machine that becomes faster
-or slower does so for both. Seconds are those of the whole run, set-up and measurement included. Imports and the report
-are not. Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on the
-machine. docs/speed.md says how to read the table.
+Each case has a core of its own, and as many cases are measured side by side. A second core would add noise: threads of
+a net so small wait for each other. A case trains for two epochs by the method, so that all is compiled. Then it trains
+on all data for half of the epochs, with prune.save, and on all data for the other half. So a machine that becomes
+faster or slower does so for both. Seconds are those of the whole run, set-up and measurement included. Imports and the
+report are not. Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on
+the machine. docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import as_completed
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from benchmarks.harness.machine import ROOT, called_apart, measured_on
+from benchmarks.harness.jobs import jobs_on, on_cores
+from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.rows import Results, benchmark
 from benchmarks.harness.tables import Row, table
 from ffcv_prune import config
@@ -50,16 +57,22 @@ def run(args: argparse.Namespace, results: Results) -> None:
     if config.load(["--config", str(ROOT / args.config), *args.overrides]).train.epochs < 2:
         raise UserError("train.epochs must be 2 at least: full data is trained for half of them at a time")
     cases = [(method, asked) for asked in args.asked for method in args.methods]
-    for method, asked in results.left(cases, lambda row: (row["method"], float(row["asked"]))):
-        print(f"{method}, {asked:g}", flush=True)
-        base = ["--config", str(ROOT / args.config), *args.overrides]
-        results.append([called_apart("speed.saving.compare", base, method, asked)])
+    base = ["--config", str(ROOT / args.config), *args.overrides]
+    cores = sorted(os.sched_getaffinity(0))
+    with on_cores(cores[:1]):
+        left = results.left(cases, lambda row: (row["method"], float(row["asked"])))
+    with jobs_on([[core] for core in cores]) as pool:
+        for done in as_completed([pool.submit(compare, base, method, asked) for method, asked in left]):
+            row = done.result()
+            print(f"{row['method']}, asked {row['asked']:g}: saved {row['saved']:.3f}", flush=True)
+            with on_cores(cores[:1]):
+                results.append([row])
 
 
-def compare(base: Sequence[str], method: str, asked: float) -> None:
-    """Print the row of a case as JSON."""
+def compare(base: Sequence[str], method: str, asked: float) -> dict[str, Any]:
+    """The row of a case."""
     own = [*base, f"--prune.method={method}", *METHODS[method]]
-    with TemporaryDirectory() as out:
+    with TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
         train(config.load([*own, f"--run.out={out}", "--run.name=warm_up", "--train.epochs=2"]))
         whole = config.load([*own, f"--run.out={out}", "--run.name=saved", f"--prune.save={asked}"])
 
@@ -74,7 +87,7 @@ def compare(base: Sequence[str], method: str, asked: float) -> None:
         first = json.loads((saved.folder / "log.jsonl").read_text().splitlines()[0])
     seconds = saved.seconds["setup"] + saved.seconds["total"]
     full_seconds = (before["setup"] + after["setup"]) / 2 + before["total"] + after["total"]
-    row = {
+    return {
         "method": method,
         "asked": asked,
         "planned": first["saving"]["planned"],
@@ -84,7 +97,6 @@ def compare(base: Sequence[str], method: str, asked: float) -> None:
         "full_seconds": full_seconds,
         "setup_seconds": saved.seconds["setup"],
     }
-    print(json.dumps(row))
 
 
 def summary(rows: Sequence[Row]) -> str:
