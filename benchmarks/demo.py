@@ -3,7 +3,7 @@
     ./run demo                                             one seed, in minutes on 2 cores
     ./run demo --seeds 0,1,2,3,4 --csv benchmarks/results/demo.csv
     ./run demo --jobs 7                                    as many runs side by side, each on a core of its own
-    ./run demo --redraw benchmarks/results/demo.csv        demo.md and demo.svg again, without training
+    ./run demo --redraw benchmarks/results/demo.csv        the table and the picture again, without training
 
 Full data are trained for 3, 5 and 10 epochs, each with a whole schedule: the curve that every method has to lie above.
 A method's gain is its accuracy − the accuracy of the curve at its own work. Its saving is 1 − its work / the work at
@@ -60,13 +60,11 @@ def main() -> None:
     parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0", help="comma-separated; default: 0")
     parser.add_argument("--jobs", type=positive, default=2, help="runs side by side; default: 2, or one a core")
-    parser.add_argument("--csv", type=Path, help="add one row a run to this file")
+    parser.add_argument("--csv", type=Path, help="add one row a run to this file, with a table and a picture beside it")
     parser.add_argument("--redraw", type=Path, help="only make the table and the picture beside such a file again")
     args = parser.parse_args()
     if args.redraw:
-        rows = read_csv(args.redraw)
-        args.redraw.with_suffix(".md").write_text(page(rows), encoding="utf-8")
-        draw(rows, args.redraw.with_suffix(".svg"))
+        publish(args.redraw)
         return
     try:
         seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -84,6 +82,7 @@ def main() -> None:
     if csv_file:
         for row in rows:
             append_csv(csv_file, row)
+        publish(csv_file)
     print(f"\n{summary(rows)}")
     first_seed = folders[: len(METHODS)]
     print(f"report: {write_report(first_seed, out / 'report.html', 'Fashion-MNIST', verdicts(rows))}")
@@ -114,6 +113,13 @@ def run(name: str, seed: int, out: Path) -> Path:
     settings = config.load(["--config", f"rn_configs/{name}.yaml", *place])
     with (out / f"{name}_seed_{seed}.txt").open("w") as lines, redirect_stdout(lines):
         return train(settings, _loaders.of(settings)).folder
+
+
+def publish(csv_file: Path) -> None:
+    """Write the table and the picture beside the rows."""
+    rows = read_csv(csv_file)
+    csv_file.with_suffix(".md").write_text(page(rows), encoding="utf-8")
+    draw(rows, csv_file.with_suffix(".svg"))
 
 
 def page(rows: Sequence[Row]) -> str:
