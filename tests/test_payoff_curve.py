@@ -39,7 +39,7 @@ def test_saving_and_gain_are_paired_by_seed() -> None:
     """Half the work of full data at 0.7 in one seed, all of it in the other; a seed without a curve does not count."""
     shifted = Curve([1.0, 2.0, 4.0], [0.4, 0.6, 0.7])
     found = payoff({1: CURVE, 2: shifted}, {1: 1.0, 2: 2.0, 3: 1.0}, {1: 0.7, 2: 0.6, 3: 0.9})
-    assert found.saving.mean == pytest.approx((0.5 + 0.0) / 2)
+    assert found.saving.mean == pytest.approx((0.5 + 0.0) / 2) and found.least == pytest.approx(0.0)
     assert found.gain.mean == pytest.approx((20.0 + 0.0) / 2)
     assert found.saving.freedom == 1 and found.beyond == 0
     assert found.saving_in_words() == "+25.00 ± 317.66"

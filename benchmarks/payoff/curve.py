@@ -64,12 +64,14 @@ class Payoff:
         gain: points of accuracy above full data at its cost.
         beyond: seeds in which full data never reaches its accuracy.
         below: seeds in which the cheapest budget of full data reaches more.
+        least: the saving of the seed that saves least.
     """
 
     saving: Difference
     gain: Difference
     beyond: int
     below: int
+    least: float
 
     @property
     def bound(self) -> str:
@@ -101,4 +103,4 @@ def payoff(curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: 
     nothing = dict.fromkeys(seeds, 0.0)
     beyond = sum(curves[seed].beyond(accuracies[seed]) for seed in seeds)
     below = sum(curves[seed].below(accuracies[seed]) for seed in seeds)
-    return Payoff(difference(savings, nothing), difference(gains, nothing), beyond, below)
+    return Payoff(difference(savings, nothing), difference(gains, nothing), beyond, below, min(savings.values()))
