@@ -104,6 +104,16 @@ def test_the_gain_is_what_drawing_by_the_norms_takes_from_the_second_moment() ->
     assert error(1, p) / error(1, even) == pytest.approx(1 - found.variance_reduction, rel=0.03)
 
 
+def test_the_gain_is_larger_where_gradients_agree() -> None:
+    """Their mean is no noise: what is left of the second moments after it differs by a larger factor."""
+    norms = np.random.default_rng(0).exponential(size=500)
+    found = headroom_of(norms.astype(np.float32), 500, 100)
+    assert found is not None
+    for cosine in (0.0, 0.5, 0.9):  # of each gradient and one direction
+        mean = (cosine * norms.mean()) ** 2
+        assert (np.square(norms).mean() - mean) / (norms.mean() ** 2 - mean) >= found.batch_gain * (1 - 1e-6)
+
+
 def test_equal_norms_leave_no_headroom_and_one_sample_all_of_it() -> None:
     flat = headroom_of(np.full(100, 0.5, np.float32), 100, 1000)
     assert flat is not None and flat.is_little

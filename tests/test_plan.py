@@ -26,6 +26,7 @@ from ffcv_prune import config, methods
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods import PRESETS, Method
 from ffcv_prune.training import loop
+from ffcv_prune.training import pace as pace_of_machine
 from ffcv_prune.training import plan as planning
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.loop import Trainer
@@ -194,19 +195,22 @@ def test_passes_become_rarer_before_an_epoch_has_only_some_batches() -> None:
         assert plan.values.get("period") == period and plan.planned == pytest.approx(asked, abs=0.002)
         assert scale.least_trained(plan.method) >= 0.1 * scale.n
     few = Plan.make(0.95, methods.build("ucb", period=1), pace, scale)  # no plan has a tenth in every epoch
-    assert few.planned == pytest.approx(0.95, abs=0.002) and few.values["period"] == 132
+    assert few.planned == pytest.approx(0.95, abs=0.002) and few.values["period"] == 64
 
 
-def test_passes_become_rarer_as_far_as_a_plan_can_be_corrected_before_phases_are_given_up() -> None:
+def test_passes_become_rarer_while_there_is_time_for_a_correction_then_phases_are_given_up() -> None:
     scale = Scale(1000, 10, 30, 30, setup=0.0, full_setup=0.0)
     preset = methods.build("ucb", period=1, final=0.2, final_mode="full")
-    plans = [Plan.make(asked, preset, Pace(step=1.0, forward=0.3), scale) for asked in (0.4, 0.6, 0.7, 0.9)]
+    plans = [Plan.make(asked, preset, Pace(step=1.0, forward=0.3), scale) for asked in (0.4, 0.6, 0.8, 0.95)]
     assert [(p.method.values["period"], p.method.values["final_mode"]) for p in plans] == [
         (1, "full"),
         (2, "full"),
-        (10, "random"),
-        (30, "random"),
+        (4, "random"),
+        (16, "random"),  # not 30, with which no selection could be corrected
     ]
+    short = methods.build("ucb", period=1, final=19, final_mode="full")
+    plan = Plan.make(0.5, short, Pace(step=1.0, forward=0.35), scale)
+    assert plan.values.keys() == {"keep", "final_mode"}  # the period begins anew where phases are given up
 
 
 def test_a_plan_says_that_it_cannot_be_corrected() -> None:
@@ -383,8 +387,11 @@ def test_several_processes_are_refused(configure: Configure, loaders: Loaders) -
         trainer.make_plan(0.0)
 
 
-def test_a_planned_run_is_not_resumed_by_several_processes(configure: Configure, loaders: Loaders) -> None:
+def test_a_planned_run_is_not_resumed_by_several_processes(
+    configure: Configure, loaders: Loaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each would correct the plan by a log that the first alone has."""
+    feed(monkeypatch)
     trainer = Trainer(configure(method="random", save=0.1), loaders)
     trainer.make_plan(time.perf_counter())
     state = trainer.state_dict()
@@ -426,6 +433,40 @@ def test_compilation_is_of_both_runs(configure: Configure, loaders: Loaders, mon
     trainer = Trainer(configure(method="random", save=0.2), loaders)
     trainer.make_plan(time.perf_counter())
     assert trainer.plan is not None and trainer.plan.scale.full_setup == pytest.approx(1e8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "batch", "n", "expected"),
+    [
+        (0.05, 0.02, 100_000, 0.02),
+        (0.3, 0.05, 100_000, 0.05),
+        (0.0, 1.0, 100_000, 1.0),  # two batches are measured
+        (0.05, 0.02, 101, 0.07 * 100 / 101),  # the remainder of a sample tells nothing
+        (0.05, 0.02, 60, 0.07 * 100 / 60),
+    ],
+)
+def test_seconds_of_a_sample_leave_out_what_a_pass_costs_beside(
+    fixed: float, batch: float, n: int, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, asked = [0.0], []
+    monkeypatch.setattr(pace_of_machine, "now", lambda _: clock[0])
+
+    def work(batches: int) -> int:
+        asked.append(batches)
+        samples = min(n, 100 * batches)
+        clock[0] += fixed + batch * max(1.0, samples // 100)
+        return samples
+
+    seconds = pace_of_machine._per_sample(work, torch.device("cpu"))
+    assert 100 * seconds == pytest.approx(expected)
+    assert asked[:2] == [1, 1] and 2 <= asked[2] <= 32
+
+
+def test_the_noise_of_one_batch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for one, expected in ((9.0, 0.1 * 2 / 200), (0.001, 2 / 3200)):
+        ticks = iter([0.0, 1.0, 1.0, 1.0 + one, 20.0, 22.0])
+        monkeypatch.setattr(pace_of_machine, "now", lambda _, ticks=ticks: next(ticks))
+        assert pace_of_machine._per_sample(lambda b: 100 * b, torch.device("cpu")) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["random", "ucb", "proxy_batch"])

@@ -81,8 +81,8 @@ def _claim(grid: Grid, judged: Judged) -> str:
         if found is None:
             continue
         own = _percents(judged, entry)
-        # The p stands here after the last seed only. Of a lower bound it holds above the claim only. Where all seeds lie
-        # at the end of the curve, there is no spread to judge by.
+        # The p stands here after the last seed only. Of a lower bound it holds above the claim only. Where all seeds
+        # lie at the end of the curve, there is no spread to judge by.
         ready = len(own) >= grid.claim.seeds and found.saving.mean > CLAIMED and not found.below and found.saving.error
         p = found.saving.p(CLAIMED) if ready else math.nan
         lines.append(

@@ -24,9 +24,9 @@ class Headroom:
         highest_10, highest_30, highest_50: share of the sum of all norms that the highest so many percent hold.
         variance_reduction: the most that drawing in proportion to the norms, with weights 1/p, takes from the second
             moment of a stochastic gradient, 1 − mean(G)² / mean(G²).
-        batch_gain: what that is worth, as a factor on the batch size: 1 / (1 − variance_reduction), since the second
-            moment of a mean falls with the batch. The authors' τ is the root of it.
-        batch_gain_needed: the factor that pays for the pass: 1 + its cost over that of the steps until the next one, a
+        batch_gain: what that is worth, as a factor on the batch size: 1 / (1 − variance_reduction). Exact where the
+            gradients of the samples cancel; the more they agree, the more it is worth. The authors' τ is the root.
+        batch_gain_needed: the factor that pays for the pass: 1 + its cost over that of the steps on its selection, a
             forward pass counted as a third of a step.
         scored: share of the samples that the pass scored. Those of a part are not drawn at random.
     """
@@ -49,7 +49,7 @@ class Headroom:
         return (
             f"little headroom: the highest 30 % of the samples hold {self.highest_30:.0%} of the gradient; drawing by "
             f"it, with weights, is worth {self.batch_gain:.2f} times the batch, and the pass costs "
-            f"{self.batch_gain_needed:.2f}: pruning cannot pay yet"
+            f"{self.batch_gain_needed:.2f}: by this estimate pruning cannot pay yet"
         )
 
 

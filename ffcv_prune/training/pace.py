@@ -24,6 +24,7 @@ SECONDS = 2.0  # of training steps, about
 FEWEST = 2  # steps that are measured, however long they take
 PART_SECONDS = 1.0  # of a pass, of a test, about
 MOST = 32  # batches of them
+LEAST = 0.1  # of their mean seconds a sample, that are taken for a sample of a whole pass or test
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _per_sample(work: Callable[[int], int], device: torch.device) -> float:
     """Seconds of a sample in what `work` does with so many batches; it returns how many samples they had.
 
     What a pass costs beside its samples, such as folding, is small in a whole one. So it is taken out: by the
-    difference between one batch and many, where the data has so many.
+    difference between one batch and many, where the data has two whole ones at least.
     """
 
     def timed(batches: int) -> tuple[float, int]:
@@ -182,7 +183,8 @@ def _per_sample(work: Callable[[int], int], device: torch.device) -> float:
 
     timed(1)  # compiles, allocates
     one, first = timed(1)
-    many, all_ = timed(max(2, min(MOST, round(PART_SECONDS / one))))
-    if all_ == first:
-        return many / all_
-    return max((many - one) / (all_ - first), 0.5 * many / all_)  # whatever the noise of `one`
+    many, last = timed(max(2, min(MOST, round(PART_SECONDS / one))))
+    mean = many / last
+    if last < 2 * first:
+        return mean
+    return min(max((many - one) / (last - first), LEAST * mean), mean)  # whatever the noise of `one`

@@ -80,7 +80,7 @@ class Plan:
 
     Attributes:
         asked: that share, 0 to 1.
-        preset: the method as it was configured.
+        preset: the method as it was configured, but for its size.
         pace: as it was measured before the run.
         values: the parameters that differ from the preset's.
         planned: the share that is saved if the pace stays as it was measured.
@@ -126,6 +126,7 @@ class Plan:
                 f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of "
                 f"{scale.epochs} epochs here; ask for less, or train longer"
             )
+        solved = [choice for choice in solved if _has_time(choice, scale.epochs)] or solved
         enough = min(ENOUGH * scale.n, NEARLY * max(map(scale.least_trained, solved)))
         plan._take(next(choice for choice in solved if scale.least_trained(choice) >= enough))
         plan.planned = plan.saved(plan.seconds())
@@ -166,9 +167,8 @@ class Plan:
 
     def is_due(self, epoch: int) -> bool:
         """Whether the forecast is to be looked at before this epoch: once, at a selection after a third of the run."""
-        phases, epochs = self.method.phases, self.scale.epochs
-        late = self.corrected is None and epoch >= FIRST_SHARE * epochs
-        return late and phases.selects(epoch, epochs) and phases.phase(epoch, epochs) != "full"
+        epochs = self.scale.epochs
+        return self.corrected is None and epoch >= FIRST_SHARE * epochs and _corrects(self.method, epoch, epochs)
 
     def correct(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Solve for the size of the selections to come if the forecast is off; returns what was done, in words."""
@@ -257,25 +257,35 @@ def _lowest(holds: Callable[[float], bool]) -> float:
     return above / GRID
 
 
+def _corrects(method: Method, epoch: int, epochs: int) -> bool:
+    """Whether the size of the selection before this epoch can be set anew."""
+    return method.phases.selects(epoch, epochs) and method.phases.phase(epoch, epochs) != "full"
+
+
+def _has_time(method: Method, epochs: int) -> bool:
+    """Whether a correction comes in the middle third of the run: its pace is known, and there is time to change it."""
+    middle = range(ceil(FIRST_SHARE * epochs), int(2 * FIRST_SHARE * epochs) + 1)
+    return any(_corrects(method, epoch, epochs) for epoch in middle)
+
+
 def _milder(preset: Method, epochs: int) -> Iterator[Method]:
     """The method as it is, and then with ever more that saves seconds.
 
-    Its passes become rarer, as long as the plan can still be corrected. Then phases of all data become random. Then
-    passes become rarer still.
+    Its passes become rarer, as long as there is time for a correction. Then phases of all data become random, and
+    passes become rarer from the beginning. At last there is a single pass.
     """
-    yield preset
-    method = preset
-    for method in _rarer(preset, int(FIRST_SHARE * epochs)):
-        yield method
     full = {name: "random" for name in ("warmup_mode", "final_mode") if preset.values.get(name) == "full"}
-    if full:
-        method = method.replace(**full)
+    for method in [preset, preset.replace(**full)] if full else [preset]:
         yield method
+        for rarer in _rarer(method, epochs):
+            if not _has_time(rarer, epochs):
+                break
+            yield rarer
     yield from _rarer(method, epochs)
 
 
-def _rarer(method: Method, longest: int) -> Iterator[Method]:
-    """The method with ever longer periods, where it makes passes; `longest` in epochs."""
-    while method.makes_passes and method.values.get("period", longest) < longest:
-        method = method.replace(period=min(longest, 2 * method.values["period"]))
+def _rarer(method: Method, epochs: int) -> Iterator[Method]:
+    """The method with ever longer periods, where it makes passes."""
+    while method.makes_passes and method.values.get("period", epochs) < epochs:
+        method = method.replace(period=min(epochs, 2 * method.values["period"]))
         yield method

@@ -66,10 +66,12 @@ def check_batches(config: Config, num_samples: int) -> None:
     smallest = min(method.kept(num_samples, epoch, epochs) for epoch in range(epochs))
     least = method.selector.least(smallest, num_samples)
     if least is not None and least < batch_size:
-        cause, remedy = f"method {method.name} possibly", "let it drop fewer"
-        if method.constant_share is not None:
-            cause, remedy = f"prune.keep={method.constant_share}", "raise prune.keep"
+        cause, remedy = f"method {method.name} possibly", "let it drop fewer or "
+        if config.save:
+            cause, remedy = f"method {method.name} at its largest size", ""
+        elif method.constant_share is not None:
+            cause, remedy = f"prune.keep={method.constant_share}", "raise prune.keep or "
         raise UserError(
             f"{cause} keeps {least} of {num_samples} samples, less than one batch of {batch_size}; "
-            f"{remedy} or lower train.batch_size"
+            f"{remedy}lower train.batch_size"
         )
