@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,28 @@ def test_some_methods_alone_bring_what_they_are_judged_by(small: Path) -> None:
         assert max(case.seed for case in order if case.entry == "full 1") == seeds
     with pytest.raises(UserError, match='the grid has no "recnt"; did you mean "recent"'):
         grid.only(["recnt"])
+
+
+def test_some_conditions_alone_bring_the_first_which_tunes(small: Path) -> None:
+    text = small.read_text()
+    (line,) = re.findall(r"^  small: .*\n", text, re.MULTILINE)
+    small.write_text(text.replace(line, line + "".join(line.replace("small", name) for name in ("again", "third"))))
+    grid = grids.load(small)
+    assert list(grid.under(["third"]).conditions) == ["small", "third"]
+    assert list(grid.under(["small"]).conditions) == ["small"]
+    with pytest.raises(UserError, match='the grid has no condition "thrid"; did you mean "third"'):
+        grid.under(["thrid"])
+
+
+def test_data_that_a_later_run_lacks_is_named_before_the_first(small: Path, tmp_path: Path) -> None:
+    text = small.read_text()
+    (line,) = re.findall(r"^  small: .*\n", text, re.MULTILINE)
+    lacking = re.sub(r"data.train: [^,]*", "data.train: lacking.beton", line.replace("small", "later"))
+    small.write_text(text.replace(line, line + lacking))
+    rows = tmp_path / "rows.csv"
+    with pytest.raises(UserError, match=r"^later: lacking\.beton does not exist; compile it with") as refused:
+        benchmark(referee, words=[f"--grid={small}", f"--csv={rows}"])
+    assert "\n" not in str(refused.value) and not rows.exists()
 
 
 def test_full_data_has_one_choice_for_all_budgets(small: Path) -> None:

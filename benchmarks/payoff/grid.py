@@ -144,6 +144,14 @@ class Grid:
             self, entries=entries, claim=Claim(methods, self.claim.seeds if methods else self.seeds), keys={}
         )
 
+    def under(self, names: Sequence[str]) -> Grid:
+        """The grid of the first condition and of these; UserError: no such condition."""
+        for name in names:
+            if name not in self.conditions:
+                raise UserError(f'the grid has no condition "{name}"{nearest(name, self.conditions)}')
+        kept = {name: own for name, own in self.conditions.items() if name in {self.first_condition, *names}}
+        return replace(self, conditions=kept, keys={})
+
     def seeds_of(self, entry: Entry, condition: str) -> int:
         return self.most_seeds if condition == self.first_condition and self.claimed(entry) else self.seeds
 

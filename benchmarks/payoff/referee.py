@@ -5,10 +5,10 @@
     python -m benchmarks.payoff --redraw        page and figure again, without training
 
 grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
-start it again. With --methods only full data, these methods and their null twins are run. With --jobs J as many runs go
-on side by side, each on its share of the cores. "Work" counts samples trained on. A forward pass
-without a step is a third of one. A sample of the proxy counts by its share of the arithmetic, decoding by its share of
-the seconds. The rows have seconds too, without tests and compilation. They hold for a quiet machine and one job only,
+start it again. With --methods only full data, these methods and their null twins are run, with --conditions only the first
+condition and these. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts
+samples trained on. A forward pass without a step is a third of one. A sample of the proxy counts by its share of the
+arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and compilation. They hold for a quiet machine and one job only,
 so the page does not judge by them.
 
 How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
@@ -43,7 +43,7 @@ from benchmarks.harness.tables import Row
 from benchmarks.harness.training import SharedLoaders
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import page
-from benchmarks.payoff.grid import Case, Grid
+from benchmarks.payoff.grid import TUNING_SEED, Case, Grid
 from benchmarks.payoff.judge import Judged, cases
 from benchmarks.speed.proxy import flops
 from ffcv_prune.config import Config
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.add_argument("--methods", nargs="+", default=[], help="only full data, these, and their null twins")
+    parser.add_argument("--conditions", nargs="+", default=[], help="only the first, which tunes, and these")
     parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
 
 
@@ -81,6 +82,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     grid = grids.load(path)
     if args.methods:
         grid = grid.only(args.methods)
+    if args.conditions:
+        grid = grid.under(args.conditions)
+    _require_data(grid)
     end = time.monotonic() + 3600 * args.hours
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) % args.jobs:
@@ -106,6 +110,18 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 
 _loaders = SharedLoaders()  # of a job's process
+
+
+def _require_data(grid: Grid) -> None:
+    """Refuse a grid of which a run could not begin, hours later."""
+    for condition in grid.conditions:
+        data = grid.config(Case(condition, grid.budgets[0].name, next(iter(grid.choices)), TUNING_SEED), "runs").data
+        for path in map(Path, (data.train, data.test)):
+            if not path.exists():
+                raise UserError(
+                    f"{condition}: {path} does not exist; compile it with python write_datasets.py and then "
+                    "python -m benchmarks.payoff.data, or name other --conditions"
+                )
 
 
 def measure(case: Case, path: Path) -> dict[str, Any]:
