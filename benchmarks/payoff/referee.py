@@ -5,11 +5,11 @@
     python -m benchmarks.payoff --redraw        page and figure again, without training
 
 grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
-start it again. With --methods only full data, these methods and their null twins are run, with --conditions only the first
-condition and these. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts
+start it again. With --methods only full data, these methods and their null twins are run, with --conditions only the
+first condition and these. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts
 samples trained on. A forward pass without a step is a third of one. A sample of the proxy counts by its share of the
-arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and compilation. They hold for a quiet machine and one job only,
-so the page does not judge by them.
+arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and compilation. They hold
+for a quiet machine and one job only, so the page does not judge by them.
 
 How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
 "gain" is its accuracy − the accuracy of the curve at its cost. "Beyond the curve" counts the seeds in which full data

@@ -1,6 +1,6 @@
 """What `prune.save` saves, against what was asked of it.
 
-    python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 30 minutes on two cores
+    python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 15 minutes on two cores
     python -m benchmarks.speed.saving --redraw        the table again, without measuring
 
 Each case has a core of its own, and as many cases are measured side by side. A second core would add noise: threads of
