@@ -3,12 +3,12 @@
     python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 15 minutes on two cores
     python -m benchmarks.speed.saving --redraw        the table again, without measuring
 
-Each case has a core of its own, and as many cases are measured side by side. A second core would add noise: threads of
-a net so small wait for each other. A case trains for two epochs by the method, so that all is compiled. Then it trains
-on all data for half of the epochs, with prune.save, and on all data for the other half. So a machine that becomes
-faster or slower does so for both. Seconds are those of the whole run, set-up and measurement included. Imports and the
-report are not. Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on
-the machine. docs/speed.md says how to read the table.
+Each case has a core of its own, and as many cases are measured side by side: on two cores, the pace of a run with so
+small a net swung more. A case trains for two epochs by the method, so that all is compiled. Then it trains on all data
+for half of the epochs, with prune.save, and on all data for the other half. So a machine that becomes faster or slower
+does so for both. Seconds are those of the whole run, set-up and measurement included. Imports and the report are not.
+Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on the machine.
+docs/speed.md says how to read the table.
 """
 
 from __future__ import annotations
