@@ -277,11 +277,8 @@ def _milder(preset: Method, epochs: int) -> Iterator[Method]:
     full = {name: "random" for name in ("warmup_mode", "final_mode") if preset.values.get(name) == "full"}
     for method in [preset, preset.replace(**full)] if full else [preset]:
         yield method
-        for rarer in _rarer(method, epochs):
-            if not _has_time(rarer, epochs):
-                break
-            yield rarer
-    yield from _rarer(method, epochs)
+        yield from (rarer for rarer in _rarer(method, epochs) if _has_time(rarer, epochs))
+    yield from (rarer for rarer in _rarer(method, epochs) if not _has_time(rarer, epochs))
 
 
 def _rarer(method: Method, epochs: int) -> Iterator[Method]:
