@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from matplotlib.axes import Axes
 
 from benchmarks.harness.tables import Row, mean_and_spread, table
+from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import NULL, Entry, Grid
 from benchmarks.payoff.judge import Judged
 from ffcv_prune.analysis.intervals import Correction, Difference, correction, difference
@@ -81,10 +82,7 @@ def _claim(grid: Grid, judged: Judged) -> str:
         if found is None:
             continue
         own = _percents(judged, entry)
-        # The p stands here after the last seed only. Of a lower bound it holds above the claim only. Where all seeds
-        # lie at the end of the curve, there is no spread to judge by.
-        ready = len(own) >= grid.claim.seeds and found.saving.mean > CLAIMED and not found.below and found.saving.error
-        p = found.saving.p(CLAIMED) if ready else math.nan
+        p = p_of_claim(found, CLAIMED, len(own), grid.claim.seeds)
         lines.append(
             {
                 "method": name,
@@ -92,8 +90,8 @@ def _claim(grid: Grid, judged: Judged) -> str:
                 "accuracy above full data at full length, points": difference(own, full).in_words(CLAIM_LEVEL),
                 "saving in work, %": found.saving_in_words(CLAIM_LEVEL),
                 "of the seed that saves least, %": f"{100 * found.least:+.2f}",
-                f"p of {CLAIMED:.0%}": "" if math.isnan(p) else f"{p:.2g}",
-                "shown": "yes" if p < CLAIM_LEVEL else "no",
+                f"p of {CLAIMED:.0%}": "" if p is None else f"{p:.2g}",
+                "shown": "yes" if p is not None and p < CLAIM_LEVEL else "no",
             }
         )
     words = (
@@ -102,6 +100,17 @@ def _claim(grid: Grid, judged: Judged) -> str:
         f"± is the {1 - CLAIM_LEVEL:.0%} interval."
     )
     return f"{words}\n\n{table(lines)}" if lines else f"{words} No method of it has been run yet."
+
+
+def p_of_claim(found: Payoff, claimed: float, seeds: int, needed: int) -> float | None:
+    """That more than `claimed` is saved; None before the last seed, and where the mean is not above it.
+
+    A lower bound shows no more than that it lies above. Where all seeds lie at the end of the curve, there is no spread
+    to judge by.
+    """
+    ready = seeds >= needed and found.saving.mean > claimed and not found.below and found.saving.error
+    p = found.saving.p(claimed) if ready else math.nan
+    return None if math.isnan(p) else p
 
 
 def _trials(grid: Grid, judged: Judged) -> str:
