@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from benchmarks.harness.jobs import jobs_on
+from ffcv_prune.errors import UserError
 
 HANGS = """
 import os, time
@@ -64,6 +65,12 @@ def test_an_error_ends_the_jobs(job: Callable[[], None]) -> None:
             time.sleep(0.05)
         raise ValueError("of the body")
     assert not active_children()
+
+
+def test_a_job_that_is_killed_is_one_line() -> None:
+    killed = pytest.raises(UserError, match="a run was killed, perhaps for lack of memory")
+    with killed, jobs_on([[max(os.sched_getaffinity(0))]]) as pool:
+        pool.submit(os._exit, 9).result()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])

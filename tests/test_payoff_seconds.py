@@ -1,107 +1,169 @@
-"""Savings in seconds: real pairs of runs side by side, and the arithmetic of their page."""
+"""Savings in seconds: pairs of runs side by side, and the arithmetic of their page."""
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.harness.rows import benchmark, read_csv, write_csv
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import seconds
+from benchmarks.payoff.curve import Payoff
+from benchmarks.payoff.grid import Case
+from ffcv_prune.analysis.intervals import Difference
 from ffcv_prune.errors import UserError
 from tests.betons import Beton
 from tests.test_payoff import BASE, SMALL, driven_rows
 
+PATIENCE = 60.0  # s, far above what a job needs to begin
+
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two runs are timed side by side")
+
 
 @pytest.fixture
 def claimed(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
-    """A grid with a claim about one method, of two seeds, beside the referee's rows of it."""
+    """A grid with a claim about one method, of three seeds, beside the referee's rows of it."""
     (tmp_path / "base.yaml").write_text(BASE)
     path = tmp_path / "grid.yaml"
     text = SMALL.format(train=beton.path, test=test_beton.path)
-    path.write_text(text.replace("methods: []", "methods: [recent]"))
+    path.write_text(text.replace("claim: {methods: [], seeds: 2}", "claim: {methods: [recent], seeds: 3}"))
     budgets = {"full 0.5": 0.5, "full 0.7": 0.6, "full 1": 0.7}
     rows = driven_rows(
-        grids.load(path), lambda case: budgets.get(case.entry, 0.65) + 0.001 * case.seed * (case.entry == "recent")
+        grids.load(path), lambda case: budgets.get(case.entry, 0.69) + 0.001 * case.seed * (case.entry == "recent")
     )
-    write_csv(path.with_name("payoff.csv"), rows)
+    write_csv(
+        path.with_name("payoff.csv"), [row | {"work": "500"} if row["entry"] == "recent" else row for row in rows]
+    )
     return path
 
 
-def words_of(path: Path, csv: Path) -> list[str]:
-    return [f"--grid={path}", f"--payoff={path.with_name('payoff.csv')}", f"--csv={csv}", "--repeats=2"]
+def words_of(path: Path, repeats: int = 2) -> list[str]:
+    payoff, csv = path.with_name("payoff.csv"), path.with_name("seconds.csv")
+    return [f"--grid={path}", f"--payoff={payoff}", f"--csv={csv}", f"--repeats={repeats}"]
 
 
+def meet(case: Case, path: Path) -> dict[str, Any]:
+    """In place of a run: waits until the other side has begun too, and leaves a file that names its core."""
+    (core,) = os.sched_getaffinity(0)
+    repeat = len(list(path.parent.glob(f"{case.entry}.*")))
+    (path.parent / f"{case.entry}.{repeat}").write_text(str(core))
+    end = time.monotonic() + PATIENCE
+    while len(list(path.parent.glob(f"*.{repeat}"))) < 2:
+        assert time.monotonic() < end, "the other side has not begun"
+        time.sleep(0.01)
+    return {"entry": case.entry, "work": 500.0, "seconds": 10.0 if case.entry == "recent" else 8.0}
+
+
+@needs_two_cores
+def test_both_sides_run_at_the_same_time_and_change_cores(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seconds, "measure", meet)
+    benchmark(seconds, words=words_of(claimed, 1))
+    benchmark(seconds, words=words_of(claimed, 3))  # the first repeat is there
+    cores = [
+        [(claimed.parent / f"{entry}.{repeat}").read_text() for entry in ("recent", "full 0.5")] for repeat in range(3)
+    ]
+    assert cores[0][0] != cores[0][1] and cores[1] == cores[0][::-1] and cores[2] == cores[0]
+    rows = read_csv(claimed.with_name("seconds.csv"))
+    assert [(row["repeat"], row["seconds"], row["full_seconds"], row["cores"]) for row in rows] == [
+        (str(repeat), "10.0", "8.0", "1") for repeat in range(3)
+    ]
+    assert "| recent | full 0.5 | 3 | 1.25 (1.25–1.25) | 3 of 3 |" in claimed.with_name("seconds.md").read_text()
+
+
+def fail(case: Case, path: Path) -> dict[str, Any]:
+    if case.entry != "recent":
+        raise UserError("full data cannot be read")
+    time.sleep(PATIENCE)
+    raise AssertionError("it was not ended")
+
+
+@needs_two_cores
+def test_a_side_that_fails_ends_the_other(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seconds, "measure", fail)
+    with pytest.raises(UserError, match="full data cannot be read"):
+        benchmark(seconds, words=words_of(claimed))
+    assert not claimed.with_name("seconds.csv").exists()
+
+
+@needs_two_cores
 @pytest.mark.usefixtures("unpainted")
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two runs are timed side by side")
-def test_a_method_and_full_data_for_its_work_are_measured_in_pairs(
-    claimed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    csv = claimed.with_name("seconds.csv")
-    benchmark(seconds, words=words_of(claimed, csv))
-    rows = read_csv(csv)
-    pairs = [("recent", repeat, entry) for repeat in "01" for entry in ("recent", "full 0.7")]
-    assert [(row["method"], row["repeat"], row["entry"]) for row in rows] == pairs  # 0.7 of the work, as its rows have
-    assert all(float(row["seconds"]) > 0 and float(row["work"]) > 0 and row["cores"] == "1" for row in rows)
-    before = csv.read_text()
-    benchmark(seconds, words=words_of(claimed, csv))  # nothing is repeated
-    assert csv.read_text() == before and "2 of 2 cases have their rows" in capsys.readouterr().out
+def test_the_runs_are_those_of_the_grid(claimed: Path) -> None:
+    benchmark(seconds, words=words_of(claimed, 1))
+    (row,) = read_csv(claimed.with_name("seconds.csv"))
+    assert float(row["seconds"]) > 0 and float(row["full_seconds"]) > 0
+    assert (float(row["work"]), float(row["full_work"])) == (4 * 96, 2 * 192)  # of 203 samples in batches of 32
 
 
-def test_the_highest_ratio_of_a_repeat_scales_the_saving(claimed: Path) -> None:
-    grid = grids.load(claimed)
+@pytest.fixture
+def page(claimed: Path) -> Any:
+    """The page of ratios, as the cells of its line."""
     judged = seconds._judged(str(claimed), str(claimed.with_name("payoff.csv")))
-    method, full = seconds._pair(judged, grid.entry("recent"))
-    settings = f"grid={claimed} payoff={claimed.with_name('payoff.csv')}"
+    key = seconds._key(judged, seconds._pair(judged, judged.grid.entry("recent")))
+    machine = ("cpu", "cores", "memory_gb", "gpus", "os", "python", "torch", "torchvision", "ffcv", "numba", "numpy")
+    shared = {"method": "recent", "key": key, "work": "500", "full_work": "500", "full_seconds": "10"}
+    shared |= {"settings": f"grid={claimed} payoff={claimed.with_name('payoff.csv')}"}
+    shared |= dict.fromkeys((*machine, "commit", "date"), "1")
 
-    def row(repeat: int, own: str, work: float, took: float) -> dict[str, str]:
-        case = method if own == "recent" else full
-        return {
-            "method": "recent",
-            "repeat": str(repeat),
-            "entry": own,
-            "choice": case.choice,
-            "seed": "1",
-            "key": str(grid.key(case)),
-            "work": str(work),
-            "seconds": str(took),
-            "settings": settings,
-            **dict.fromkeys(("cpu", "cores", "memory_gb", "gpus", "os", "python", "torch", "torchvision"), "1"),
-            **dict.fromkeys(("ffcv", "numba", "numpy", "commit", "date"), "1"),
-        }
-
-    def told(ratio: float) -> list[str]:
-        rows = [
-            row(0, "recent", 500, 5),
-            row(0, "full 0.7", 1000, 10),
-            row(1, "recent", 500, 5 * ratio),
-            row(1, "full 0.7", 1000, 10),
-        ]
-        of_other_settings = [own | {"key": "other", "seconds": "99"} for own in rows[:1]]
-        (line,) = [
-            line for line in seconds.summary([*rows, *of_other_settings]).splitlines() if line.startswith("| recent")
-        ]
+    def made(ratios: list[float], others: tuple[dict[str, str], ...] = ()) -> list[str]:
+        rows = [shared | {"repeat": str(i), "seconds": str(10 * ratio)} for i, ratio in enumerate(ratios)]
+        text = seconds.summary([*rows, *(shared | {"repeat": "9", "seconds": "90"} | other for other in others)])
+        (line,) = [line for line in text.splitlines() if line.startswith("| recent")]
         return [cell.strip() for cell in line.strip("|").split("|")]
 
-    _, full_data, repeats, ratio, seeds, in_work, in_seconds, _, shown = told(1.1)
-    assert (full_data, repeats, ratio, seeds, shown) == ("full 0.7", "2", "1.05 (1–1.1)", "2 of 2", "no")
-    assert told(1.0)[6] == in_work
-    saving, scaled = (float(words.split()[0]) for words in (in_work, in_seconds))
-    assert scaled == pytest.approx(100 - (100 - saving) * 1.1, abs=0.02)
-    half, wider = (float(words.split()[2]) for words in (in_work, in_seconds))
-    assert wider == pytest.approx(1.1 * half, abs=0.02)
+    return made
 
 
-def test_no_rows_of_the_claim_are_an_error(claimed: Path) -> None:
-    payoff = claimed.with_name("payoff.csv")
-    write_csv(payoff, [row for row in read_csv(payoff) if row["entry"] != "recent"])
+def test_a_saving_in_seconds_needs_repeats_that_agree(page: Any) -> None:
+    _, beside, repeats, ratio, seeds, in_work, in_seconds, p, shown = page([1.0, 1.0, 1.0])
+    assert (beside, repeats, ratio, seeds, shown) == ("full 0.5", "3", "1 (1–1)", "3 of 3", "yes")
+    assert in_seconds == in_work and 40 < float(in_work.split()[0]) < 55 and float(p) < 0.01
+    steady, swinging = page([1.1, 1.1, 1.1]), page([0.8, 1.0, 1.5])
+    assert steady[3] == "1.1 (1.1–1.1)" and swinging[3] == "1 (0.8–1.5)"
+    left = 100 - float(in_work.split()[0])
+    assert float(steady[6].split()[0]) == pytest.approx(100 - 1.1 * left, abs=0.02)
+    assert (steady[8], swinging[8], page([1.0])[8], page([2.0, 2.0])[8]) == ("yes", "no", "no", "no")
+    assert page([1.0])[6].endswith(", one run") and page([1.0])[7] == ""
+
+
+def test_rows_of_other_settings_do_not_count(page: Any) -> None:
+    assert page([1.0, 1.1], others=({"key": "other"},)) == page([1.0, 1.1])
+    with pytest.raises(UserError, match=r"no row is of the present rules and choices of .*: name another --csv"):
+        page([], others=({"key": "other"},))
+
+
+def test_the_error_is_that_of_a_product() -> None:
+    """By simulation: 1 − (1 − saving) · ratio of means of 10 seeds and 6 repeats."""
+    rng = np.random.default_rng(7)
+    savings, ratios = rng.normal(0.35, 0.03, (100_000, 10)).mean(1), rng.normal(1.05, 0.05, (100_000, 6)).mean(1)
+    spread = float(np.std(1 - (1 - savings) * ratios))
+    step = 0.05 / math.sqrt(0.8)  # so that the six have a standard deviation of 0.05
+    around = [1.05 - step, 1.05, 1.05 + step] * 2
+    found = Payoff(Difference(0.35, 0.03 / math.sqrt(10), 9), Difference(0.0, 1.0), 0, 0, 0.3)
+    left = seconds._in_seconds(found, around)
+    assert left.saving.mean == pytest.approx(1 - 0.65 * 1.05) and left.least == pytest.approx(1 - 0.7 * 1.05)
+    assert left.saving.error == pytest.approx(spread, rel=0.02)
+    assert 5 < left.saving.freedom < 9 + 5
+
+
+def test_what_cannot_be_measured_is_one_line(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    payoff, rows = claimed.with_name("payoff.csv"), read_csv(claimed.with_name("payoff.csv"))
+    with monkeypatch.context() as only_one:
+        only_one.setattr(os, "sched_getaffinity", lambda pid: {0})
+        with pytest.raises(UserError, match="needs two cores"):
+            benchmark(seconds, words=words_of(claimed))
+    write_csv(payoff, [row for row in rows if row["entry"] != "recent"])
     with pytest.raises(UserError, match=r"no method of the claim has been run; run python -m benchmarks.payoff first"):
-        benchmark(seconds, words=words_of(claimed, claimed.with_name("seconds.csv")))
-
-
-def test_one_core_is_an_error(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    with pytest.raises(UserError, match="needs two cores"):
-        benchmark(seconds, words=words_of(claimed, claimed.with_name("seconds.csv")))
+        benchmark(seconds, words=words_of(claimed))
+    write_csv(payoff, [{"method": "ucb"}])
+    with pytest.raises(UserError, match=r"has no rows of python -m benchmarks.payoff: name another --payoff"):
+        benchmark(seconds, words=words_of(claimed))
+    write_csv(payoff, rows)
+    claimed.write_text(claimed.read_text().replace("methods: [recent]", "methods: []"))
+    with pytest.raises(UserError, match="the claim of the grid names no method"):
+        benchmark(seconds, words=words_of(claimed))

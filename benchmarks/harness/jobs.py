@@ -8,13 +8,14 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, parent_process
 from typing import Any
 
 import torch
 
-from ffcv_prune.errors import warn_in_one_line
+from ffcv_prune.errors import UserError, warn_in_one_line
 
 GRACE = 5.0  # seconds in which a run may end by itself
 
@@ -29,13 +30,15 @@ def jobs_on(shares: Sequence[Sequence[int]]) -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(len(shares), context, _begin, (given,)) as pool:
         try:
             yield pool
-        except BaseException:
+        except BaseException as error:
             children = active_children()
             for child in children:
                 child.terminate()
             for child in children:  # a run saves first, and may then begin the one that waits
                 child.join(GRACE)
                 child.kill()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError("a run was killed, perhaps for lack of memory: free some and begin again") from None
             raise  # the pool waits until they are gone
 
 

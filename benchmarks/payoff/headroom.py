@@ -24,13 +24,13 @@ from scipy import stats
 
 from benchmarks.harness import machine
 from benchmarks.harness.machine import ROOT, measured_on
-from benchmarks.harness.rows import Results, benchmark, positive, read_csv
+from benchmarks.harness.rows import Results, benchmark, positive
 from benchmarks.harness.tables import Row, groups, mean_and_spread, table, values
 from benchmarks.harness.training import SharedLoaders
 from benchmarks.paper.grid import key_of
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff.grid import Case, Grid
-from benchmarks.payoff.judge import Judged
+from benchmarks.payoff.judge import Judged, read_rows
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.trainer import train
@@ -84,7 +84,7 @@ def measure(grid: Grid, case: Case, shared: SharedLoaders) -> list[dict[str, Any
 
 def _referees(grid: Grid, payoff: str) -> tuple[list[dict[str, str]], str]:
     """The rows of the referee, and the choice of full data by them; UserError: it is not known yet."""
-    rows = read_csv(ROOT / payoff)
+    rows = read_rows(ROOT / payoff)
     choice = Judged(grid, grid.first_condition, rows).choice(grid.budgets[-1])
     if choice is None:
         raise UserError(f"{payoff}: full data is not tuned yet; run python -m benchmarks.payoff first")

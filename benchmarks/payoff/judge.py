@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
+from pathlib import Path
 
+from benchmarks.harness.rows import read_csv
 from benchmarks.harness.tables import Row
 from benchmarks.payoff.curve import Curve, Payoff, payoff
 from benchmarks.payoff.grid import TUNING_SEED, Case, Entry, Grid, Settings, choice_name
+from ffcv_prune.errors import UserError
 
 
 class Stage(IntEnum):
@@ -192,6 +195,14 @@ class Judged:
 
     def _of(self, entry: Entry) -> list[Row]:
         return [row for row in self.rows if row["entry"] == entry.name]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of the referee; UserError: there are none."""
+    rows = read_csv(path)
+    if not rows or not {*Case.__dataclass_fields__, "key", "accuracy", "work"} <= rows[0].keys():
+        raise UserError(f"{path} has no rows of python -m benchmarks.payoff: name another --payoff")
+    return rows
 
 
 def case_of(row: Row) -> Case:

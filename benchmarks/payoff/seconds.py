@@ -3,38 +3,41 @@
     python -m benchmarks.payoff.seconds --grid benchmarks/payoff/grid_fashion.yaml \\
         --payoff benchmarks/results/payoff_fashion.csv
 
-The referee's runs are made days apart and on several machines, so it judges by work. Here a method and full data for
-about the same work train side by side, each on a core of its own, and change cores in the next repeat. Both are runs of
-the first condition, whole, with their best choices. "Seconds of a unit of work" is the ratio of both within a repeat.
-A saving in seconds takes the highest ratio: 1 − (1 − the referee's saving in work) · ratio. Seconds are without tests
-and compilation. Nothing else may run on the machine.
+The referee's runs are made days apart and on several machines, so it judges by work. Here a method and the shortest
+full data of at least its work train side by side, each on a core of its own. They change cores in the next repeat. Both
+are whole runs of the first condition, with their best choices and seed 1. The ratio is of their seconds per unit of
+work. Where a method saves s of the work, it saves 1 − (1 − s) · ratio of the seconds. The interval and p count the
+spread of both. Seconds are without set-up, tests and compilation. Nothing else may run on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
 from collections.abc import Sequence
+from concurrent.futures import as_completed
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 from benchmarks.harness.jobs import jobs_on, on_cores
 from benchmarks.harness.machine import ROOT, measured_on
-from benchmarks.harness.rows import Results, benchmark, read_csv, rotated
-from benchmarks.harness.tables import Row, groups, ratios, spread, table
+from benchmarks.harness.rows import Results, benchmark, rotated
+from benchmarks.harness.tables import Row, spread, table
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff.curve import Payoff
-from benchmarks.payoff.grid import Case, Entry, Grid
-from benchmarks.payoff.judge import Judged
+from benchmarks.payoff.grid import Case, Entry
+from benchmarks.payoff.judge import Judged, read_rows
 from benchmarks.payoff.page import CLAIM_LEVEL, p_of_claim
 from benchmarks.payoff.referee import measure
+from ffcv_prune.analysis.intervals import Difference, difference
 from ffcv_prune.errors import UserError, run_command
+from ffcv_prune.training.world import choose_device
 
 TITLE = "What pruning saves in seconds"
-COLUMNS = ("method", "repeat", "entry", "choice", "seed", "key", "accuracy", "work", "seconds")
+COLUMNS = ("method", "full", "repeat", "key", "work", "seconds", "full_work", "full_seconds")
 SETTINGS = ("grid", "payoff")
 SEED = 1
 CLAIMED = 0.2  # saving in seconds
@@ -43,85 +46,94 @@ CLAIMED = 0.2  # saving in seconds
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--payoff", default="benchmarks/results/payoff.csv", help="the referee's rows of this grid")
+    parser.set_defaults(repeats=6)
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
-    """Measure the pairs that have no rows yet."""
+    """Measure the pairs that have no row yet."""
     path = ROOT / args.grid
     judged = _judged(args.grid, args.payoff)
+    pairs = {entry.name: _pair(judged, entry) for entry in _methods(judged, args.payoff)}
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise UserError("this benchmark needs two cores: two runs are timed side by side")
-    pairs = {entry.name: _pair(judged, entry) for entry in _methods(judged)}
-    if not pairs:
-        raise UserError(f"{args.payoff}: no method of the claim has been run; run python -m benchmarks.payoff first")
+    if choose_device(judged.grid.config(next(iter(pairs.values()))[0], "runs").train.device).type != "cpu":
+        raise UserError(f"{args.grid}: two runs side by side would share the GPU; set train.device: cpu in its config")
     with on_cores(cores[:1]):
-        keys = {name: judged.grid.key(method) for name, (method, _) in pairs.items()}
-        cases = [(name, str(repeat), keys[name]) for repeat in range(args.repeats) for name in pairs]
+        cases = [(name, str(repeat), _key(judged, pairs[name])) for repeat in range(args.repeats) for name in pairs]
         left = results.left(cases, lambda row: (row["method"], row["repeat"], row["key"]))
     with ExitStack() as stack:
         pools = [stack.enter_context(jobs_on([[core]])) for core in cores]
-        for name, repeat, _ in left:
-            sides = list(zip(pairs[name], rotated(pools, int(repeat)), strict=True))
-            begun = [(case, pool.submit(measure, case, path)) for case, pool in sides]
-            rows = [_row(judged.grid, name, repeat, case, run.result()) for case, run in begun]
-            print(f"{name}, repeat {repeat}: {ratios(rows[:1], rows[1:], _pace)[0]:.3f}", flush=True)
+        for name, repeat, key in left:
+            sides = zip(pairs[name], rotated(pools, int(repeat)), strict=True)
+            begun = [pool.submit(measure, case, path) for case, pool in sides]
+            for done in as_completed(begun):
+                done.result()  # the first that fails ends both
+            own, full = (side.result() for side in begun)
+            row = {
+                **{"method": name, "full": full["entry"], "repeat": repeat, "key": key},
+                **{"work": own["work"], "seconds": own["seconds"]},
+                **{"full_work": full["work"], "full_seconds": full["seconds"]},
+            }
+            print(f"{name}, repeat {repeat}: {_ratio(row):.3f}", flush=True)
             with on_cores(cores[:1]):
-                results.append(rows)
-
-
-def _row(grid: Grid, method: str, repeat: str, case: Case, measured: dict[str, Any]) -> dict[str, Any]:
-    own = {name: measured[name] for name in ("entry", "choice", "seed", "accuracy", "work", "seconds")}
-    return {"method": method, "repeat": repeat, "key": grid.key(case), **own}
+                results.append([row])
 
 
 def _judged(grid: str, payoff: str) -> Judged:
     """The first condition, by the rows of the referee."""
     found = grids.load(ROOT / grid)
-    return Judged(found, found.first_condition, read_csv(ROOT / payoff))
+    return Judged(found, found.first_condition, read_rows(ROOT / payoff))
 
 
-def _methods(judged: Judged) -> list[Entry]:
-    """Those of the claim that have been run."""
+def _methods(judged: Judged, payoff: str) -> list[Entry]:
+    """Those of the claim that have been run; UserError: none."""
     claimed = [judged.grid.entry(name) for name in judged.grid.claim.methods]
-    return [entry for entry in claimed if judged.payoff(entry) is not None]
+    if not claimed:
+        raise UserError("the claim of the grid names no method, whose seconds could be measured")
+    found = [entry for entry in claimed if judged.payoff(entry) is not None]
+    if not found:
+        raise UserError(f"{payoff}: no method of the claim has been run; run python -m benchmarks.payoff first")
+    return found
 
 
 def _pair(judged: Judged, entry: Entry) -> tuple[Case, Case]:
-    """The run of a method, and the run of full data whose work is nearest."""
+    """The run of a method, and the shortest of full data that is not shorter: it trains alone at the end."""
 
     def work(of: Entry) -> float:
         return statistics.mean(float(row["work"]) for row in judged.judged(of).values())
 
-    full = min(judged.grid.budgets, key=lambda budget: abs(work(budget) - work(entry)))
-    method, other = (
-        Case(judged.condition, own.name, choice, SEED)
-        for own in (entry, full)
-        if (choice := judged.choice(own)) is not None
-    )
+    budgets = judged.grid.budgets
+    full = next((budget for budget in budgets if work(budget) >= work(entry)), budgets[-1])
+    method, other = (Case(judged.condition, own.name, str(judged.choice(own)), SEED) for own in (entry, full))
     return method, other
+
+
+def _key(judged: Judged, pair: tuple[Case, Case]) -> str:
+    return " ".join(str(judged.grid.key(case)) for case in pair)
 
 
 def summary(rows: Sequence[Row]) -> str:
     """A line for each method: the ratio of the seconds, and the saving that it leaves."""
     path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
     judged = _judged(path, payoff)
-    lines = []
-    valid = [row for row in rows if row["key"] == judged.grid.key(_case(judged, row))]
-    for (method,), own in groups(valid, "method").items():
-        entry = judged.grid.entry(method)
+    lines, shown = [], []
+    for entry in _methods(judged, payoff):
+        pair = _pair(judged, entry)
+        own = [row for row in rows if row["method"] == entry.name and row["key"] == _key(judged, pair)]
         found = judged.payoff(entry)
-        if found is None:
-            raise UserError(f"{payoff}: {method} has no rows that count; name the --payoff of these runs")
-        pace = ratios(*_sides(own), _pace)
-        left, seeds = _in_seconds(found, max(pace)), len(judged.judged(entry))
+        if not own or found is None:
+            continue
+        shown += own
+        ratios = [_ratio(row) for row in own]
+        seeds, left = len(judged.judged(entry)), _in_seconds(found, ratios)
         p = p_of_claim(left, CLAIMED, seeds, judged.grid.claim.seeds)
         lines.append(
             {
-                "method": method,
-                "full data": " and ".join(sorted({row["entry"] for row in _sides(own)[1]})),
-                "repeats": f"{len(pace)}",
-                "seconds of a unit of work, of full data's": spread(pace),
+                "method": entry.name,
+                "beside": pair[1].entry,
+                "repeats": f"{len(own)}",
+                "seconds of a unit of work, of full data's": spread(ratios),
                 "seeds": f"{seeds} of {judged.grid.claim.seeds}",
                 "saving in work, %": found.saving_in_words(CLAIM_LEVEL),
                 "saving in seconds, %": left.saving_in_words(CLAIM_LEVEL),
@@ -129,34 +141,37 @@ def summary(rows: Sequence[Row]) -> str:
                 "shown": "yes" if p is not None and p < CLAIM_LEVEL else "no",
             }
         )
+    if not lines:
+        raise UserError(f"no row is of the present rules and choices of {path}: name another --csv and measure again")
     words = (
-        f"{judged.condition}. Ratios: median (lowest–highest); savings in seconds take the highest. ± is the "
-        f"{1 - CLAIM_LEVEL:.0%} interval over seeds. Where a saving is a bound, it is the end of this interval. "
-        f"The claim: at equal accuracy at most {1 - CLAIMED:g} of the seconds of full data, p < {CLAIM_LEVEL:g}."
+        f"{judged.condition}. A ratio is the median (lowest–highest); savings in seconds take the mean. ± is the "
+        f"{1 - CLAIM_LEVEL:.0%} interval over seeds and repeats. A saving that is a bound is the end of this interval. "
+        f"The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of the seconds of full data, "
+        f"p < {CLAIM_LEVEL:g}, {judged.grid.claim.seeds} seeds."
     )
-    return f"{table(lines)}\n\n{words} {measured_on(rows)}"
+    return f"{table(lines)}\n\n{words} {measured_on(shown)}"
 
 
-def _case(judged: Judged, row: Row) -> Case:
-    return Case(judged.condition, row["entry"], row["choice"], int(row["seed"]))
+def _ratio(row: Row) -> float:
+    method, full = (float(row[f"{of}seconds"]) / float(row[f"{of}work"]) for of in ("", "full_"))
+    return method / full
 
 
-def _sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The runs of the method, and those of full data."""
-    return [row for row in rows if row["entry"] == row["method"]], [
-        row for row in rows if row["entry"] != row["method"]
-    ]
+def _in_seconds(found: Payoff, ratios: Sequence[float]) -> Payoff:
+    """Its saving if a unit of its work takes so many times the seconds of full data's.
 
-
-def _pace(row: Row) -> float:
-    return float(row["seconds"]) / float(row["work"])
-
-
-def _in_seconds(found: Payoff, ratio: float) -> Payoff:
-    """A unit of the method's work takes `ratio` times the seconds of full data's."""
-    saving = found.saving
-    scaled = replace(saving, mean=1 - (1 - saving.mean) * ratio, error=saving.error * ratio)
-    return replace(found, saving=scaled, least=1 - (1 - found.least) * ratio)
+    Savings and ratios are independent. The error is that of their product, with the degrees of freedom of Welch and
+    Satterthwaite.
+    """
+    ratio = difference(dict(enumerate(ratios)), dict.fromkeys(range(len(ratios)), 0.0))
+    left = 1 - found.saving.mean
+    parts = [(ratio.mean * found.saving.error, found.saving.freedom), (left * ratio.error, ratio.freedom)]
+    error = math.hypot(*(part for part, _ in parts))
+    freedom = math.inf
+    if 0 < error < math.inf:
+        freedom = 1 / sum((part / error) ** 4 / freedom for part, freedom in parts)
+    saving = Difference(1 - left * ratio.mean, error, freedom)
+    return replace(found, saving=saving, least=1 - (1 - found.least) * ratio.mean)
 
 
 if __name__ == "__main__":
