@@ -3,8 +3,8 @@
     python -m benchmarks.speed.waiting                5 repeats, idle and beside a busy process: 10 minutes
     python -m benchmarks.speed.waiting --redraw       the table again, without measuring
 
-A small net trains on batches in memory, each time in a process of its own, with three settings. As torch has it,
-threads spin for a while before they sleep. With OMP_WAIT_POLICY=PASSIVE they do not spin. In the third setting they
+A small net trains on batches in memory, each time in a process of its own, with five settings. As torch has it,
+threads spin for a while before they sleep. With OMP_WAIT_POLICY=PASSIVE they do not spin. In the others they
 spin more briefly: `import ffcv_prune` has them check 1,000 times. All run on the machine as it is, and beside one or
 more processes that only run. Nothing else may run on the machine. docs/speed.md says how to read the table.
 """
