@@ -115,9 +115,14 @@ def test_the_page_on_payoff_is_short_and_its_decimals_are_of_the_rows() -> None:
     ]
     assert "less than a thousandth of the seconds" in page and max(of_selections) < 0.001
     (saving, *_) = re.findall(r"^\| recent_loss \| .*? at least \+(\d+\.\d+) ", made, re.MULTILINE)
+    of_ten = re.search(
+        r"^\| recent_loss \| [^|]* \| 10 \| .*? \| \+(\d+\.\d+) ± (\d+\.\d+) \|", of_cifar10, re.MULTILINE
+    )
+    assert of_ten is not None
     for name in ("README.md", "docs/methods/recent_loss.md"):
         words = " ".join((ROOT / name).read_text(encoding="utf-8").split())
         assert "more than a third of the work" in words and float(saving) > 100 / 3, name
+        assert " ± ".join(f"{float(part):.0f}" for part in of_ten.groups()) + " %" in words, name
 
 
 PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}
