@@ -63,17 +63,17 @@ def meet(case: Case, path: Path) -> dict[str, Any]:
 @needs_two_cores
 def test_both_sides_run_at_the_same_time_and_change_cores(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seconds, "measure", meet)
-    benchmark(seconds, words=words_of(claimed, 1))
-    benchmark(seconds, words=words_of(claimed, 3))  # the first repeat is there
+    benchmark(seconds, words=words_of(claimed, 2))
+    benchmark(seconds, words=words_of(claimed, 4))  # the first two are there
     cores = [
-        [(claimed.parent / f"{entry}.{repeat}").read_text() for entry in ("recent", "full 0.5")] for repeat in range(3)
+        [(claimed.parent / f"{entry}.{repeat}").read_text() for entry in ("recent", "full 0.5")] for repeat in range(4)
     ]
-    assert cores[0][0] != cores[0][1] and cores[1] == cores[0][::-1] and cores[2] == cores[0]
+    assert cores[0][0] != cores[0][1] and cores == [cores[0], cores[0][::-1]] * 2
     rows = read_csv(claimed.with_name("seconds.csv"))
     assert [(row["repeat"], row["seconds"], row["full_seconds"], row["cores"]) for row in rows] == [
-        (str(repeat), "10.0", "8.0", "1") for repeat in range(3)
+        (str(repeat), "10.0", "8.0", "1") for repeat in range(4)
     ]
-    assert "| recent | full 0.5 | 3 | 1.25 (1.25–1.25) | 3 of 3 |" in claimed.with_name("seconds.md").read_text()
+    assert "| recent | full 0.5 | 2 | 1.25 (1.25–1.25) | 3 of 3 |" in claimed.with_name("seconds.md").read_text()
 
 
 def fail(case: Case, path: Path) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def test_a_side_that_fails_ends_the_other(claimed: Path, monkeypatch: pytest.Mon
 @needs_two_cores
 @pytest.mark.usefixtures("unpainted")
 def test_the_runs_are_those_of_the_grid(claimed: Path) -> None:
-    benchmark(seconds, words=words_of(claimed, 1))
-    (row,) = read_csv(claimed.with_name("seconds.csv"))
+    benchmark(seconds, words=words_of(claimed, 2))
+    row, _ = read_csv(claimed.with_name("seconds.csv"))
     assert float(row["seconds"]) > 0 and float(row["full_seconds"]) > 0
     assert (float(row["work"]), float(row["full_work"])) == (4 * 96, 2 * 192)  # of 203 samples in batches of 32
 
@@ -119,21 +119,27 @@ def page(claimed: Path) -> Any:
     return made
 
 
-def test_a_saving_in_seconds_needs_repeats_that_agree(page: Any) -> None:
-    _, beside, repeats, ratio, seeds, in_work, in_seconds, p, shown = page([1.0, 1.0, 1.0])
-    assert (beside, repeats, ratio, seeds, shown) == ("full 0.5", "3", "1 (1–1)", "3 of 3", "yes")
+def test_a_saving_in_seconds_needs_ratios_that_agree(page: Any) -> None:
+    _, beside, ratios, ratio, seeds, in_work, in_seconds, p, shown = page([1.0] * 6)
+    assert (beside, ratios, ratio, seeds, shown) == ("full 0.5", "3", "1 (1–1)", "3 of 3", "yes")
     assert in_seconds == in_work and 40 < float(in_work.split()[0]) < 55 and float(p) < 0.01
-    steady, swinging = page([1.1, 1.1, 1.1]), page([0.8, 1.0, 1.5])
+    steady, swinging = page([1.1] * 6), page([0.8, 0.8, 1.0, 1.0, 1.5, 1.5])
     assert steady[3] == "1.1 (1.1–1.1)" and swinging[3] == "1 (0.8–1.5)"
     left = 100 - float(in_work.split()[0])
     assert float(steady[6].split()[0]) == pytest.approx(100 - 1.1 * left, abs=0.02)
-    assert (steady[8], swinging[8], page([1.0])[8], page([2.0, 2.0])[8]) == ("yes", "no", "no", "no")
-    assert page([1.0])[6].endswith(", one run") and page([1.0])[7] == ""
+    assert (steady[8], swinging[8], page([1.0] * 2)[8], page([2.0] * 4)[8]) == ("yes", "no", "no", "no")
+    assert page([1.0] * 3)[6].endswith(", one run") and page([1.0] * 2)[7] == ""
+
+
+def test_a_slower_core_is_no_spread(page: Any) -> None:
+    assert page([0.8, 1.25] * 3) == page([1.0] * 6)
 
 
 def test_rows_of_other_settings_do_not_count(page: Any) -> None:
-    assert page([1.0, 1.1], others=({"key": "other"},)) == page([1.0, 1.1])
-    with pytest.raises(UserError, match=r"no row is of the present rules and choices of .*: name another --csv"):
+    assert page([1.0, 1.1] * 2, others=({"key": "other"},)) == page([1.0, 1.1] * 2)
+    with pytest.raises(
+        UserError, match=r"no two rows are of the present rules and choices of .*: name another --csv, or go on"
+    ):
         page([], others=({"key": "other"},))
 
 
