@@ -43,9 +43,9 @@ def claimed(tmp_path: Path, beton: Beton, test_beton: Beton) -> Path:
     return path
 
 
-def words_of(path: Path, repeats: int = 2) -> list[str]:
+def words_of(path: Path) -> list[str]:
     payoff, csv = path.with_name("payoff.csv"), path.with_name("seconds.csv")
-    return [f"--grid={path}", f"--payoff={payoff}", f"--csv={csv}", f"--repeats={repeats}"]
+    return [f"--grid={path}", f"--payoff={payoff}", f"--csv={csv}", "--repeats=2"]
 
 
 def meet(case: Case, path: Path) -> dict[str, Any]:
@@ -63,17 +63,18 @@ def meet(case: Case, path: Path) -> dict[str, Any]:
 @needs_two_cores
 def test_both_sides_run_at_the_same_time_and_change_cores(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seconds, "measure", meet)
-    benchmark(seconds, words=words_of(claimed, 2))
-    benchmark(seconds, words=words_of(claimed, 4))  # the first two are there
+    benchmark(seconds, words=words_of(claimed))
     cores = [
-        [(claimed.parent / f"{entry}.{repeat}").read_text() for entry in ("recent", "full 0.5")] for repeat in range(4)
+        [(claimed.parent / f"{entry}.{repeat}").read_text() for entry in ("recent", "full 0.5")] for repeat in range(2)
     ]
-    assert cores[0][0] != cores[0][1] and cores == [cores[0], cores[0][::-1]] * 2
+    assert cores[0][0] != cores[0][1] and cores[1] == cores[0][::-1]
     rows = read_csv(claimed.with_name("seconds.csv"))
     assert [(row["repeat"], row["seconds"], row["full_seconds"], row["cores"]) for row in rows] == [
-        (str(repeat), "10.0", "8.0", "1") for repeat in range(4)
+        (str(repeat), "10.0", "8.0", "1") for repeat in range(2)
     ]
-    assert "| recent | full 0.5 | 2 | 1.25 (1.25–1.25) | 3 of 3 |" in claimed.with_name("seconds.md").read_text()
+    assert "| recent | full 0.5 | 1 | 1.25 | 3 of 3 |" in claimed.with_name("seconds.md").read_text()
+    benchmark(seconds, words=words_of(claimed))  # nothing is repeated
+    assert read_csv(claimed.with_name("seconds.csv")) == rows
 
 
 def fail(case: Case, path: Path) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def test_a_side_that_fails_ends_the_other(claimed: Path, monkeypatch: pytest.Mon
 @needs_two_cores
 @pytest.mark.usefixtures("unpainted")
 def test_the_runs_are_those_of_the_grid(claimed: Path) -> None:
-    benchmark(seconds, words=words_of(claimed, 2))
+    benchmark(seconds, words=words_of(claimed))
     row, _ = read_csv(claimed.with_name("seconds.csv"))
     assert float(row["seconds"]) > 0 and float(row["full_seconds"]) > 0
     assert (float(row["work"]), float(row["full_work"])) == (4 * 96, 2 * 192)  # of 203 samples in batches of 32
