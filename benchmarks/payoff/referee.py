@@ -9,7 +9,7 @@ start it again. With --methods only full data, these methods and their null twin
 first condition and these. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts
 samples trained on. A forward pass without a step is a third of one. A sample of the proxy counts by its share of the
 arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and compilation. They hold
-for a quiet machine and one job only, so the page does not judge by them.
+for a quiet machine and one job only, so the page does not judge by them: `python -m benchmarks.payoff.seconds` does.
 
 How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
 "gain" is its accuracy − the accuracy of the curve at its cost. "Beyond the curve" counts the seeds in which full data
