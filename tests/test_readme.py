@@ -124,6 +124,15 @@ def test_the_page_on_payoff_is_short_and_its_decimals_are_of_the_rows() -> None:
         assert " ± ".join(f"{float(part):.0f}" for part in of_ten.groups()) + " %" in words, name
 
 
+def test_the_card_of_the_proxy_has_its_share_of_the_seconds() -> None:
+    rows = [row for row in read_csv(ROOT / "benchmarks/results/payoff.csv") if row["entry"] == "proxy_batch"]
+    tuning = [row for row in rows if row["seed"] == "0"]
+    shares = [100 * float(row["score_seconds"]) / float(row["seconds"]) for row in tuning]
+    card = " ".join((ROOT / "docs/methods/proxy_batch.md").read_text(encoding="utf-8").split())
+    assert len(tuning) == 4 and f"took {min(shares):.0f} to {max(shares):.0f} % of the seconds" in card
+    assert {f"{float(row['proxy_share']):.2f}" for row in tuning} == {"0.28"} and "has 0.28 of the large" in card
+
+
 PAGES_OF_FOLDERS = {"write_datasets": ROOT / "write_datasets/README.md", "rn_configs": ROOT / "rn_configs/README.md"}
 OTHERS = {"train.beton", "train.py", "dataset.json", "data.in_memory"}  # files, and a key of ffcv-imagenet
 KEYS = {

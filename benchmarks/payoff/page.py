@@ -82,7 +82,6 @@ def _claim(grid: Grid, judged: Judged) -> str:
         if found is None:
             continue
         own = _percents(judged, entry)
-        p = p_of_claim(found, CLAIMED, len(own), grid.claim.seeds)
         lines.append(
             {
                 "method": name,
@@ -90,8 +89,7 @@ def _claim(grid: Grid, judged: Judged) -> str:
                 "accuracy above full data at full length, points": difference(own, full).in_words(CLAIM_LEVEL),
                 "saving in work, %": found.saving_in_words(CLAIM_LEVEL),
                 "of the seed that saves least, %": f"{100 * found.least:+.2f}",
-                f"p of {CLAIMED:.0%}": "" if p is None else f"{p:.2g}",
-                "shown": "yes" if p is not None and p < CLAIM_LEVEL else "no",
+                **shown(found, CLAIMED, len(own), grid.claim.seeds),
             }
         )
     words = (
@@ -102,15 +100,15 @@ def _claim(grid: Grid, judged: Judged) -> str:
     return f"{words}\n\n{table(lines)}" if lines else f"{words} No method of it has been run yet."
 
 
-def p_of_claim(found: Payoff, claimed: float, seeds: int, needed: int) -> float | None:
-    """That more than `claimed` is saved; None before the last seed, and where the mean is not above it.
+def shown(found: Payoff, claimed: float, seeds: int, needed: int) -> dict[str, str]:
+    """The cells on the claim that more than `claimed` is saved.
 
-    A lower bound shows no more than that it lies above. Where all seeds lie at the end of the curve, there is no spread
-    to judge by.
+    There is no p before the last seed, and where the mean is not above the claim. A lower bound shows no more than that
+    it lies above. Where all seeds lie at the end of the curve, there is no spread to judge by.
     """
     ready = seeds >= needed and found.saving.mean > claimed and not found.below and found.saving.error
     p = found.saving.p(claimed) if ready else math.nan
-    return None if math.isnan(p) else p
+    return {f"p of {claimed:.0%}": "" if math.isnan(p) else f"{p:.2g}", "shown": "yes" if p < CLAIM_LEVEL else "no"}
 
 
 def _trials(grid: Grid, judged: Judged) -> str:

@@ -32,7 +32,7 @@ from benchmarks.payoff import grid as grids
 from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import Case, Entry
 from benchmarks.payoff.judge import Judged, read_rows
-from benchmarks.payoff.page import CLAIM_LEVEL, p_of_claim
+from benchmarks.payoff.page import CLAIM_LEVEL, shown
 from benchmarks.payoff.referee import measure
 from ffcv_prune.analysis.intervals import Difference, difference
 from ffcv_prune.errors import UserError, run_command
@@ -119,7 +119,7 @@ def summary(rows: Sequence[Row]) -> str:
     """A line for each method: the ratio of the seconds, and the saving that it leaves."""
     path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
     judged = _judged(path, payoff)
-    lines, shown = [], []
+    lines, counted = [], []
     for entry in _methods(judged, payoff):
         pair = _pair(judged, entry)
         own = [row for row in rows if row["method"] == entry.name and row["key"] == _key(judged, pair)]
@@ -127,9 +127,8 @@ def summary(rows: Sequence[Row]) -> str:
         ratios = _ratios(own)
         if not ratios or found is None:
             continue
-        shown += own
+        counted += own
         seeds, left = len(judged.judged(entry)), _in_seconds(found, ratios)
-        p = p_of_claim(left, CLAIMED, seeds, judged.grid.claim.seeds)
         lines.append(
             {
                 "method": entry.name,
@@ -139,8 +138,7 @@ def summary(rows: Sequence[Row]) -> str:
                 "seeds": f"{seeds} of {judged.grid.claim.seeds}",
                 "saving in work, %": found.saving_in_words(CLAIM_LEVEL),
                 "saving in seconds, %": left.saving_in_words(CLAIM_LEVEL),
-                f"p of {CLAIMED:.0%}": "" if p is None else f"{p:.2g}",
-                "shown": "yes" if p is not None and p < CLAIM_LEVEL else "no",
+                **shown(left, CLAIMED, seeds, judged.grid.claim.seeds),
             }
         )
     if not lines:
@@ -151,7 +149,7 @@ def summary(rows: Sequence[Row]) -> str:
         f"bound is the end of this interval. The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of "
         f"the seconds of full data, p < {CLAIM_LEVEL:g}, {judged.grid.claim.seeds} seeds."
     )
-    return f"{table(lines)}\n\n{words} {measured_on(shown)}"
+    return f"{table(lines)}\n\n{words} {measured_on(counted)}"
 
 
 def _ratio(row: Row) -> float:
