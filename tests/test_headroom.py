@@ -19,6 +19,7 @@ from ffcv_prune import config, tasks
 from ffcv_prune.scoring.forward import score_dataset
 from ffcv_prune.scoring.headroom import headroom_of
 from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.loop import Trainer
 from ffcv_prune.training.trainer import train
 from tests.betons import Beton, write_run
 
@@ -162,6 +163,19 @@ def test_a_run_logs_the_headroom_of_each_pass_and_says_once_that_it_is_little(
     assert little[0]  # an untrained model finds all samples equally hard
     times = sum(now and (i == 0 or not little[i - 1]) for i, now in enumerate(little))
     assert sum("pruning cannot pay yet" in line for line in told) == times
+
+
+def test_a_resumed_run_does_not_say_it_again(
+    settings: Callable[..., config.Config], loaders: Loaders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, resumed = (Trainer(settings(prune__method="ucb", prune__period=2), loaders) for _ in range(2))
+    first.pruner.begin_epoch(0, first.stepper.model)
+    for _ in range(2):
+        first._tell_headroom(0)
+    assert capsys.readouterr().out.count("pruning cannot pay yet") == 1
+    resumed.load_state_dict(first.state_dict())
+    resumed._tell_headroom(0)
+    assert "pruning" not in capsys.readouterr().out
 
 
 def test_a_pass_is_paid_for_by_the_epochs_of_its_selection(

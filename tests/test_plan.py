@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ffcv_prune import config, methods
+from ffcv_prune.analysis.runs import read_run
+from ffcv_prune.analysis.verdicts import savings
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods import PRESETS, Method
 from ffcv_prune.training import loop
@@ -32,6 +35,7 @@ from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.loop import Trainer
 from ffcv_prune.training.pace import Pace, measure, of_log
 from ffcv_prune.training.plan import NEAR, Plan, Scale, seconds_of, sized
+from ffcv_prune.training.run_log import kept_share
 from ffcv_prune.training.stop import StopSignals
 from ffcv_prune.training.trainer import train
 from ffcv_prune.training.world import World
@@ -91,8 +95,9 @@ def test_a_plan_saves_what_is_asked_or_names_what_can_be_saved(
         plan = Plan.make(asked, preset, pace, scale)
     except UserError as error:
         assert "\n" not in str(error)
-        words = str(error).split()
-        limit, at = next((float(word), words[i + 2]) for i, word in enumerate(words) if word[:2] in ("0.", "-0."))
+        found = re.search(r"(-?\d+\.\d{3}) at (least|most)", str(error))
+        assert found is not None
+        limit, at = float(found[1]), found[2]
         shares = all_shares(preset, pace, scale)
         if at == "most":
             assert asked > limit and max(shares) <= limit + NEAR
@@ -141,9 +146,11 @@ def test_the_predicted_samples_are_those_of_the_method(name: str) -> None:
         counts["train"] += trained.size
         if method.records_losses:
             state.record(trained, rng.random(trained.size), epoch=epoch)
-    predicted = seconds_of(method, Pace(*[1.0] * len(fields(Pace))), scale)
+    ones = Pace(*[1.0] * len(fields(Pace)))
+    predicted = seconds_of(method, replace(ones, checkpoints=0.0), scale)
     selections = sum(method.phases.selects(epoch, scale.epochs) for epoch in range(scale.epochs))
     assert predicted == counts | {"select": selections, "eval": 3, "other": 12}
+    assert sum(seconds_of(method, ones, scale).values()) == 2 * sum(predicted.values())
 
 
 def test_a_method_whose_size_no_parameter_sets_is_refused(configure: Configure) -> None:
@@ -176,9 +183,8 @@ def test_the_pace_of_a_log() -> None:
         row(1, 200, 300, accuracy=0.5, load=2.0, train=57.0, eval=4.0),
     ]
     # 2 of 5 s of waiting are for the two first batches
-    epoch = (2 + 0.25 + 2 * 0.25) / 2
-    found = Pace(step=0.5, forward=0.2, proxy=9.0, test=4.0, epoch=epoch, selection=2.0, compilation=3.0)
-    assert of_log(rows, before) == found
+    found = Pace(step=0.5, forward=0.2, proxy=9.0, test=4.0, epoch=1.25, selection=2.0, compilation=3.0)
+    assert of_log(rows, before) == replace(found, checkpoints=0.25 / 168.5)
     assert of_log(rows[:1], before).test == 9.0
     by_training = [row(epoch, 100 * (epoch + 1), train=50.0, score=0.5, select=0.25) for epoch in range(2)]
     assert of_log(by_training, before) == replace(before, step=0.5, epoch=0.25, selection=0.75)
@@ -250,12 +256,44 @@ def test_a_prediction_that_holds_is_left_alone_and_a_hopeless_one_saves_what_it_
     for factor, expected in ((1.0, "same"), (4.0, "least")):
         plan = Plan.make(0.5, PRESETS["recent_loss"], Pace(step=1.0), scale)
         values, trained = plan.values, scale.trained(plan.method, 0)
-        rows = [row(e, (e + 1) * trained, train=trained, save=factor * 500 - 500) for e in range(4)]
-        plan.correct(rows)
+        rows = [row(e, (e + 1) * trained, train=trained, eval=factor * 500 - 500) for e in range(4)]
+        words = plan.correct(rows)
         if expected == "same":
             assert plan.values == values
         else:
-            assert all(scale.trained(plan.method, epoch) == 10 for epoch in range(4, 12))
+            assert all(scale.trained(plan.method, epoch) == 100 for epoch in range(4, 12))  # a tenth of the samples
+            assert words.endswith("; for more, epochs would have too few samples")
+
+
+def test_a_correction_leaves_enough_samples() -> None:
+    """Passes that take longer than was measured: an epoch of one batch would save what was asked, and learn nothing."""
+    scale = Scale(50_000, 128, 30, 30, setup=0.0, full_setup=0.0)
+    for factor in (1.2, 1.4, 2.0):
+        plan = Plan.make(0.6, methods.build("ucb", period=1), Pace(step=1e-3, forward=2.5e-4), scale)
+        trained = scale.least_trained(plan.method)
+        assert trained >= 0.1 * scale.n
+        seconds = {"train": trained * 1e-3, "score": factor * 2.5e-4 * scale.n, "select": 1e-9}
+        rows = [row(e, (e + 1) * trained, (e + 1) * scale.n, **seconds) for e in range(10)]
+        plan.correct(rows)
+        assert 0.1 * scale.n <= scale.least_trained(plan.method) < trained
+
+
+def test_checkpoints_are_written_by_time() -> None:
+    """A run of half the seconds writes half as many: it saves half, whatever they take."""
+    scale = Scale(1000, 10, 4, 4, setup=0.0, full_setup=0.0)
+    plan = Plan.make(0.5, methods.build("random", period=1), Pace(step=1.0), scale)
+    for share in (0.0, 0.1, 1.0):
+        rows = [row(epoch, 500 * (epoch + 1), train=499.75, save=500 * share) for epoch in range(2)]
+        assert plan.forecast(rows) == pytest.approx(0.5, abs=0.001)
+
+
+def test_where_nothing_can_be_saved_the_line_does_not_say_to_ask_for_less() -> None:
+    for setup, most in ((1.0, "0.000"), (97.5, "-0.500")):
+        one_batch = Scale(32, 32, 6, 6, setup=setup, full_setup=1.0)
+        with pytest.raises(
+            UserError, match=rf"can save {most} at most .* here; train longer, or leave prune\.save out"
+        ):
+            Plan.make(0.4, methods.build("random", period=1), Pace(step=1.0), one_batch)
 
 
 def test_a_state_takes_other_parameters_or_is_as_it_was() -> None:
@@ -367,6 +405,18 @@ def test_a_run_follows_its_plan(
     saved = percent(1 - spent / full)
     told = f"small was to save 40.00 % of a full run&#39;s seconds; after 6 of 6 epochs it saves {saved}."
     assert told in (folder / "report.html").read_text()
+    run = read_run(folder)
+    assert run.saved == float(result["saved"])
+    assert savings([replace(run, saved=0.125)])[0].endswith("after 6 of 6 epochs it saves 12.50 %.")  # not the log's
+    assert f"prune.{method.sized_by}={values[method.sized_by]}" in result["config"].split()
+
+
+def test_a_run_that_ends_before_its_method_selects_has_kept_what_it_drew(configure: Configure) -> None:
+    own = configure(method="recent_loss", save=0.4)
+    rows = [{"phase": "random", "keep": 0.5}, {"phase": "full", "keep": 1.0}]
+    assert kept_share(own, rows) == 0.5
+    assert kept_share(own, [*rows, {"phase": "method", "keep": 0.25}]) == 0.25
+    assert kept_share(own, rows[1:]) == 1.0
 
 
 def test_what_cannot_be_saved_is_refused_and_nothing_is_written(config_file: Path, tmp_path: Path) -> None:
@@ -375,7 +425,7 @@ def test_what_cannot_be_saved_is_refused_and_nothing_is_written(config_file: Pat
     done = command("train_imagenet.py", *options, "--prune.save=0.97")
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "prune.save" in line]
-    assert "method ucb can save 0." in line and "at most of a full run of 6 epochs" in line
+    assert "method ucb can save " in line and "at most of a full run of 6 epochs" in line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
 

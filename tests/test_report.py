@@ -21,7 +21,7 @@ from ffcv_prune.analysis.counts import class_fractions, selection_counts, select
 from ffcv_prune.analysis.distribution import describe_groups
 from ffcv_prune.analysis.mixture import GROUPS, RHAT_LIMIT, Mixture
 from ffcv_prune.analysis.report import write_groups, write_report
-from ffcv_prune.analysis.runs import _static_seconds, differing_keys, read_run
+from ffcv_prune.analysis.runs import _result, _static_seconds, differing_keys, read_run
 from ffcv_prune.analysis.verdicts import verdicts
 from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
@@ -391,4 +391,4 @@ def test_a_damaged_record_leaves_the_cost_of_static_scores_unknown(
     (tmp_path / "result.csv").write_text(content)
     (tmp_path / "scores.json").write_text(description)
     settings = {"prune.method": "static", "prune.scores": str(tmp_path / "scores.npz")}
-    assert math.isnan(_static_seconds(tmp_path, settings))
+    assert math.isnan(_static_seconds(_result(tmp_path), settings))

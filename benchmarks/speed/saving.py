@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, results: Results) -> None:
     """Measure the cases that have no row yet."""
+    if not all(0 < asked < 1 for asked in args.asked):
+        raise UserError("--asked must lie between 0 and 1")
     if config.load(["--config", str(ROOT / args.config), *args.overrides]).train.epochs < 2:
         raise UserError("train.epochs must be 2 at least: full data is trained for half of them at a time")
     cases = [(method, asked) for asked in args.asked for method in args.methods]

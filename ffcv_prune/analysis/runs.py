@@ -32,6 +32,7 @@ class Run:
         selections: how many the method made; those of a random warm-up or final phase do not count.
         machine: where and with what versions it was made.
         static_seconds: what the static scores that it pruned by had cost before; NaN if that is not on record.
+        saved: with prune.save, the share of a full run's seconds that a finished run saved; otherwise None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Run:
     selections: int
     machine: dict[str, Any]
     static_seconds: float = 0.0
+    saved: float | None = None
 
     @property
     def method(self) -> str:
@@ -150,20 +152,28 @@ def read_run(folder: str | Path) -> Run:
     settings = {name: setting.text for name, setting in flatten(read_yaml(config), str(config)).items()}
     files = method_selections(folder, rows)
     counts = selection_counts(files, dataset["train_samples"]) if files else None
-    static_seconds = _static_seconds(folder, settings)
-    return Run(folder.name, settings, rows, dataset, counts, len(files), machine, static_seconds)
+    result = _result(folder)
+    static_seconds = _static_seconds(result, settings)
+    saved = result.get("saved")
+    return Run(folder.name, settings, rows, dataset, counts, len(files), machine, static_seconds, saved)
 
 
-def _static_seconds(folder: Path, settings: Mapping[str, Any]) -> float:
-    """By the run's result.csv, or as long as it has none by the description of the score file."""
-    if not settings.get("prune.scores"):
-        return 0.0
+def _result(folder: Path) -> dict[str, float]:
+    """The numbers of result.csv; none as long as the run has not written it."""
     try:
         with (folder / "result.csv").open(newline="", encoding="utf-8") as file:
-            (result,) = csv.DictReader(file)
-        return float(result["static_seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+            (row,) = csv.DictReader(file)
+        return {name: float(row[name]) for name in ("static_seconds", "saved") if row.get(name)}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _static_seconds(result: Mapping[str, float], settings: Mapping[str, Any]) -> float:
+    """By the run's result, or as long as it has none by the description of the score file."""
+    if not settings.get("prune.scores"):
+        return 0.0
+    if "static_seconds" in result:
+        return result["static_seconds"]
     try:
         description = Path(settings["prune.scores"]).with_suffix(".json").read_text(encoding="utf-8")
         return float(json.loads(description)["seconds"]["total"])

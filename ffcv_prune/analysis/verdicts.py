@@ -30,14 +30,15 @@ def verdicts(runs: Sequence[Run]) -> list[str]:
 
 
 def savings(runs: Sequence[Run]) -> list[str]:
-    """One sentence for each run with prune.save: what was asked, and what was saved by its log."""
+    """One sentence for each run with prune.save: what was asked, and what it saved, or saves by its log so far."""
     sentences = []
     for run in runs:
         plan, epochs = run.rows[-1].get("saving"), run.settings.get("train.epochs")
         if plan is not None:
+            saved = plan["predicted"] if run.saved is None else run.saved
             sentences.append(
                 f"{run.name} was to save {percent(plan['asked'])} of a full run's seconds; after {len(run.rows)} of "
-                f"{epochs} epochs it saves {percent(plan['predicted'])}."
+                f"{epochs} epochs it saves {percent(saved)}."
             )
     return sentences
 

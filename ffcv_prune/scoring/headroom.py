@@ -7,7 +7,6 @@ selection can be much better than a random one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +66,6 @@ def headroom_of(norms: NDArray[np.float32], n: int, trained: int) -> Headroom | 
         known[:], total, square = 1.0, known.size, 1.0
     tenth, third, half = (float(known[: round(share * known.size)].sum() / total) for share in (0.1, 0.3, 0.5))
     reduction = max(0.0, 1 - float(known.mean() ** 2 / square))
-    gain = math.inf if reduction == 1 else 1 / (1 - reduction)
+    gain = 1 / (1 - reduction)
     needed = 1 + FORWARD * norms.size / max(1, trained)
     return Headroom(tenth, third, half, reduction, gain, needed, norms.size / n)

@@ -294,6 +294,7 @@ class Trainer:
             "seconds": dict(self.clock.seconds),
             "ranks": self.world.gather(own),
             "plan": None if self.plan is None else self.plan.state_dict(),
+            "told_little": self._told_little,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -303,6 +304,7 @@ class Trainer:
             self._refuse_many_ranks("resume it")
             self.plan = Plan.of_state(state["plan"], self.pruner.method)
             self.pruner.state.change(**self.plan.method.values)
+        self._told_little = state["told_little"]
         self.stepper.load_state_dict(state["stepper"])
         self.pruner.load_state_dict(state["pruning"])
         self.clock.seconds.update(state["seconds"])

@@ -18,6 +18,7 @@ from ffcv_prune.machine import now
 from ffcv_prune.protocols import Batch, SampleLoader
 from ffcv_prune.pruner import Pruner
 from ffcv_prune.scoring.forward import score_dataset
+from ffcv_prune.training.clock import PHASES
 from ffcv_prune.training.epoch import Stepper, evaluate, mean_loss
 
 SECONDS = 2.0  # of training steps, about
@@ -39,6 +40,7 @@ class Pace:
         epoch: for an epoch, whatever it trains on: the wait for its first batch, and what is in no phase.
         selection: to make a selection and begin with it, without a pass.
         compilation: to compile the step, which a run on all data does, too.
+        checkpoints: to write them, for each other second: they are written by time.
     """
 
     step: float
@@ -48,6 +50,7 @@ class Pace:
     epoch: float = 0.0
     selection: float = 0.0
     compilation: float = 0.0
+    checkpoints: float = 0.0
 
 
 def measure(config: Config, stepper: Stepper, pruner: Pruner, test_loader: SampleLoader) -> Pace:
@@ -89,7 +92,8 @@ def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
     selecting = total["select"] + total["swap"]
     if not cost["forwards"] and not cost["proxy_forwards"]:  # the losses of training were sorted in, without a pass
         selecting += total["score"]
-    rest = total["total"] - sum(total[phase] for phase in ("load", "train", "score", "select", "swap", "eval"))
+    rest = total["total"] - sum(total[phase] for phase in PHASES)
+    without = total["total"] - total["save"]
     return Pace(
         step=(total["load"] + total["train"] - waited) / seen if seen else before.step,
         forward=total["score"] / cost["forwards"] if cost["forwards"] else before.forward,
@@ -98,6 +102,7 @@ def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
         epoch=(waited + max(0.0, rest)) / epochs,
         selection=selecting / selections if selections else before.selection,
         compilation=before.compilation,
+        checkpoints=total["save"] / without if without else before.checkpoints,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from ffcv_prune.errors import UserError
@@ -19,7 +19,7 @@ GRID = 100_000  # the parameter that is solved for is a multiple of 1 / GRID
 NEAR = 0.001  # of a full run: nearer to what is asked than this, a plan is as good as any
 WORTH = 0.005  # of a full run: what a prediction must be off to be corrected
 FIRST_SHARE = 1 / 3  # of the epochs, after which the pace of the run itself is known
-ENOUGH = 0.1  # of the samples in every epoch: before a plan trains on fewer, it makes passes rarer
+ENOUGH = 0.1  # of the samples in every epoch: before a plan trains on fewer, it makes passes rarer; no correction does
 NEARLY = 0.9  # of the most samples that can be had so: rarer passes are not worth the rest
 
 
@@ -44,9 +44,9 @@ class Scale:
         """Samples that the epoch trains on: a last batch that is not whole is left out."""
         return method.samples_in(epoch, self.epochs, self.n) // self.batch_size * self.batch_size
 
-    def least_trained(self, method: Method) -> int:
-        """Samples of the epoch that trains on the fewest."""
-        return min(self.trained(method, epoch) for epoch in range(self.epochs))
+    def least_trained(self, method: Method, first: int = 0) -> int:
+        """Samples of the epoch that trains on the fewest, from `first` on."""
+        return min(self.trained(method, epoch) for epoch in range(first, self.epochs))
 
     def scored(self, method: Method, epoch: int) -> int:
         """Samples of the pass before the epoch; 0 without any."""
@@ -65,13 +65,15 @@ def seconds_of(method: Method, pace: Pace, scale: Scale, first: int = 0) -> dict
     selections = sum(method.prunes and method.phases.selects(epoch, scale.epochs) for epoch in epochs)
     tests = sum((epoch + 1) % scale.eval_every == 0 or epoch + 1 == scale.epochs for epoch in epochs)
     forward = pace.proxy if method.source.by_proxy else pace.forward
-    return {
+    seconds = {
         "train": sum(scale.trained(method, epoch) for epoch in epochs) * pace.step,
         "score": sum(scale.scored(method, epoch) for epoch in epochs) * forward,
         "select": selections * pace.selection,
         "eval": tests * pace.test,
         "other": len(epochs) * pace.epoch,
     }
+    seconds["other"] += pace.checkpoints * sum(seconds.values())
+    return seconds
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Plan:
         plan = cls(asked, preset, scale, pace)
         target = (1 - asked) * plan.full_seconds(pace) - scale.setup
         solved: list[Method] = []
-        most = 0.0
+        most = -inf
         for milder in _milder(preset, scale.epochs):
             smallest, largest = limits(milder, scale)
             highest, lowest = (plan.saved(plan.seconds(choice)) for choice in (smallest, largest))
@@ -122,9 +124,10 @@ class Plan:
                     break
             most = max(most, highest)
         if not solved:
+            remedy = "ask for less, or train longer" if most > 0 else "train longer, or leave prune.save out"
             raise UserError(
                 f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of "
-                f"{scale.epochs} epochs here; ask for less, or train longer"
+                f"{scale.epochs} epochs here; {remedy}"
             )
         solved = [choice for choice in solved if _has_time(choice, scale.epochs)] or solved
         enough = min(ENOUGH * scale.n, NEARLY * max(map(scale.least_trained, solved)))
@@ -171,16 +174,22 @@ class Plan:
         return self.corrected is None and epoch >= FIRST_SHARE * epochs and _corrects(self.method, epoch, epochs)
 
     def correct(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Solve for the size of the selections to come if the forecast is off; returns what was done, in words."""
+        """Solve for the size of the selections to come if the forecast is off; returns what was done, in words.
+
+        No epoch gets fewer samples than `ENOUGH`, or than it had: the run then saves less than was asked.
+        """
         self.corrected = epoch = len(rows)
         before = self.forecast(rows)
         if abs(before - self.asked) < WORTH:
             return f"the plan holds: it saves {percent(before)}"
         pace = of_log(rows, self.pace)
         left = (1 - self.asked) * self.full_seconds(pace) - self.scale.setup - spent(rows)
-        self._take(solve(self.method, pace, self.scale, left, epoch))
+        enough = min(ENOUGH * self.scale.n, self.scale.least_trained(self.method, epoch))
+        self._take(solve(self.method, pace, self.scale, left, epoch, enough))
         after = self.forecast(rows)
-        return f"plan corrected: it would have saved {percent(before)}; {self._changes()}; it saves {percent(after)}"
+        short = "; for more, epochs would have too few samples" if after < self.asked - WORTH else ""
+        saves = f"it saves {percent(after)}{short}"
+        return f"plan corrected: it would have saved {percent(before)}; {self._changes()}; {saves}"
 
     def in_words(self) -> str:
         """The plan on one line."""
@@ -213,26 +222,32 @@ class Plan:
         return cls(preset=preset, scale=Scale(**own.pop("scale")), pace=Pace(**own.pop("pace")), **own)
 
 
-def limits(method: Method, scale: Scale, first: int = 0) -> tuple[Method, Method]:
-    """The method at its smallest size that leaves a batch in every epoch from `first` on, and at its largest."""
+def limits(method: Method, scale: Scale, first: int = 0, fewest: float = 1) -> tuple[Method, Method]:
+    """The method at its smallest size that leaves `fewest` samples in every epoch from `first` on, and at its largest.
+
+    Samples count in whole batches.
+    """
 
     def fits(value: float) -> bool:
         try:
             method_there = sized(method, value)
-            return all(scale.trained(method_there, epoch) for epoch in range(first, scale.epochs))
+            return scale.least_trained(method_there, first) >= fewest
         except UserError:  # leaves no sample
             return False
 
     return sized(method, _lowest(fits)), sized(method, 1.0)
 
 
-def solve(method: Method, pace: Pace, scale: Scale, target: float, first: int = 0) -> Method:
-    """The method at the size with which its epochs from `first` on take as near to `target` seconds as they can."""
+def solve(method: Method, pace: Pace, scale: Scale, target: float, first: int = 0, fewest: float = 1) -> Method:
+    """The method at the size with which its epochs from `first` on take as near to `target` seconds as they can.
+
+    Each of them has `fewest` samples at least.
+    """
 
     def seconds(choice: Method) -> float:
         return sum(seconds_of(choice, pace, scale, first).values())
 
-    smallest, _ = limits(method, scale, first)
+    smallest, _ = limits(method, scale, first, fewest)
     assert method.sized_by is not None
     least = smallest.values[method.sized_by]
     above = _lowest(lambda value: value >= least and seconds(sized(method, value)) >= target)

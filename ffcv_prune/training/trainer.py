@@ -83,7 +83,7 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
             if folder is not None:
                 folder.set_status("running")
                 world.last_act(partial(folder.set_status, "failed", LOST_RANK))
-                tracker = open_tracker(config.run.tracker, folder.path, dotted(config.sections))
+                tracker = open_tracker(config.run.tracker, folder.path, dotted(trainer.followed.sections))
                 if tracker is not None:
                     trainer.tracker = stack.enter_context(closing(tracker))
         try:
@@ -129,7 +129,7 @@ def _finish(trainer: Trainer, folder: RunFolder, setup_seconds: float) -> RunRes
         seconds=seconds | {"setup": setup_seconds, "static": trainer.static_seconds},
         saved=saved,
     )
-    folder.write_result(result_row(trainer.config, result))
+    folder.write_result(result_row(trainer.followed, result))
     from ffcv_prune.analysis.report import write_report  # matplotlib, which the first step need not wait for
 
     write_report([folder.path], folder.path / "report.html")
