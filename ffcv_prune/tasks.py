@@ -18,6 +18,9 @@ from ffcv_prune.errors import UserError
 class Task(ABC):
     """Compares a model's outputs with the targets of a batch of B samples.
 
+    A task of your own is a subclass with `metrics`, `losses` and `counts`. Each takes from `self.tensor(outputs)` the
+    tensor that counts. With `certainty`, methods that need to know whether the model is right work, too.
+
     Args:
         output: the entry that counts of a model that returns a dict or a tuple: its key or index, as "logits" or 0.
 
@@ -51,8 +54,18 @@ class Task(ABC):
         """Return float32[B]: the norm of the gradient of each sample's loss at its outputs, in inference mode too."""
         with torch.inference_mode(False), torch.enable_grad():
             found = self.tensor(outputs).detach().float().clone().requires_grad_()
-            (gradients,) = torch.autograd.grad(self.losses(found, targets.clone()).sum(), found)
+            losses = self.losses(self._with(outputs, found), targets.clone())
+            (gradients,) = torch.autograd.grad(losses.sum(), found)
         return gradients.view(len(gradients), -1).norm(dim=1)
+
+    def _with(self, outputs: Any, found: Tensor) -> Any:
+        """What a model returned, with `found` for the tensor that counts, and no other that autograd refuses."""
+        if isinstance(outputs, Tensor):
+            return found
+        entries = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
+        copied = {name: value.clone() if isinstance(value, Tensor) else value for name, value in entries}
+        copied[self.output] = found
+        return copied if isinstance(outputs, Mapping) else tuple(copied.values())
 
     def summarise(self, sums: Tensor, n: int) -> dict[str, float]:
         """Return the metrics by name, the headline first, of n samples with the added `counts`. Waits for a device."""
@@ -73,13 +86,13 @@ class Task(ABC):
                 f"{list(targets.shape)}: {self._needs}"
             )
 
-    _needs: ClassVar[str]  # what `_fits` asks for, in words
+    _needs: ClassVar[str] = "one output is needed for each target"  # what `_fits` asks for, in words
 
-    @abstractmethod
-    def _check_targets(self, targets: Tensor) -> None: ...
+    def _check_targets(self, targets: Tensor) -> None:  # noqa: B027 - those of a user's task are not known
+        pass
 
-    @abstractmethod
-    def _fits(self, outputs: Tensor, targets: Tensor) -> bool: ...
+    def _fits(self, outputs: Tensor, targets: Tensor) -> bool:
+        return True
 
     def tensor(self, outputs: Any) -> Tensor:
         """Return the tensor that counts of what a model returned. A tensor is that itself, whatever `output` says."""

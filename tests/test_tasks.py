@@ -134,3 +134,37 @@ def test_labels_beyond_the_outputs_are_refused_by_what_the_host_knows() -> None:
 def test_label_smoothing_out_of_range(smoothing: float) -> None:
     with pytest.raises(UserError, match="label_smoothing"):
         tasks.Classification(smoothing)
+
+
+class Focal(tasks.Task):
+    """A task of a user's: no more than the three parts that its docstring asks for."""
+
+    metrics = ("accuracy",)
+
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(self.tensor(outputs).float(), targets, reduction="none")
+        return (1 - (-losses).exp()) ** 2 * losses
+
+    def counts(self, outputs: Any, targets: Tensor) -> Tensor:
+        return (self.tensor(outputs).argmax(1) == targets).double().sum()[None]
+
+
+class WithAuxiliary(tasks.Classification):
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().losses(outputs["logits"] * outputs["scale"], targets)
+
+
+def test_gradients_are_those_of_a_loss_of_several_outputs() -> None:
+    with torch.inference_mode():
+        outputs = {"logits": LOGITS * 1, "scale": torch.full((4, 1), 2.0), "name": "x"}
+        norms = WithAuxiliary(output="logits").gradient_norms(outputs, LABELS)
+    assert torch.allclose(norms, 2 * tasks.Classification().gradient_norms(2 * LOGITS, LABELS))
+
+
+def test_a_task_of_ones_own_needs_three_parts() -> None:
+    task = Focal(output="logits")
+    task.check({"logits": LOGITS}, LABELS)
+    assert metrics(task, LOGITS, LABELS) == {"accuracy": 0.5}
+    assert task.gradient_norms(LOGITS, LABELS).shape == (4,)
+    with pytest.raises(UserError, match=r"\[4, 3\] for 3 samples .* \[3\]: one output is needed for each target"):
+        task.check(LOGITS, LABELS[:3])
