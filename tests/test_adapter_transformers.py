@@ -78,6 +78,8 @@ def plain_run(pruner: Pruner, accumulate: int = 1) -> tuple[list[list[int]], dic
     steps: list[list[int]] = []
     for epoch in range(EPOCHS):
         pruner.begin_epoch(epoch, model)
+        for group in optimizer.param_groups:
+            group["lr"] = LR * pruner.lr_factor
         model.train()
         for batch in pruner.loader:
             outputs, labels = model(batch["pixel_values"]), batch["labels"]

@@ -70,6 +70,7 @@ class PrunedTrainer(Trainer):
         super().__init__(model, args, **options)
         self.pruner = pruner
         self.add_callback(_KeepsState(pruner))
+        self.add_callback(_MultipliesLearningRate(pruner))
         if pruner.loader.with_ids:
             self.model_accepts_loss_kwargs = False  # of our loss, the Trainer averages the steps that it accumulates
 
@@ -123,6 +124,24 @@ class _KeepsState(TrainerCallback):
         if not path.exists():
             raise UserError(f"{path} is missing: resume from a folder that a PrunedTrainer saved, in output_dir")
         self._pruner.load_state_dict(torch.load(path, weights_only=True))
+
+
+class _MultipliesLearningRate(TrainerCallback):
+    """Makes each step with the pruner's factor of the learning rate, of which schedule and log see nothing."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self._pruner = pruner
+        self._scheduled: list[Any] = []
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **options: Any) -> None:
+        groups = options["optimizer"].param_groups
+        self._scheduled = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group["lr"] * self._pruner.lr_factor
+
+    def on_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **options: Any) -> None:
+        for group, scheduled in zip(options["optimizer"].param_groups, self._scheduled, strict=True):
+            group["lr"] = scheduled
 
 
 def _folder(args: TrainingArguments, state: Any) -> Path:

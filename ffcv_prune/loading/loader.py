@@ -37,16 +37,18 @@ from ffcv_prune.loading.selectable import Position, SelectableLoader, ranks_that
 class PrunedLoader(SelectableLoader, Loader):
     """An FFCV `Loader` that serves a selection of its samples, exchanged in place between epochs.
 
-    Its arguments up to `order_kwargs` are FFCV's, in FFCV's order. What differs, or is added:
+    Its arguments up to `order_kwargs` are FFCV's, in FFCV's order; FFCV 1.0.2 ends with `recompile`. What differs, or
+    is added:
 
     Args:
         fname: path of a `.beton` file; it is checked before native code reads it.
-        batch_size: samples a batch, on each rank.
+        batch_size: samples a batch, on each rank; 512 where FFCV has no default.
         num_workers: threads that decode; -1 for all cores this process may use.
         os_cache: True; FFCV's cache in the process is not built.
         order: `OrderOption.SEQUENTIAL`, which None means too, or `OrderOption.RANDOM`.
         distributed: shard over the ranks of `torch.distributed`, by the rule that `PrunedOrder` states.
-        seed: of the order and of the keyed augmentations (`ffcv_prune.loading.augment`).
+        seed: of the order and of the keyed augmentations (`ffcv_prune.loading.augment`). The default is 0, not FFCV's
+            None, which draws a seed: set another one for each repetition of a run.
         indices: whole numbers, the positions that are served at all: a selection lies within them, None is all of them.
             `OrderOption.SEQUENTIAL` keeps their order.
         pipelines: None for FFCV's default of every field.
