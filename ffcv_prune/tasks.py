@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,10 +63,11 @@ class Task(ABC):
         """What a model returned, with `found` for the tensor that counts, and no other that autograd refuses."""
         if isinstance(outputs, Tensor):
             return found
-        entries = outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs)
-        copied = {name: value.clone() if isinstance(value, Tensor) else value for name, value in entries}
+        copied: Any = copy.copy(outputs) if isinstance(outputs, Mapping) else list(outputs)
+        for name, value in outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs):
+            copied[name] = value.clone() if isinstance(value, Tensor) else value
         copied[self.output] = found
-        return copied if isinstance(outputs, Mapping) else tuple(copied.values())
+        return copied
 
     def summarise(self, sums: Tensor, n: int) -> dict[str, float]:
         """Return the metrics by name, the headline first, of n samples with the added `counts`. Waits for a device."""
