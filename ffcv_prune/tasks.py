@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,14 +60,21 @@ class Task(ABC):
         return gradients.view(len(gradients), -1).norm(dim=1)
 
     def _with(self, outputs: Any, found: Tensor) -> Any:
-        """What a model returned, with `found` for the tensor that counts, and no other that autograd refuses."""
-        if isinstance(outputs, Tensor):
-            return found
-        copied: Any = copy.copy(outputs) if isinstance(outputs, Mapping) else list(outputs)
-        for name, value in outputs.items() if isinstance(outputs, Mapping) else enumerate(outputs):
-            copied[name] = value.clone() if isinstance(value, Tensor) else value
-        copied[self.output] = found
-        return copied
+        """What a model returned, with `found` for the tensor that counts and copies of the others."""
+        counts = self.tensor(outputs)
+
+        def replaced(value: Any) -> Any:
+            return found if value is counts else value.clone() if isinstance(value, Tensor) else value
+
+        if isinstance(outputs, Mapping):
+            made: Any = copy.copy(outputs) if isinstance(outputs, MutableMapping) else dict(outputs)
+            for name, value in outputs.items():
+                made[name] = replaced(value)
+            return made
+        if isinstance(outputs, tuple | list):
+            values = [replaced(value) for value in outputs]
+            return outputs._make(values) if hasattr(outputs, "_make") else type(outputs)(values)
+        return found
 
     def summarise(self, sums: Tensor, n: int) -> dict[str, float]:
         """Return the metrics by name, the headline first, of n samples with the added `counts`. Waits for a device."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,30 +64,41 @@ class Noting(PrunedTrainer):
         return super().compute_loss(model, inputs, *args, **options)
 
 
-def make_trainer(pruner: Pruner, folder: Path, **options: Any) -> Noting:
+def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """A schedule that goes on from the learning rate that it finds."""
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+
+
+def make_trainer(
+    pruner: Pruner, folder: Path, schedule: Callable[[torch.optim.Optimizer], Any] = lambda _: None, **options: Any
+) -> Noting:
     options = {"num_train_epochs": EPOCHS, "lr_scheduler_type": "constant", "save_strategy": "no"} | options
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), use_cpu=True, max_grad_norm=0, report_to=[], disable_tqdm=True, **options
     )
     model = make_model()
-    trainer = Noting(model, arguments, pruner=pruner, optimizers=(sgd(model), None))
+    optimizer = sgd(model)
+    trainer = Noting(model, arguments, pruner=pruner, optimizers=(optimizer, schedule(optimizer)))
     trainer.steps, trainer.rates = [], []
     return trainer
 
 
-def plain_run(pruner: Pruner, accumulate: int = 1) -> tuple[list[list[int]], dict[str, Tensor]]:
+def plain_run(
+    pruner: Pruner, accumulate: int = 1, rate: Callable[[int], float] = lambda step: LR
+) -> tuple[list[list[int]], dict[str, Tensor]]:
+    """`rate`: of a step, before the pruner's factor."""
     model = make_model()
     optimizer = sgd(model)
     steps: list[list[int]] = []
     for epoch in range(EPOCHS):
         pruner.begin_epoch(epoch, model)
-        for group in optimizer.param_groups:
-            group["lr"] = LR * pruner.lr_factor
         model.train()
         for batch in pruner.loader:
             outputs, labels = model(batch["pixel_values"]), batch["labels"]
             losses = F.cross_entropy(outputs.logits, labels, reduction="none")
             (pruner.batch_loss(losses, batch["ids"], outputs, labels) / accumulate).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = rate(len(steps)) * pruner.lr_factor
             steps.append(batch["ids"].tolist())
             if len(steps) % accumulate == 0:
                 optimizer.step()
@@ -119,7 +133,17 @@ def test_gradients_are_accumulated_over_the_steps_of_the_plan(accumulate: int, t
         assert torch.equal(parameter, weights[name]), name
 
 
-@pytest.mark.parametrize("method", ["ucb", "infobatch"])
+def test_the_factor_of_the_learning_rate_is_of_the_step_alone(tmp_path: Path) -> None:
+    pruner = make_pruner("kakurenbo")
+    total = pruner.total_steps()
+    _, weights = plain_run(pruner, rate=lambda step: LR * (1 + math.cos(math.pi * step / total)) / 2)
+    trainer = make_trainer(make_pruner("kakurenbo"), tmp_path, partial(cosine, steps=total))
+    trainer.train()
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], msg=lambda found, name=name: f"{name}: {found}")
+
+
+@pytest.mark.parametrize("method", ["ucb", "infobatch", "kakurenbo"])
 def test_a_run_goes_on_from_the_trainers_own_folder(method: str, tmp_path: Path) -> None:
     steps, weights = plain_run(make_pruner(method))
     make_trainer(make_pruner(method), tmp_path, save_strategy="steps", save_steps=7).train()

@@ -94,6 +94,25 @@ def test_each_entry_is_tuned_by_one_seed_and_run_for_the_others(small: Path) -> 
     assert null == [("lr=0.1", 1), ("lr=0.1", 2)]  # its method's choice
 
 
+def test_a_new_choice_does_not_hide_the_best_that_was_tried(small: Path) -> None:
+    accuracies = {"0.02": 0.5, "0.1": 0.6, "0.3": 0.4}
+
+    def accuracy(case: Case) -> float:
+        return accuracies[case.choice.removeprefix("lr=")]
+
+    rows = driven_rows(grids.load(small), accuracy)
+    text = small.read_text()
+    assert "[0.02, 0.1]" in text
+    small.write_text(text.replace("[0.02, 0.1]", "[0.02, 0.1, 0.3]"))
+    grid = grids.load(small)
+    rows += [row(grid, case, accuracy(case), 500) for case in cases(grid, rows) if case.entry.startswith("full")]
+    judged = Judged(grid, grid.first_condition, rows)
+    recent = grid.entry("recent")
+    assert judged.choice(grid.budgets[0]) == "lr=0.1" and judged.choice(recent) is None
+    best = judged.trial(recent)
+    assert best is not None and best["choice"] == "lr=0.1"
+
+
 def test_runs_go_seed_after_seed_and_full_data_before_the_methods(small: Path) -> None:
     order = [(case.entry, case.seed) for case in drive(grids.load(small), lambda case: 0.6)]
     fulls, methods = {"full 0.5", "full 0.7", "full 1"}, {"recent", "recent null", "proxy", "ucb"}
@@ -252,7 +271,7 @@ def test_every_run_of_a_grid_is_one(path: Path) -> None:
             made = grid.config(Case(condition, entry.name, choice, 1), "runs")
             warmup = float(str(grid.base["train.warmup_epochs"].text)) / grid.epochs
             assert made.run.seed == 1 and made.train.warmup_epochs / made.train.epochs == pytest.approx(warmup)
-    assert len(grid.budgets) >= 6 and [len(values) for values in grid.values.values()] == [3, 2] and grid.seeds >= 3
+    assert len(grid.budgets) >= 6 and [len(values) for values in grid.values.values()] == [3, 3] and grid.seeds >= 3
 
 
 def test_a_grid_with_an_unknown_key_is_refused(small: Path) -> None:

@@ -184,7 +184,10 @@ def test_the_pace_of_a_log() -> None:
     ]
     # 2 of 5 s of waiting are for the two first batches
     found = Pace(step=0.5, forward=0.2, proxy=9.0, test=4.0, epoch=1.25, selection=2.0, compilation=3.0)
-    assert of_log(rows, before) == replace(found, checkpoints=0.25 / 168.5)
+    found = replace(found, epoch=(2 + 2 * 0.25 + 0.25) / 2)  # the first checkpoint is of any run
+    assert of_log(rows, before) == found
+    rows.append(row(2, 300, 300, train=50.0, save=2.0))
+    assert of_log(rows, before).checkpoints == pytest.approx(2.0 / (168.5 + 0.25 + 50.25))
     assert of_log(rows[:1], before).test == 9.0
     by_training = [row(epoch, 100 * (epoch + 1), train=50.0, score=0.5, select=0.25) for epoch in range(2)]
     assert of_log(by_training, before) == replace(before, step=0.5, epoch=0.25, selection=0.75)
@@ -278,13 +281,46 @@ def test_a_correction_leaves_enough_samples() -> None:
         assert 0.1 * scale.n <= scale.least_trained(plan.method) < trained
 
 
+def test_a_correction_says_that_samples_are_too_few_only_where_they_are() -> None:
+    """Epochs of few batches, which save a little less than was asked."""
+    for n, batch in ((1000, 100), (2000, 128), (10_000, 512)):
+        scale = Scale(n, batch, 12, 12, setup=0.0, full_setup=0.0)
+        plan = Plan.make(0.5, PRESETS["recent_loss"], Pace(step=1.0), scale)
+        trained = scale.trained(plan.method, 0)
+        rows = [row(e, (e + 1) * trained, train=trained, eval=0.05 * trained) for e in range(4)]
+        assert "too few samples" not in plan.correct(rows)
+        assert plan.method.values["keep"] > 0.4
+
+
+def test_a_method_whose_epochs_become_shorter_can_be_corrected() -> None:
+    """Its last epochs have less than a tenth: those before them make up for it."""
+    scale = Scale(50_000, 128, 30, 30, setup=0.0, full_setup=0.0)
+    plan = Plan.make(0.6, PRESETS["srd"], Pace(step=1e-3), scale)
+    seen, rows = 0, []
+    for epoch in range(10):
+        seen += scale.trained(plan.method, epoch)
+        rows.append(row(epoch, seen, train=1e-3 * scale.trained(plan.method, epoch), select=4.0))
+    before = plan.forecast(rows)
+    plan.correct(rows)
+    assert before < 0.54 and plan.forecast(rows) > before + 0.03
+    assert scale.mean_trained(plan.method, 10) >= 0.1 * scale.n
+
+
 def test_checkpoints_are_written_by_time() -> None:
     """A run of half the seconds writes half as many: it saves half, whatever they take."""
     scale = Scale(1000, 10, 4, 4, setup=0.0, full_setup=0.0)
     plan = Plan.make(0.5, methods.build("random", period=1), Pace(step=1.0), scale)
     for share in (0.0, 0.1, 1.0):
-        rows = [row(epoch, 500 * (epoch + 1), train=499.75, save=500 * share) for epoch in range(2)]
+        saves = [0.0, *[4 / 3 * 500 * share] * 3]  # in the first row is the checkpoint of before the run
+        rows = [row(epoch, 500 * (epoch + 1), train=499.75, save=saves[epoch]) for epoch in range(4)]
         assert plan.forecast(rows) == pytest.approx(0.5, abs=0.001)
+
+
+def test_the_first_checkpoint_is_of_both_runs() -> None:
+    scale = Scale(1000, 10, 4, 4, setup=0.0, full_setup=0.0)
+    plan = Plan.make(0.5, methods.build("random", period=1), Pace(step=1.0), scale)
+    rows = [row(epoch, 500 * (epoch + 1), train=499.75, save=1000.0 * (epoch == 0)) for epoch in range(4)]
+    assert plan.forecast(rows) == pytest.approx(1 - 3000 / 5000, abs=0.001)
 
 
 def test_where_nothing_can_be_saved_the_line_does_not_say_to_ask_for_less() -> None:

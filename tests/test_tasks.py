@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -149,16 +152,57 @@ class Focal(tasks.Task):
         return (self.tensor(outputs).argmax(1) == targets).double().sum()[None]
 
 
-class WithAuxiliary(tasks.Classification):
+class Outputs(NamedTuple):
+    logits: Tensor
+    scale: Tensor
+    name: str = "x"
+
+
+class Attributes(OrderedDict[str, Any]):
+    """As a ModelOutput: its entries are attributes, too, and 0 is the first."""
+
+    def __init__(self, **entries: Any) -> None:
+        super().__init__(entries)
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+    def __getitem__(self, name: Any) -> Any:
+        return list(self.values())[name] if isinstance(name, int) else super().__getitem__(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        assert isinstance(name, str)
+        super().__setitem__(name, value)
+
+
+class Scaled(tasks.Classification):
+    """A user's loss, which takes another output than the one that counts."""
+
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
-        return super().losses(outputs["logits"] * outputs["scale"], targets)
+        if isinstance(outputs, Outputs | Attributes):
+            return super().losses(outputs.logits * outputs.scale, targets)
+        names = ("logits", "scale") if isinstance(outputs, Mapping) else (0, 1)
+        return super().losses(outputs[names[0]] * outputs[names[1]], targets)
 
 
-def test_gradients_are_those_of_a_loss_of_several_outputs() -> None:
+@pytest.mark.parametrize("output", ["logits", 0])
+@pytest.mark.parametrize("kind", [dict, MappingProxyType, Attributes, Outputs, tuple, list])
+def test_gradients_are_those_of_a_loss_of_several_outputs(kind: Any, output: str | int) -> None:
     with torch.inference_mode():
-        outputs = {"logits": LOGITS * 1, "scale": torch.full((4, 1), 2.0), "name": "x"}
-        norms = WithAuxiliary(output="logits").gradient_norms(outputs, LABELS)
-    assert torch.allclose(norms, 2 * tasks.Classification().gradient_norms(2 * LOGITS, LABELS))
+        logits, scale = LOGITS * 1, torch.full((4, 1), 2.0)
+        if kind in (tuple, list):
+            outputs = kind((logits, scale))
+        elif kind in (Outputs, Attributes):
+            outputs = kind(logits=logits, scale=scale)
+        else:
+            outputs = kind({"logits": logits, "scale": scale})
+        named = kind in (dict, MappingProxyType, Attributes)
+        if named == isinstance(output, str) or kind is Attributes:
+            norms = Scaled(output=output).gradient_norms(outputs, LABELS)
+            assert torch.allclose(norms, 2 * tasks.Classification().gradient_norms(2 * LOGITS, LABELS))
+        else:
+            with pytest.raises(UserError, match="name another output"):
+                Scaled(output=output).gradient_norms(outputs, LABELS)
 
 
 def test_a_task_of_ones_own_needs_three_parts() -> None:

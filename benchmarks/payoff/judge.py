@@ -184,7 +184,8 @@ class Judged:
             names = {choice_name({**settings, name: value}): value for value in values}
             untried = [choice for choice in names if choice not in tried]
             if untried:
-                return best, untried
+                done = [tried[choice] for choice in names if choice in tried]
+                return max(done, key=lambda row: float(row["accuracy"])), untried
             chosen = max(names, key=lambda choice: float(tried[choice]["accuracy"]))
             settings, best = {**settings, name: names[chosen]}, tried[chosen]
         return best, []

@@ -17,7 +17,7 @@ from ffcv_prune.config import Config, fixed_keys
 from ffcv_prune.errors import UserError
 from ffcv_prune.training.run_folder import replace_file
 
-FORMAT = 7
+FORMAT = 8
 NAME = "checkpoint.pt"
 
 

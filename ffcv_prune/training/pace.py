@@ -40,7 +40,7 @@ class Pace:
         epoch: for an epoch, whatever it trains on: the wait for its first batch, and what is in no phase.
         selection: to make a selection and begin with it, without a pass.
         compilation: to compile the step, which a run on all data does, too.
-        checkpoints: to write them, for each other second: they are written by time.
+        checkpoints: to write those within a run, for each other second: they are written by time.
     """
 
     step: float
@@ -92,8 +92,9 @@ def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
     selecting = total["select"] + total["swap"]
     if not cost["forwards"] and not cost["proxy_forwards"]:  # the losses of training were sorted in, without a pass
         selecting += total["score"]
-    rest = total["total"] - sum(total[phase] for phase in PHASES)
-    without = total["total"] - total["save"]
+    before_first = rows[0]["seconds"]["save"]  # by the checkpoint that any run begins with
+    saves = total["save"] - before_first
+    rest = total["total"] - sum(total[phase] for phase in PHASES) + before_first
     return Pace(
         step=(total["load"] + total["train"] - waited) / seen if seen else before.step,
         forward=total["score"] / cost["forwards"] if cost["forwards"] else before.forward,
@@ -102,7 +103,7 @@ def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
         epoch=(waited + max(0.0, rest)) / epochs,
         selection=selecting / selections if selections else before.selection,
         compilation=before.compilation,
-        checkpoints=total["save"] / without if without else before.checkpoints,
+        checkpoints=saves / (total["total"] - saves),
     )
 
 

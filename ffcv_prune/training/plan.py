@@ -48,6 +48,11 @@ class Scale:
         """Samples of the epoch that trains on the fewest, from `first` on."""
         return min(self.trained(method, epoch) for epoch in range(first, self.epochs))
 
+    def mean_trained(self, method: Method, first: int) -> float:
+        """Samples of an epoch in the mean, of those from `first` on that do not train on all data."""
+        pruned = [epoch for epoch in range(first, self.epochs) if method.phases.phase(epoch, self.epochs) != "full"]
+        return sum(self.trained(method, epoch) for epoch in pruned) / len(pruned) if pruned else self.n
+
     def scored(self, method: Method, epoch: int) -> int:
         """Samples of the pass before the epoch; 0 without any."""
         phases, source = method.phases, method.source
@@ -124,7 +129,7 @@ class Plan:
                     break
             most = max(most, highest)
         if not solved:
-            remedy = "ask for less, or train longer" if most > 0 else "train longer, or leave prune.save out"
+            remedy = "ask for less, or train longer" if round(most, 3) > 0 else "train longer, or leave prune.save out"
             raise UserError(
                 f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of "
                 f"{scale.epochs} epochs here; {remedy}"
@@ -176,7 +181,8 @@ class Plan:
     def correct(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Solve for the size of the selections to come if the forecast is off; returns what was done, in words.
 
-        No epoch gets fewer samples than `ENOUGH`, or than it had: the run then saves less than was asked.
+        The epochs to come keep `ENOUGH` of the samples in the mean, or as many as they had: the run may then save less
+        than was asked.
         """
         self.corrected = epoch = len(rows)
         before = self.forecast(rows)
@@ -184,12 +190,15 @@ class Plan:
             return f"the plan holds: it saves {percent(before)}"
         pace = of_log(rows, self.pace)
         left = (1 - self.asked) * self.full_seconds(pace) - self.scale.setup - spent(rows)
-        enough = min(ENOUGH * self.scale.n, self.scale.least_trained(self.method, epoch))
+        enough = min(ENOUGH * self.scale.n, self.scale.mean_trained(self.method, epoch))
+        smallest, _ = limits(self.method, self.scale, epoch, enough)
         self._take(solve(self.method, pace, self.scale, left, epoch, enough))
         after = self.forecast(rows)
-        short = "; for more, epochs would have too few samples" if after < self.asked - WORTH else ""
-        saves = f"it saves {percent(after)}{short}"
-        return f"plan corrected: it would have saved {percent(before)}; {self._changes()}; {saves}"
+        short = after < self.asked - WORTH and self.method == smallest
+        return (
+            f"plan corrected: it would have saved {percent(before)}; {self._changes()}; it saves {percent(after)}"
+            f"{'; for more, epochs would have too few samples' if short else ''}"
+        )
 
     def in_words(self) -> str:
         """The plan on one line."""
@@ -222,26 +231,26 @@ class Plan:
         return cls(preset=preset, scale=Scale(**own.pop("scale")), pace=Pace(**own.pop("pace")), **own)
 
 
-def limits(method: Method, scale: Scale, first: int = 0, fewest: float = 1) -> tuple[Method, Method]:
-    """The method at its smallest size that leaves `fewest` samples in every epoch from `first` on, and at its largest.
+def limits(method: Method, scale: Scale, first: int = 0, fewest: float = 0) -> tuple[Method, Method]:
+    """The method at its smallest size that leaves a batch in every epoch from `first` on, and at its largest.
 
-    Samples count in whole batches.
+    In the mean, the smallest leaves `fewest` samples.
     """
 
     def fits(value: float) -> bool:
         try:
             method_there = sized(method, value)
-            return scale.least_trained(method_there, first) >= fewest
+            return scale.least_trained(method_there, first) > 0 and scale.mean_trained(method_there, first) >= fewest
         except UserError:  # leaves no sample
             return False
 
     return sized(method, _lowest(fits)), sized(method, 1.0)
 
 
-def solve(method: Method, pace: Pace, scale: Scale, target: float, first: int = 0, fewest: float = 1) -> Method:
+def solve(method: Method, pace: Pace, scale: Scale, target: float, first: int = 0, fewest: float = 0) -> Method:
     """The method at the size with which its epochs from `first` on take as near to `target` seconds as they can.
 
-    Each of them has `fewest` samples at least.
+    In the mean, they have `fewest` samples at least.
     """
 
     def seconds(choice: Method) -> float:
