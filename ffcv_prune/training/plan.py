@@ -19,7 +19,8 @@ GRID = 100_000  # the parameter that is solved for is a multiple of 1 / GRID
 NEAR = 0.001  # of a full run: nearer to what is asked than this, a plan is as good as any
 WORTH = 0.005  # of a full run: what a prediction must be off to be corrected
 FIRST_SHARE = 1 / 3  # of the epochs, after which the pace of the run itself is known
-ENOUGH = 0.1  # of the samples in every epoch: before a plan trains on fewer, it makes passes rarer; no correction does
+# Of the samples, in every epoch: before a plan trains on fewer, it makes passes rarer. A correction keeps the mean.
+ENOUGH = 0.1
 NEARLY = 0.9  # of the most samples that can be had so: rarer passes are not worth the rest
 
 
