@@ -183,11 +183,12 @@ class Judged:
         for name, values in self.grid.values.items():
             names = {choice_name({**settings, name: value}): value for value in values}
             untried = [choice for choice in names if choice not in tried]
-            if untried:
-                done = [tried[choice] for choice in names if choice in tried]
-                return max(done, key=lambda row: float(row["accuracy"])), untried
-            chosen = max(names, key=lambda choice: float(tried[choice]["accuracy"]))
+            chosen = max(
+                (choice for choice in names if choice in tried), key=lambda choice: float(tried[choice]["accuracy"])
+            )
             settings, best = {**settings, name: names[chosen]}, tried[chosen]
+            if untried:
+                return best, untried
         return best, []
 
     def _tried(self, entry: Entry) -> dict[str, Row]:

@@ -125,7 +125,7 @@ class Plan:
                     "ask for more"
                 )
             if asked <= highest + NEAR:
-                solved.append(solve(milder, pace, scale, target))
+                solved.append(solve(smallest, pace, scale, target))
                 if scale.least_trained(solved[-1]) >= ENOUGH * scale.n:
                     break
             most = max(most, highest)
@@ -193,7 +193,7 @@ class Plan:
         left = (1 - self.asked) * self.full_seconds(pace) - self.scale.setup - spent(rows)
         enough = min(ENOUGH * self.scale.n, self.scale.mean_trained(self.method, epoch))
         smallest, _ = limits(self.method, self.scale, epoch, enough)
-        self._take(solve(self.method, pace, self.scale, left, epoch, enough))
+        self._take(solve(smallest, pace, self.scale, left, epoch))
         after = self.forecast(rows)
         short = after < self.asked - WORTH and self.method == smallest
         return (
@@ -248,21 +248,20 @@ def limits(method: Method, scale: Scale, first: int = 0, fewest: float = 0) -> t
     return sized(method, _lowest(fits)), sized(method, 1.0)
 
 
-def solve(method: Method, pace: Pace, scale: Scale, target: float, first: int = 0, fewest: float = 0) -> Method:
-    """The method at the size with which its epochs from `first` on take as near to `target` seconds as they can.
+def solve(smallest: Method, pace: Pace, scale: Scale, target: float, first: int = 0) -> Method:
+    """The method at a size with which its epochs from `first` on take as near to `target` seconds as they can.
 
-    In the mean, they have `fewest` samples at least.
+    `smallest`: the method at the smallest size that is allowed, as `limits` has it.
     """
 
     def seconds(choice: Method) -> float:
         return sum(seconds_of(choice, pace, scale, first).values())
 
-    smallest, _ = limits(method, scale, first, fewest)
-    assert method.sized_by is not None
-    least = smallest.values[method.sized_by]
-    above = _lowest(lambda value: value >= least and seconds(sized(method, value)) >= target)
+    assert smallest.sized_by is not None
+    least = smallest.values[smallest.sized_by]
+    above = _lowest(lambda value: value >= least and seconds(sized(smallest, value)) >= target)
     below = (round(above * GRID) - 1) / GRID  # of the grid, too: a float beside it may leave other batches
-    choices = [sized(method, value) for value in (max(least, below), above)]
+    choices = [sized(smallest, value) for value in (max(least, below), above)]
     return min(choices, key=lambda choice: abs(seconds(choice) - target))
 
 

@@ -109,8 +109,8 @@ def kept_share(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
     """The fraction of the data kept in pruned epochs; `rows` are those of the log."""
     if config.prune.constant_share is not None and not config.save:
         return config.prune.constant_share
-    pruned = [row for row in rows if row["phase"] != "full"]  # a run may end before its method selects
-    kept = [row["keep"] for row in [row for row in pruned if row["phase"] == "method"] or pruned]
+    kept = [row["keep"] for row in rows if row["phase"] == "method"]
+    kept = kept or [row["keep"] for row in rows if row["phase"] != "full"]  # it ended before its method selected
     return round(sum(kept) / len(kept), 6) if kept else 1.0
 
 
