@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -252,6 +253,7 @@ def resolve(
     return Config(**sections, prune=methods.build(prune.pop("method"), **prune), save=save)
 
 
+@cache
 def _prune_section(*shown: Method, source: Source | None = None) -> type:
     """The keys of the section prune for these methods; their defaults are the values in the first one that has each.
 
@@ -278,6 +280,7 @@ def _prune_section(*shown: Method, source: Source | None = None) -> type:
     return section
 
 
+@cache
 def _keys(prune: type) -> type:
     """All sections of a configuration, with this section prune."""
     sections = SECTIONS | {"prune": prune}

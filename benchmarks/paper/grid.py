@@ -197,6 +197,12 @@ class _Layers:
     path: Path
     scale: str
 
+    @cached_property
+    def below(self) -> dict[str, Setting]:
+        """The keys of the config and of the experiment, for all methods: those that one does not take do not count."""
+        config = strict_args.read_settings(self.path.parent / self.experiment.grid.config)
+        return {word: setting._replace(level=1 + setting.level) for word, setting in (config | self.settings).items()}
+
 
 def _read(path: Path, scale: str, layers: Sequence[Mapping[str, Any]]) -> _Layers:
     declared: dict[str, Setting] = {}
@@ -248,12 +254,7 @@ def find_method(name: str, source: str) -> Method:
 
 def _run(part: str, layers: _Layers, name: str, rate: float | None, swept: tuple[str, str] | None, seed: int) -> Run:
     grid, method = layers.experiment.grid, find_method(name, layers.path.name)
-    # Keys of the config and of the experiment are for all methods: those that one does not take do not count for it.
-    below = {
-        word: setting._replace(level=1 + setting.level)
-        for word, setting in (strict_args.read_settings(layers.path.parent / grid.config) | layers.settings).items()
-    }
-    settings = below | methods()[name][1]
+    settings = layers.below | methods()[name][1]
     computed = {"run.seed": f"{seed}"}
     if method.rate == "keep":
         computed["prune.keep"] = f"{_keep(rate)}"
