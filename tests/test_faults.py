@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
 import runpy
@@ -15,32 +14,31 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
 import pytest
 import torch
-from ffcv.transforms import ToTorchImage
 from torch import Tensor
 
 from ffcv_prune import PrunedLoader, score_dataset
 from ffcv_prune.data import sources
-from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import _BetonWriter
 from ffcv_prune.data.recipe import load_recipe
 from ffcv_prune.data.writer import write_dataset
-from ffcv_prune.errors import UserError, run_command, uninterrupted
+from ffcv_prune.errors import UserError, uninterrupted
 from ffcv_prune.loading.bus_errors import Guard
-from ffcv_prune.loading.pipelines import score_pipelines
 from tests.betons import Beton, write_beton, write_run
 from tests.data_helpers import write_images, write_recipe
+from tests.faulty_reads import (
+    make_loader,
+    read_a_file_that_is_not_ours,
+    read_where_the_disk_fails,
+    read_while_truncated,
+)
 from tests.nets import SmallNet
 from tests.processes import expect_no_leak, shared_memory, wait_for_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def make_loader(path: Path, batch_size: int = 8) -> PrunedLoader:
-    pipelines = score_pipelines(check_beton(path))
-    return PrunedLoader(path, batch_size, pipelines=pipelines, shuffle=False, drop_last=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +58,8 @@ def start(*command: object) -> subprocess.Popen[str]:
 
 
 def call(function: Callable[..., None]) -> tuple[str, str]:
-    """The command line that calls a function of this module with the arguments that follow."""
-    return "-c", f"import sys; from tests import test_faults; test_faults.{function.__name__}(*sys.argv[1:])"
+    """The command line that calls a function of a module with the arguments that follow."""
+    return "-c", f"import sys; from {function.__module__} import {(name := function.__name__)}; {name}(*sys.argv[1:])"
 
 
 # ---- the file changes while it is read ---------------------------------------------------------------------
@@ -100,22 +98,6 @@ def test_a_file_that_changes_during_an_epoch_ends_it_with_one_line(
     assert batches < -(-len(beton) // 8)
 
 
-def read_while_truncated(path: str, workers: str, thread: str) -> None:
-    pipelines = score_pipelines(check_beton(path))
-    if thread == "thread":
-        pipelines["image"][-1] = ToTorchImage(channels_last=False)  # a copy, which the loader's thread makes
-
-    def main() -> None:
-        loader = PrunedLoader(path, 8, int(workers), pipelines=pipelines, drop_last=False)
-        for batch, _ in enumerate(loader):
-            if batch == 0:
-                time.sleep(0.5)  # until the queue is full: batch 5 is decoded from what is no longer there
-                os.truncate(path, int(loader.file.memory_manager.ptrs[5 * 8]))
-            print(batch)
-
-    run_command(main)
-
-
 @pytest.mark.parametrize(
     ("thread", "served"),
     # With a thread, those that were decoded before; else the batches are looked at when they are asked for.
@@ -135,35 +117,12 @@ def test_a_file_truncated_while_it_is_decoded_ends_the_epoch_with_one_line(
     assert output.split() == served
 
 
-def read_where_the_disk_fails(path: str) -> None:
-    loader = make_loader(Path(path))
-    before = os.stat(path)
-    content = Path(path).read_bytes()
-    os.truncate(path, 0)
-    assert loader.file.memory_manager.context.mmap[-1] == 0
-    Path(path).write_bytes(content)  # nothing has changed: what failed was the reading
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    run_command(lambda: print(len(list(loader))))
-
-
 def test_a_disk_that_fails_ends_the_epoch_with_one_line(beton: Beton, tmp_path: Path) -> None:
     path = shutil.copy(beton.path, tmp_path / "train.beton")
     process = start(*call(read_where_the_disk_fails), path)
     output, errors = process.communicate(timeout=100)
     assert errors == f"error: {path} cannot be read, the disk reports an error: write it again on another one\n"
     assert (process.returncode, output) == (2, "")
-
-
-def read_a_file_that_is_not_ours(path: str, fault_handler: str) -> None:
-    if fault_handler == "before":
-        faulthandler.enable()
-    loader = make_loader(Path(path))
-    if fault_handler == "after":
-        faulthandler.enable()
-    other = np.memmap(f"{path}.other", np.uint8, mode="w+", shape=(8192,))
-    os.truncate(f"{path}.other", 0)
-    print(len(list(loader)), flush=True)
-    print(other[5000])
 
 
 @pytest.mark.parametrize("fault_handler", ["before", "after"])
