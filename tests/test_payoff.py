@@ -13,9 +13,11 @@ from benchmarks.harness.rows import benchmark, read_csv
 from benchmarks.harness.training import Images
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import page, referee
+from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.data import variants
 from benchmarks.payoff.grid import Case, Grid, choice_name
 from benchmarks.payoff.judge import Judged, case_of, cases
+from ffcv_prune.analysis.intervals import Difference
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.arguments import usable_cores
 from tests.betons import Beton
@@ -196,6 +198,20 @@ def test_the_claim_has_a_p_after_its_last_seed_only(small: Path) -> None:
     assert told(0.65, 2)[0] == "2 of 3" and told(0.65, 2)[4:] == ["", "no"]
     assert told(0.40, 3)[4:] == ["", "no"]  # below the curve: it may save less than it seems
     assert told(0.75, 3)[4:] == ["", "no"]  # all at the end of the curve
+
+
+def test_the_methods_of_a_claim_share_its_level(small: Path) -> None:
+    text = small.read_text()
+    found = Payoff(Difference(0.35, 0.03, 9), Difference(0.5, 0.1, 9), 0, 0, 0.3)
+    assert 0.01 > found.saving.p(0.25) > 0.01 / 2
+    for methods, shown, words in (
+        ("[recent]", "yes", "p < 0.01, 2 seeds. ± is the 99% interval"),
+        ("[recent, ucb]", "no", "p < 0.005 (0.01 for 2 methods), 2 seeds. ± is the 99.5% interval"),
+    ):
+        small.write_text(text.replace("methods: [], seeds: 2", f"methods: {methods}, seeds: 2"))
+        grid = grids.load(small)
+        assert page.shown(found, 0.25, 2, grid)["shown"] == shown
+        assert words in page.text(grid, [Judged(grid, "small", driven_rows(grid, lambda case: 0.6))])
 
 
 def test_full_data_tries_all_choices_and_a_method_one_key_after_the_other(small: Path) -> None:

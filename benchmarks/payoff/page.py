@@ -73,8 +73,24 @@ def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
     return table(lines) if lines else "No method has been run yet."
 
 
+def claim_level(grid: Grid) -> float:
+    """Below which p shows the claim for one of its methods: all its methods share CLAIM_LEVEL (Bonferroni)."""
+    return CLAIM_LEVEL / max(1, len(grid.claim.methods))
+
+
+def claim_words(grid: Grid) -> str:
+    """What a method has to have for the claim, behind its saving."""
+    methods = len(grid.claim.methods)
+    shared = f" ({CLAIM_LEVEL:g} for {methods} methods)" if methods > 1 else ""
+    return f"p < {claim_level(grid):.3g}{shared}, {grid.claim.seeds} seeds"
+
+
+def claim_interval(grid: Grid) -> str:
+    return f"{100 * (1 - claim_level(grid)):.4g}% interval"
+
+
 def _claim(grid: Grid, judged: Judged) -> str:
-    lines = []
+    lines, level = [], claim_level(grid)
     full = _percents(judged, grid.budgets[-1])
     for name in grid.claim.methods:
         entry = grid.entry(name)
@@ -86,29 +102,31 @@ def _claim(grid: Grid, judged: Judged) -> str:
             {
                 "method": name,
                 "seeds": f"{len(own)} of {grid.claim.seeds}",
-                "accuracy above full data at full length, points": difference(own, full).in_words(CLAIM_LEVEL),
-                "saving in work, %": found.saving_in_words(CLAIM_LEVEL),
+                "accuracy above full data at full length, points": difference(own, full).in_words(level),
+                "saving in work, %": found.saving_in_words(level),
                 "of the seed that saves least, %": f"{100 * found.least:+.2f}",
-                **shown(found, CLAIMED, len(own), grid.claim.seeds),
+                **shown(found, CLAIMED, len(own), grid),
             }
         )
     words = (
         f"The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of the work of full data, "
-        f"p < {CLAIM_LEVEL:g}, {grid.claim.seeds} seeds. "
-        f"± is the {1 - CLAIM_LEVEL:.0%} interval."
+        f"{claim_words(grid)}. ± is the {claim_interval(grid)}."
     )
     return f"{words}\n\n{table(lines)}" if lines else f"{words} No method of it has been run yet."
 
 
-def shown(found: Payoff, claimed: float, seeds: int, needed: int) -> dict[str, str]:
+def shown(found: Payoff, claimed: float, seeds: int, grid: Grid) -> dict[str, str]:
     """The cells on the claim that more than `claimed` is saved.
 
     There is no p before the last seed, and where the mean is not above the claim. A lower bound shows no more than that
     it lies above. Where all seeds lie at the end of the curve, there is no spread to judge by.
     """
-    ready = seeds >= needed and found.saving.mean > claimed and not found.below and found.saving.error
+    ready = seeds >= grid.claim.seeds and found.saving.mean > claimed and not found.below and found.saving.error
     p = found.saving.p(claimed) if ready else math.nan
-    return {f"p of {claimed:.0%}": "" if math.isnan(p) else f"{p:.2g}", "shown": "yes" if p < CLAIM_LEVEL else "no"}
+    return {
+        f"p of {claimed:.0%}": "" if math.isnan(p) else f"{p:.2g}",
+        "shown": "yes" if p < claim_level(grid) else "no",
+    }
 
 
 def _trials(grid: Grid, judged: Judged) -> str:

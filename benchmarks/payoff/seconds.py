@@ -32,7 +32,7 @@ from benchmarks.payoff import grid as grids
 from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import Case, Entry
 from benchmarks.payoff.judge import Judged, read_rows
-from benchmarks.payoff.page import CLAIM_LEVEL, shown
+from benchmarks.payoff.page import claim_interval, claim_level, claim_words, shown
 from benchmarks.payoff.referee import measure
 from ffcv_prune.analysis.intervals import Difference, difference
 from ffcv_prune.errors import UserError, run_command
@@ -128,7 +128,7 @@ def summary(rows: Sequence[Row]) -> str:
         if not ratios or found is None:
             continue
         counted += own
-        seeds, needed = len(judged.judged(entry)), judged.grid.claim.seeds
+        seeds, grid = len(judged.judged(entry)), judged.grid
         left, by_repeat = (_in_seconds(found, own_ratios) for own_ratios in (ratios, [_ratio(row) for row in own]))
         lines.append(
             {
@@ -136,20 +136,20 @@ def summary(rows: Sequence[Row]) -> str:
                 "beside": pair[1].entry,
                 "ratios": f"{len(ratios)}",
                 "seconds of a unit of work, of full data's": spread(ratios),
-                "seeds": f"{seeds} of {needed}",
-                "saving in work, %": found.saving_in_words(CLAIM_LEVEL),
-                "saving in seconds, %": left.saving_in_words(CLAIM_LEVEL),
-                **shown(left, CLAIMED, seeds, needed),
-                "p, repeat by repeat": shown(by_repeat, CLAIMED, seeds, needed)[f"p of {CLAIMED:.0%}"],
+                "seeds": f"{seeds} of {grid.claim.seeds}",
+                "saving in work, %": found.saving_in_words(claim_level(grid)),
+                "saving in seconds, %": left.saving_in_words(claim_level(grid)),
+                **shown(left, CLAIMED, seeds, grid),
+                "p, repeat by repeat": shown(by_repeat, CLAIMED, seeds, grid)[f"p of {CLAIMED:.0%}"],
             }
         )
     if not lines:
         raise UserError(f"no two rows are of the present rules and choices of {path}: name another --csv, or go on")
     words = (
         f"{judged.condition}. A ratio is of two repeats, with the cores exchanged: median (lowest–highest). Savings in "
-        f"seconds take the mean. ± is the {1 - CLAIM_LEVEL:.0%} interval over seeds and ratios. A saving that is a "
+        f"seconds take the mean. ± is the {claim_interval(judged.grid)} over seeds and ratios. A saving that is a "
         f"bound is the end of this interval. The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of "
-        f"the seconds of full data, p < {CLAIM_LEVEL:g}, {judged.grid.claim.seeds} seeds."
+        f"the seconds of full data, {claim_words(judged.grid)}."
     )
     return f"{table(lines)}\n\n{words} {measured_on(counted)}"
 
