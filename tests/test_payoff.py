@@ -62,6 +62,7 @@ def row(grid: Grid, case: Case, accuracy: float, work: float) -> dict[str, str]:
         "seed": str(case.seed),
         "accuracy": str(accuracy),
         "work": str(work),
+        "epochs": "4",
     }
 
 
@@ -214,6 +215,21 @@ def test_the_methods_of_a_claim_share_its_level(small: Path) -> None:
         assert words in page.text(grid, [Judged(grid, "small", driven_rows(grid, lambda case: 0.6))])
 
 
+def test_a_saving_without_spread_is_not_found(small: Path) -> None:
+    """All seeds below the curve: their savings are one bound, whose p would be 0."""
+    small.write_text(small.read_text().replace("seeds: 2\nhopeless", "seeds: 3\nhopeless"))
+    grid = grids.load(small)
+    low = {1: 0.30, 2: 0.45, 3: 0.15}
+
+    def accuracy(case: Case) -> float:
+        return low.get(case.seed, 0.3) if case.entry == "ucb" else 0.6 + 0.01 * (case.entry == "full 1")
+
+    own = [made for made in driven_rows(grid, accuracy) if made["entry"] == "ucb" or made["entry"].startswith("full")]
+    text = page.text(grid, [Judged(grid, "small", own)])
+    (line,) = [line for line in text.splitlines() if line.startswith("| ucb | lr=0.02 | 3 |")]
+    assert "| at most -40.00 |" in line and "the 95 % interval over" in text
+
+
 def test_full_data_tries_all_choices_and_a_method_one_key_after_the_other(small: Path) -> None:
     small.write_text(small.read_text().replace("[0.02, 0.1]", "[0.02, 0.1, 0.2]\n  train.label_smoothing: [0.2, 0]"))
     order = drive(grids.load(small), lambda case: 0.7 if case.choice.startswith("lr=0.1") else 0.6)
@@ -322,7 +338,7 @@ def test_a_small_grid_from_end_to_end(small: Path, capsys: pytest.CaptureFixture
         "## small",
         "| full data |",
         "saving in work, %",
-        "of it by the score",
+        "above its null twin",
         "± is the",
         "The first seed decides",
         "| recent | 2 of 2 |",

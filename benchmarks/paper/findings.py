@@ -73,7 +73,7 @@ def write_findings(rows: Mapping[str, Row], results: Path, out: Path) -> Path:
             line |= {"difference": one.gap.in_words(corrected.level), "starved": starved_words(first, classes)}
             lines.append(line | {"verdict": verdict})
     counts = read_histogram(results / "findings_selections.csv")
-    noise = f"± is the {corrected}: of the differences found here, at most one in twenty should be chance."
+    noise = f"± is the {corrected}: of the differences found here, at most one in twenty should be chance, in the mean."
     blocks = [ABOUT, noise, table(lines), groups_in_words(about.distribution, *counts)]
     blocks.append(f"{len(done)} of {len({run.key for run in runs})} runs. {made_on(list(done.values()))}")
     path = out / "comparisons.md"

@@ -72,6 +72,7 @@ class Grid:
     """What grid.yaml says.
 
     Attributes:
+        name: of the file.
         base: settings of all runs, those of the base config.
         epochs: of a run on all data at its full length.
         seeds: that pages count, from 1 on.
@@ -80,6 +81,7 @@ class Grid:
         values: by its key, those to choose from; the first is tried first.
     """
 
+    name: str
     base: dict[str, Setting]
     epochs: int
     seeds: int
@@ -188,7 +190,7 @@ class Grid:
             "run.out": out,
             **(more or {}),
         }
-        settings = self.base | {name: Setting(_text(value), GRID.name) for name, value in changes.items()}
+        settings = self.base | {name: Setting(_text(value), self.name) for name, value in changes.items()}
         return resolve(settings, options=())
 
 
@@ -202,6 +204,7 @@ def load(path: Path = GRID) -> Grid:
     full = tuple(Entry(f"full {float(b):g}", float(b), {}) for b in sorted(content["budgets"], key=float))
     methods = tuple(Entry(name, None, settings) for name, settings in content["methods"].items())
     made = Grid(
+        name=path.name,
         base=strict_args.read_settings(path.parent / content["config"]),
         epochs=int(content["epochs"]),
         seeds=int(content["seeds"]),

@@ -191,6 +191,10 @@ class Judged:
                 return best, untried
         return best, []
 
+    def choices_tried(self, entry: Entry) -> int:
+        """How many choices the tuning seed has tried."""
+        return len(self._tried(entry))
+
     def _tried(self, entry: Entry) -> dict[str, Row]:
         """The runs with the tuning seed, by choice."""
         return {row["choice"]: row for row in self._of(entry) if int(row["seed"]) == TUNING_SEED}

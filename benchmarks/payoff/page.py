@@ -23,21 +23,23 @@ def text(grid: Grid, conditions: Sequence[Judged]) -> str:
     parts = []
     for judged in conditions:
         found = {entry.name: judged.payoff(entry) for entry in grid.methods}
-        printed = [part for one in found.values() if one is not None for part in (one.saving, one.gain)]
+        # A saving without error has all its seeds at one end of the curve: their spread is not known.
+        printed = [part for one in found.values() if one is not None for part in (one.saving, one.gain) if part.error]
         scores = [score for entry in grid.methods if (score := _score(judged, entry)) is not None]
         level = correction(part.p() for part in (*printed, *scores))
         parts.append(f"## {judged.condition}\n\n{_curve(grid, judged)}\n\n{_methods(grid, judged, level)}")
         parts.append(
             f"± of an accuracy is the standard deviation over seeds, elsewhere the {level} over paired seeds. A saving "
-            "that is a bound is the end of this interval."
+            "that is a bound is the end of this interval. Where all seeds lie at that end of the curve there is none."
         )
         if judged.first is None and grid.claim.methods:
             parts.append(_claim(grid, judged))
         trials = _trials(grid, judged)
         if trials:
             parts.append(
-                "The first seed decides which methods are run on. With their best choice, methods more than "
-                f"{grid.hopeless:g} points below full data at their cost are given up, with their variants.\n\n{trials}"
+                "The first seed decides which methods are run on. Tuned methods more than "
+                f"{grid.hopeless:g} points below full data at their cost are given up, with their variants. "
+                f"The more choices a gain is the best of, the more it flatters.\n\n{trials}"
             )
         missing = sum(len(judged.left(entry)[1]) for entry in grid.entries)
         if missing:
@@ -50,7 +52,8 @@ def _curve(grid: Grid, judged: Judged) -> str:
     for entry in grid.budgets:
         rows = list(judged.judged(entry).values())
         if rows:
-            lines.append({"full data": entry.name.removeprefix("full "), **_numbers(rows)})
+            epochs = {"epochs": rows[0]["epochs"]}
+            lines.append({"full data": entry.name.removeprefix("full "), **epochs, **_numbers(rows)})
     return table(lines) if lines else "Full data has not been run yet."
 
 
@@ -67,7 +70,7 @@ def _methods(grid: Grid, judged: Judged, level: Correction) -> str:
                 "saving in work, %": found.saving_in_words(level.level),
                 "beyond the curve": f"{found.beyond} of {len(rows)}",
                 "gain at equal work, points": found.gain.in_words(level.level),
-                "of it by the score": "" if score is None else score.in_words(level.level),
+                "above its null twin, points": "" if score is None else score.in_words(level.level),
             }
         )
     return table(lines) if lines else "No method has been run yet."
@@ -136,6 +139,7 @@ def _trials(grid: Grid, judged: Judged) -> str:
         {
             "method": entry.name,
             "choice": trial["choice"],
+            **({"choices tried": f"{judged.choices_tried(entry)}"} if judged.first is None else {}),
             "accuracy, %": f"{100 * float(trial['accuracy']):.2f}",
             "work, samples": f"{float(trial['work']):,.0f}",
             "gain at equal work, points": f"{judged.trial_gain(trial):+.2f}",

@@ -5,18 +5,19 @@
     python -m benchmarks.payoff --redraw        page and figure again, without training
 
 grid.yaml has the rules and the runs, in their order. A run whose row is there is not repeated: stop it with Ctrl-C,
-start it again. With --methods only full data, these methods and their null twins are run, with --conditions only the
-first condition and these. With --jobs J as many runs go on side by side, each on its share of the cores. "Work" counts
-samples trained on. A forward pass without a step is a third of one. A sample of the proxy counts by its share of the
-arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and compilation. They hold
-for a quiet machine and one job only, so the page does not judge by them: `python -m benchmarks.payoff.seconds` does.
+start it again. With --methods only full data, these methods, those that they vary and all null twins are run, with
+--conditions only the first condition and these. With --jobs J as many runs go on side by side, each on its share of the
+cores. "Work" counts samples trained on. A forward pass without a step is a third of one. A sample of the proxy counts
+by its share of the arithmetic, decoding by its share of the seconds. The rows have seconds too, without tests and
+compilation. They hold for a quiet machine and one job only, so the page does not judge by them: `python -m
+benchmarks.payoff.seconds` does.
 
 How to read the page: "saving" is 1 − a method's cost / the cost at which full data reach its accuracy, seed by seed.
 "gain" is its accuracy − the accuracy of the curve at its cost. "Beyond the curve" counts the seeds in which full data
 reach the accuracy at no budget. Their savings are bounds. So "at least" stands before the lower end of the interval.
-Where the cheapest budget reaches more, "at most" stands before the upper end. "Of it by the score" is the accuracy
-above the null twin, whose scores say nothing. The first seed, with the best choice so far, has a table of its own. In
-the first condition this seed tunes, and does not count elsewhere.
+Where the cheapest budget reaches more, "at most" stands before the upper end. A null twin is its method with scores
+that say nothing. The first seed, with the best choice so far, has a table of its own. In the first condition this seed
+tunes, and does not count elsewhere.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ COLUMNS = (
     *("proxy_share", "decode_share"),
 )
 SETTINGS = ("grid",)
-MIXED = tuple(name for name in machine.MIXED if name != "cpu")  # of another processor, work and accuracy are the same
+MIXED = tuple(name for name in machine.MIXED if name != "cpu")  # of another one, rows are nearly the same
 DECODED_BATCHES = 20  # that the share of decoding is measured on
 
 
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--hours", type=float, default=1e9, help="no run is begun after so many")
     parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
-    parser.add_argument("--methods", nargs="+", default=[], help="only full data, these, and their null twins")
+    parser.add_argument("--methods", nargs="+", default=[], help="only full data, these, and what they need")
     parser.add_argument("--conditions", nargs="+", default=[], help="only the first, which tunes, and these")
     parser.set_defaults(csv=ROOT / "benchmarks" / "results" / "payoff.csv")
 

@@ -58,7 +58,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Correction:
-    """For the number of comparisons that stand together: of the differences found among them, 5 % are none at most.
+    """For the number of comparisons that stand together: of the differences found, at most 5 % are none, in the mean.
 
     Benjamini and Hochberg (1995) find those with p <= `level`. Intervals at that level (Benjamini and Yekutieli, 2005)
     leave the null out exactly where it is found: what is printed and what is decided agree.
