@@ -93,8 +93,8 @@ class Config:
         if self.save and prune.sized_by is None:
             able = ", ".join(sorted(name for name, preset in methods.PRESETS.items() if preset.sized_by))
             faults.append(
-                f"prune.save={self.save:g}: no parameter sets what method {prune.name} trains on; take one of {able}, "
-                "or leave prune.save out"
+                f"prune.save={self.save:g}: no parameter sets evenly how much method {prune.name} trains on; take one "
+                f"of {able}, or leave prune.save out"
             )
         faults += [
             f"prune.method={prune.name} needs prune.{name}{declared.metadata['needed']}"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.warm_up import warm_up
+from ffcv_prune.models import load_weights
 from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
@@ -87,6 +88,12 @@ class Trainer:
         prune = self.config.prune
         return self.config if self.plan is None else replace(self.config, prune=prune.replace(**self.plan.values))
 
+    def load_weights(self, run: str) -> None:
+        """Begin from the weights that a run ended with; a run on all data would load them, too."""
+        begun = time.perf_counter()
+        load_weights(self.stepper.model, run)
+        self._ready += time.perf_counter() - begun
+
     def make_plan(self, started: float) -> None:
         """Solve for what prune.save asks, and go on with that. `started`: when the set-up began, by perf_counter."""
         config = self.config
@@ -115,7 +122,10 @@ class Trainer:
             self.stepper.distribute()
         self.loaders.resize(self.epoch, self.config.train.epochs)
         self._compile()
+        begun = time.perf_counter()
         self._save(folder)  # from here on there is a checkpoint, and the disk has room for one
+        if self.plan is not None and self.epoch == 0:
+            self.plan.pace = replace(self.plan.pace, first_checkpoint=time.perf_counter() - begun)
         epochs = self.config.train.epochs
         for epoch in range(self.epoch, epochs):
             self._save_if_asked(folder, stop)

@@ -39,8 +39,9 @@ class Pace:
         test: for a whole test.
         epoch: for an epoch, whatever it trains on: the wait for its first batch, and what is in no phase.
         selection: to make a selection and begin with it, without a pass.
-        compilation: to compile the step, which a run on all data does, too.
-        checkpoints: to write those within a run, for each other second: they are written by time.
+        compilation: that the first steps take more, which compile and allocate. So do those of a run on all data.
+        first_checkpoint: to write the checkpoint that any run begins with; 0 until it is there.
+        checkpoints: to write the others within a run, for each other second: they are written by time.
     """
 
     step: float
@@ -50,6 +51,7 @@ class Pace:
     epoch: float = 0.0
     selection: float = 0.0
     compilation: float = 0.0
+    first_checkpoint: float = 0.0
     checkpoints: float = 0.0
 
 
@@ -59,9 +61,7 @@ def measure(config: Config, stepper: Stepper, pruner: Pruner, test_loader: Sampl
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout
         own = Stepper(copy.deepcopy(stepper.model), config.train, stepper.amp_dtype, stepper.task)
         own.model.train()
-        start = now(device)
-        _train(own, pruner.loader, 0.0)  # compiles, allocates
-        compilation = 0.0 if own.compile_mode == "off" else now(device) - start
+        _, first_seconds, first_samples = _train(own, pruner.loader, 0.0)
         wait, seconds, samples = _train(own, pruner.loader, SECONDS)
         tested, amp_dtype, flip = stepper.tested, stepper.amp_dtype, config.data.test_flip
 
@@ -72,13 +72,14 @@ def measure(config: Config, stepper: Stepper, pruner: Pruner, test_loader: Sampl
 
         of_test = _per_sample(test, device)
         forward, proxy = _scoring(stepper, pruner, 1 - config.save)
+    step = seconds / samples
     return Pace(
-        step=seconds / samples,
+        step=step,
         forward=forward,
         proxy=proxy,
         test=of_test * test_loader.num_samples,
         epoch=wait,
-        compilation=compilation,
+        compilation=max(0.0, first_seconds - first_samples * step),
     )
 
 
@@ -92,9 +93,8 @@ def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
     selecting = total["select"] + total["swap"]
     if not cost["forwards"] and not cost["proxy_forwards"]:  # the losses of training were sorted in, without a pass
         selecting += total["score"]
-    before_first = rows[0]["seconds"]["save"]  # by the checkpoint that any run begins with
-    saves = total["save"] - before_first
-    rest = total["total"] - sum(total[phase] for phase in PHASES) + before_first
+    saves = max(0.0, total["save"] - before.first_checkpoint)
+    rest = total["total"] - sum(total[phase] for phase in PHASES)
     return Pace(
         step=(total["load"] + total["train"] - waited) / seen if seen else before.step,
         forward=total["score"] / cost["forwards"] if cost["forwards"] else before.forward,
@@ -103,7 +103,8 @@ def of_log(rows: Sequence[Mapping[str, Any]], before: Pace) -> Pace:
         epoch=(waited + max(0.0, rest)) / epochs,
         selection=selecting / selections if selections else before.selection,
         compilation=before.compilation,
-        checkpoints=saves / (total["total"] - saves),
+        first_checkpoint=before.first_checkpoint,
+        checkpoints=saves / (total["total"] - total["save"]),
     )
 
 

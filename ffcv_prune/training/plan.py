@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import ceil, inf
+from math import ceil, inf, prod
 from typing import Any
 
 from ffcv_prune.errors import UserError
@@ -61,8 +61,11 @@ class Scale:
         if not method.makes_passes or not due:
             return 0
         left = self.n - (self.trained(method, epoch - 1) if source.records and epoch else 0)
-        first = epoch == phases.warmup_epochs(self.epochs)  # samples without a loss are scored beyond a budget
-        return left if first else min(left, ceil(source.budget.share * self.n - 1e-6))
+        wanted = ceil(source.budget.share * self.n - 1e-6)
+        if epoch == phases.warmup_epochs(self.epochs):  # samples without a loss are scored beyond a budget
+            seen = [self.trained(method, e) for e in range(epoch) if source.records and phases.selects(e, self.epochs)]
+            wanted = max(wanted, round(self.n * prod(1 - trained / self.n for trained in seen)))
+        return min(left, wanted)
 
 
 def seconds_of(method: Method, pace: Pace, scale: Scale, first: int = 0) -> dict[str, float]:
@@ -113,24 +116,28 @@ class Plan:
         plan = cls(asked, preset, scale, pace)
         target = (1 - asked) * plan.full_seconds(pace) - scale.setup
         solved: list[Method] = []
-        most = -inf
+        most, longer = -inf, False
+        full = sum(seconds_of(PRESETS["full"], pace, scale).values())
         for milder in _milder(preset, scale.epochs):
             smallest, largest = limits(milder, scale)
             highest, lowest = (plan.saved(plan.seconds(choice)) for choice in (smallest, largest))
             if asked < lowest - NEAR:
                 if solved:
                     break
+                less = f"{most:.3f} at most, or " if most > -inf else ""
                 raise UserError(
-                    f"prune.save={asked:g}: method {preset.name} saves {lowest:.3f} at least of a full run here; "
-                    "ask for more"
+                    f"prune.save={asked:g}: method {preset.name} saves {less}{lowest:.3f} at least of a full run here; "
+                    f"ask for {'less or ' if less else ''}more"
                 )
             if asked <= highest + NEAR:
                 solved.append(solve(smallest, pace, scale, target))
                 if scale.least_trained(solved[-1]) >= ENOUGH * scale.n:
                     break
             most = max(most, highest)
+            longer = longer or sum(seconds_of(smallest, pace, scale).values()) < full
         if not solved:
-            remedy = "ask for less, or train longer" if round(most, 3) > 0 else "train longer, or leave prune.save out"
+            remedy = "train longer" if longer else "lower train.batch_size"  # with a batch an epoch no length helps
+            remedy = f"ask for less, or {remedy}" if round(most, 3) > 0 else f"{remedy}, or leave prune.save out"
             raise UserError(
                 f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of "
                 f"{scale.epochs} epochs here; {remedy}"
@@ -156,7 +163,8 @@ class Plan:
 
     def full_seconds(self, pace: Pace) -> float:
         """Seconds of a run on all data at this pace."""
-        return self.scale.full_setup + sum(seconds_of(PRESETS["full"], pace, self.scale).values())
+        once = self.scale.full_setup + pace.first_checkpoint
+        return once + sum(seconds_of(PRESETS["full"], pace, self.scale).values())
 
     def saved(self, seconds: Mapping[str, float]) -> float:
         """The share that a run of these seconds, by phase, saves."""

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from ffcv_prune.config import Config, dotted, fixed_keys
 from ffcv_prune.errors import Terminated, uninterrupted
-from ffcv_prune.models import load_weights
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.loop import Trainer
 from ffcv_prune.training.profile import measure_alone, report_profile
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.run_log import RunResult, kept_share, result_row
-from ffcv_prune.training.stop import StopSignals, stopped
+from ffcv_prune.training.stop import BrokenOff, StopSignals, stopped
 from ffcv_prune.training.trackers import open_tracker, require_tracker
 from ffcv_prune.training.watch import LOST_RANK
 from ffcv_prune.training.world import join
@@ -60,13 +59,13 @@ def train(config: Config, loaders: Loaders | None = None, resume: Path | None = 
         with world.together():
             trainer = Trainer(config, loaders)
             if resume is None and config.model.weights:
-                load_weights(trainer.stepper.model, config.model.weights)
+                trainer.load_weights(config.model.weights)
         if resume is not None:
             shared = cast(dict[str, Any], world.share(state))
             with world.together():
                 trainer.load_state_dict(shared)
         elif config.save:
-            with world.together():
+            with world.together(), suppress(BrokenOff), stop.at_once():
                 trainer.make_plan(start)
         signal = world.agree(stop.requested)
         if signal:  # nothing is written; a run to resume is as it was
