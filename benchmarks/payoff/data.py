@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "betons" / "payoff")
     args = parser.parse_args()
     if not args.source.exists():
-        raise UserError(
-            f"{args.source} does not exist; write it with python write_datasets.py --dataset {args.source.parent.name}"
-        )
+        raise UserError(f"{args.source} does not exist; write it with write_datasets.py, or name another --source")
     whole, classes = read(args.source)
     for name, made in variants(whole, len(classes)).items():
         path = args.out / name / "train.beton"
