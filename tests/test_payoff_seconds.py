@@ -165,6 +165,8 @@ def test_what_cannot_be_measured_is_one_line(claimed: Path, monkeypatch: pytest.
         only_one.setattr(os, "sched_getaffinity", lambda pid: {0})
         with pytest.raises(UserError, match="needs two cores"):
             benchmark(seconds, words=words_of(claimed))
+    with pytest.raises(UserError, match="--methods full: the claim has rows of recent"):
+        benchmark(seconds, words=[*words_of(claimed), "--methods", "full"])
     write_csv(payoff, [row for row in rows if row["entry"] != "recent"])
     with pytest.raises(UserError, match=r"no method of the claim has been run; run python -m benchmarks.payoff first"):
         benchmark(seconds, words=words_of(claimed))

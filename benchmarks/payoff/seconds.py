@@ -48,6 +48,7 @@ CLAIMED = 0.2  # saving in seconds
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
     parser.add_argument("--payoff", default="benchmarks/results/payoff.csv", help="the referee's rows of this grid")
+    parser.add_argument("--methods", nargs="+", default=[], help="of the claim, only these")
     parser.set_defaults(repeats=6)
 
 
@@ -56,6 +57,9 @@ def run(args: argparse.Namespace, results: Results) -> None:
     path = ROOT / args.grid
     judged = _judged(args.grid, args.payoff)
     pairs = {entry.name: _pair(judged, entry) for entry in _methods(judged, args.payoff)}
+    if strangers := [name for name in args.methods if name not in pairs]:
+        raise UserError(f"--methods {strangers[0]}: the claim has rows of {', '.join(pairs)}")
+    pairs = {name: pair for name, pair in pairs.items() if name in (args.methods or pairs)}
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise UserError("this benchmark needs two cores: two runs are timed side by side")
@@ -119,13 +123,14 @@ def summary(rows: Sequence[Row]) -> str:
     """A line for each method: the ratio of the seconds, and the saving that it leaves."""
     path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
     judged = _judged(path, payoff)
-    lines, counted = [], []
+    lines, counted, unpaired = [], [], []
     for entry in _methods(judged, payoff):
         pair = _pair(judged, entry)
         own = [row for row in rows if row["method"] == entry.name and row["key"] == _key(judged, pair)]
         found = judged.payoff(entry)
         ratios = _ratios(own)
         if not ratios or found is None:
+            unpaired.append(entry.name)
             continue
         counted += own
         seeds, grid = len(judged.judged(entry)), judged.grid
@@ -151,6 +156,8 @@ def summary(rows: Sequence[Row]) -> str:
         f"bound is the end of this interval. The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of "
         f"the seconds of full data, {claim_words(judged.grid)}."
     )
+    if unpaired:
+        words += f" Not measured: {', '.join(unpaired)}."
     return f"{table(lines)}\n\n{words} {measured_on(counted)}"
 
 
