@@ -55,10 +55,17 @@ class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
         assert len(batch) == 2
 
 
-def fit(data: Any, folder: Path, resume: Path | None = None, kind: type[Module] = Module, **options: Any) -> Module:
-    module = kind()
+class Estimating(Module):
+    """Has Lightning ask for the training data before it has restored the epoch."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches
+        return make_optimizer(self)
+
+
+def make_trainer(folder: Path, **options: Any) -> Any:
     options = {"max_epochs": EPOCHS, "reload_dataloaders_every_n_epochs": 1} | options
-    trainer = lightning.Trainer(
+    return lightning.Trainer(
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -66,16 +73,23 @@ def fit(data: Any, folder: Path, resume: Path | None = None, kind: type[Module] 
         default_root_dir=folder,
         **options,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=resume)
+
+
+def fit(data: Any, folder: Path, resume: Path | None = None, kind: type[Module] = Module, **options: Any) -> Module:
+    module = kind()
+    make_trainer(folder, **options).fit(module, datamodule=data, ckpt_path=resume)
     return module
+
+
+def validation_loader() -> TorchLoader:
+    return TorchLoader(Coloured(), 64, num_workers=0, shuffle=False, drop_last=False)
 
 
 @pytest.mark.parametrize("method", ["ucb", "infobatch"])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_fit_is_the_plain_loop_step_by_step(method: str, workers: int, tmp_path: Path) -> None:
     steps, weights = plain_run(make_pruner(method))
-    validation = TorchLoader(Coloured(), 64, num_workers=0, shuffle=False, drop_last=False)
-    data = PrunedDataModule(lambda: make_pruner(method, workers), validation)
+    data = PrunedDataModule(lambda: make_pruner(method, workers), validation_loader())
     module = fit(data, tmp_path, enable_checkpointing=False)
     assert module.steps == steps
     assert_same_weights(module.net.state_dict(), weights)
@@ -83,20 +97,33 @@ def test_a_fit_is_the_plain_loop_step_by_step(method: str, workers: int, tmp_pat
         assert len(steps) == sum(LENGTHS)  # the last epoch, of all data, is not cut to the length of the first
 
 
+@pytest.mark.parametrize("kind", [Module, Estimating])
 @pytest.mark.parametrize("every", [{"every_n_train_steps": 7}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}])
-def test_a_fit_goes_on_from_lightnings_own_file(every: dict[str, Any], tmp_path: Path) -> None:
+def test_a_fit_goes_on_from_lightnings_own_file(kind: type[Module], every: dict[str, Any], tmp_path: Path) -> None:
     steps, weights = plain_run(make_pruner())
     saved = ModelCheckpoint(tmp_path, save_top_k=-1, **every)
-    fit(PrunedDataModule(make_pruner()), tmp_path, callbacks=[saved])
+    fit(PrunedDataModule(make_pruner()), tmp_path, kind=kind, callbacks=[saved])
     files = sorted(tmp_path.glob("*.ckpt"))
     assert len(files) >= 4
     for file in files:
         done = torch.load(file, weights_only=True)["global_step"]
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*not resumable.*")
-            module = fit(PrunedDataModule(make_pruner()), tmp_path, resume=file, enable_checkpointing=False)
+            module = fit(PrunedDataModule(make_pruner()), tmp_path, file, kind, enable_checkpointing=False)
         assert module.steps == steps[done:], file
         assert_same_weights(module.net.state_dict(), weights)
+
+
+def test_validation_from_lightnings_own_file_leaves_the_pruner_alone(tmp_path: Path) -> None:
+    """There is none before a fit; and after it, the file of an earlier step does not set it back."""
+    fitted, fresh = (PrunedDataModule(make_pruner, validation_loader()) for _ in range(2))
+    fit(fitted, tmp_path, callbacks=[ModelCheckpoint(tmp_path, save_top_k=-1, every_n_train_steps=7)])
+    file = min(tmp_path.glob("*.ckpt"), key=lambda path: torch.load(path, weights_only=True)["global_step"])
+    for data in (fresh, fitted):
+        trainer = make_trainer(tmp_path, enable_checkpointing=False)
+        trainer.validate(Module(), datamodule=data, ckpt_path=file, verbose=False)
+        trainer.save_checkpoint(tmp_path / "validated.ckpt")
+    assert fitted.pruner.loader.next_epoch == EPOCHS
 
 
 def test_the_positions_stay_on_the_cpu(tmp_path: Path) -> None:
@@ -110,17 +137,7 @@ def test_the_positions_stay_on_the_cpu(tmp_path: Path) -> None:
             images, _, ids = batch
             moved.append(data.transfer_batch_to_device({"images": images, "ids": ids}, meta, 0))
 
-    module = Watched()
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        reload_dataloaders_every_n_epochs=1,
-        max_steps=1,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, datamodule=data)
+    fit(data, tmp_path, kind=Watched, max_steps=1, enable_checkpointing=False)
     of_tuple, of_mapping = moved
     assert [part.device.type for part in of_tuple] == ["meta", "meta", "cpu"]
     assert of_mapping["images"].device.type == "meta" and of_mapping["ids"].device.type == "cpu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ffcv_prune import Pruner, TorchLoader, tasks
+from ffcv_prune import PrunedLoader, Pruner, TorchLoader, tasks
 from ffcv_prune.errors import UserError
+from tests.betons import Beton
 from tests.plain_loop import BATCH, EPOCHS, LENGTHS, LR, UCB, assert_same_weights, run_ranks
 from tests.torch_data import Coloured
 
@@ -133,6 +135,13 @@ def test_gradients_are_accumulated_over_the_steps_of_the_plan(accumulate: int, t
         assert torch.equal(parameter, weights[name]), name
 
 
+@pytest.mark.parametrize("method", ["infobatch", "kakurenbo"])
+def test_accumulation_is_refused_where_selections_follow_from_training(method: str, tmp_path: Path) -> None:
+    """All batches of a step are drawn before one is trained on, and so the next selection may be made."""
+    with pytest.raises(UserError, match=f"gradient_accumulation_steps is 2: .* selection of method {method} too early"):
+        make_trainer(make_pruner(method), tmp_path, gradient_accumulation_steps=2)
+
+
 def test_the_factor_of_the_learning_rate_is_of_the_step_alone(tmp_path: Path) -> None:
     pruner = make_pruner("kakurenbo")
     total = pruner.total_steps()
@@ -152,6 +161,25 @@ def test_a_run_goes_on_from_the_trainers_own_folder(method: str, tmp_path: Path)
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert trainer.steps == steps[step:]
         assert_same_weights(trainer.model.state_dict(), weights)
+
+
+def test_a_run_goes_on_from_any_folder(tmp_path: Path) -> None:
+    """In output_dir, there is the state of another run."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    steps, weights = plain_run(make_pruner())
+    for folder, keep in ((own, 0.4), (other, 0.3)):
+        pruner = make_pruner(**UCB | {"keep": keep})
+        make_trainer(pruner, folder, save_strategy="steps", save_steps=14).train()
+    trainer = make_trainer(make_pruner(), other)
+    trainer.train(resume_from_checkpoint=str(own / "checkpoint-14"))
+    assert trainer.steps == steps[14:]
+    assert_same_weights(trainer.model.state_dict(), weights)
+    shutil.rmtree(own / "checkpoint-32")  # of the end
+    last = make_trainer(make_pruner(), own)
+    last.train(resume_from_checkpoint=True)
+    assert last.steps == steps[28:]
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        make_trainer(make_pruner(), tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_a_schedule_ends_with_the_plan(tmp_path: Path) -> None:
@@ -179,9 +207,15 @@ def test_without_ids_the_loss_is_the_models_own(tmp_path: Path) -> None:
     [
         ({"num_train_epochs": 3}, "num_train_epochs is 3 and the pruner plans 5"),
         ({"max_steps": 7}, "max_steps is 7: leave it out"),
+        (
+            {"label_smoothing_factor": 0.1},
+            r'label_smoothing_factor is 0.1.* task=tasks.Classification\(label_smoothing=0.1, output="logits"\)',
+        ),
     ],
 )
-def test_a_plan_of_its_own_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_arguments_that_contradict_the_pruners_are_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=message):
         make_trainer(make_pruner(), tmp_path, **options)
 
@@ -189,6 +223,19 @@ def test_a_plan_of_its_own_is_refused(options: dict[str, Any], message: str, tmp
 def test_a_method_that_selects_within_batches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="selective_backprop selects within each batch"):
         make_trainer(make_pruner("selective_backprop"), tmp_path)
+
+
+def test_a_loss_function_of_ones_own_is_refused_beside_the_pruners(tmp_path: Path) -> None:
+    arguments = transformers.TrainingArguments(str(tmp_path), num_train_epochs=EPOCHS, use_cpu=True, report_to=[])
+    with pytest.raises(UserError, match=r"compute_loss_func .* a task of your own"):
+        PrunedTrainer(make_model(), arguments, pruner=make_pruner(), compute_loss_func=F.cross_entropy)
+
+
+def test_a_loader_that_serves_no_mappings_is_refused(beton: Beton, tmp_path: Path) -> None:
+    loader = PrunedLoader(beton.path, BATCH, shuffle=True)
+    pruner = Pruner(loader, None, "random", keep=0.4, epochs=EPOCHS, task=TASK)
+    with pytest.raises(UserError, match="the loader of the pruner is of type PrunedLoader: give a TorchLoader"):
+        make_trainer(pruner, tmp_path)
 
 
 def test_a_schedule_that_would_run_out_of_steps_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ class PrunedDataModule(LightningDataModule):
         for config in self.trainer.lr_scheduler_configs:
             if config.interval == "step" and config.frequency == 1:
                 self.pruner.check_schedule(config.scheduler, self.total_steps())
-        self.pruner.begin_epoch(self.trainer.current_epoch, self.trainer.lightning_module)
+        epoch, resumes = self.trainer.current_epoch, self.trainer.ckpt_path is not None
+        # `estimated_stepping_batches` asks before Lightning has restored the epoch, but after the pruner was restored.
+        # An epoch begun there would set the pruner back. Lightning asks again, with the epoch to go on with.
+        if not (resumes and epoch < loader.next_epoch):
+            self.pruner.begin_epoch(epoch, self.trainer.lightning_module)
         return _Epoch(loader)
 
     def total_steps(self) -> int:
@@ -85,10 +89,13 @@ class PrunedDataModule(LightningDataModule):
         return (*super().transfer_batch_to_device(tuple(rest), device, dataloader_idx), ids)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.pruner.state_dict()
+        """Nothing where there was no fit: only a fit needs the pruner."""
+        return self.pruner.state_dict() if hasattr(self, "pruner") else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.pruner.load_state_dict(state_dict)
+        """Take it up for a fit. Lightning hands it over for validation, too, which must not set a pruner back."""
+        if self.trainer.training:
+            self.pruner.load_state_dict(state_dict)
 
 
 class _Epoch:

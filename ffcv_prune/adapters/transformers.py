@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.extras import require
+from ffcv_prune.loading.torch_loader import TorchLoader
+from ffcv_prune.methods.weights import NoWeight
 from ffcv_prune.pruner import Pruner
 
 require("transformers")
 require("accelerate", "transformers")  # which the Trainer runs on
 
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers.trainer_utils import get_last_checkpoint  # noqa: E402
 
 STATE_FILE = "pruner.pt"
 
@@ -35,44 +38,41 @@ class PrunedTrainer(Trainer):
     Args:
         model: as a Trainer's.
         args: as a Trainer's; `num_train_epochs` must be the pruner's epochs.
-        pruner: its loader serves mappings, as the model takes them; its score_loader (inputs, targets). Its task names
-            the output of the model: tasks.Classification(output="logits"). With `with_ids`, the loss is that of the
-            pruner's task, by `Pruner.batch_loss`; otherwise it is the model's own.
+        pruner: its loader is a `TorchLoader` of mappings, as the model takes them; its score_loader serves (inputs,
+            targets). Its task names the output of the model: tasks.Classification(output="logits"). With `with_ids`,
+            the loss is that of the pruner's task, by `Pruner.batch_loss`; otherwise it is the Trainer's.
         options: the other arguments of a Trainer.
 
     Raises:
-        UserError: other epochs than the pruner's, a step limit, or a method that selects within batches. Also a loader
-            that not all processes share, or a schedule that would end before the plan.
+        UserError: other epochs than the pruner's, a step limit, a loss beside the pruner's, or a method that selects
+            within batches. A loader that not all processes share, or no `TorchLoader`. Accumulated gradients with a
+            method that weighs samples or takes the losses of training. A schedule that would end before the plan.
     """
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, pruner: Pruner, **options: Any) -> None:
-        if args.num_train_epochs != pruner.state.epochs:
-            raise UserError(
-                f"num_train_epochs is {args.num_train_epochs:g} and the pruner plans {pruner.state.epochs}: "
-                "give both the same"
-            )
-        if args.max_steps > 0:
-            raise UserError(f"max_steps is {args.max_steps}: leave it out, it follows from the pruner's plan")
-        if pruner.method.chooses_in_batches:
-            raise UserError(
-                f"method {pruner.method.name} selects within each batch, before the forward pass, which the Trainer "
-                "makes itself: train in a loop of your own"
-            )
-        if args.world_size != pruner.loader.world_size:
-            raise UserError(
-                f"{args.world_size} processes train, and {pruner.loader.world_size} share the loader: build it with "
-                f"distributed={args.world_size > 1}"
-            )
+        _check(args, pruner, options)
         args = copy.copy(args)
         args.max_steps = pruner.total_steps() // args.gradient_accumulation_steps
         pruner.check_schedule(options.get("optimizers", (None, None))[1], args.max_steps)
         args.ignore_data_skip = True  # the loader itself goes on where it was
         super().__init__(model, args, **options)
         self.pruner = pruner
-        self.add_callback(_KeepsState(pruner))
+        self.add_callback(_SavesState(pruner))
         self.add_callback(_MultipliesLearningRate(pruner))
         if pruner.loader.with_ids:
             self.model_accepts_loss_kwargs = False  # of our loss, the Trainer averages the steps that it accumulates
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
+        """Train as a Trainer does; the pruner goes on from the state in the folder to resume from."""
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:  # where there is no last one, the Trainer says so
+            path = Path(folder) / STATE_FILE
+            if not path.exists():
+                raise UserError(f"{path} is missing: resume from a folder that a PrunedTrainer saved")
+            self.pruner.load_state_dict(torch.load(path, weights_only=True))
+        return super().train(resume_from_checkpoint, *arguments, **options)
 
     def get_train_dataloader(self) -> Any:
         return _AllEpochs(self.pruner, self.model)
@@ -85,6 +85,54 @@ class PrunedTrainer(Trainer):
         outputs = model(**inputs)
         loss = self.pruner.batch_loss(self.pruner.task.losses(outputs, labels), ids, outputs, labels)
         return (loss, outputs) if return_outputs else loss
+
+
+def _check(args: TrainingArguments, pruner: Pruner, options: Mapping[str, Any]) -> None:
+    """Refuse what contradicts the pruner, or the Trainer."""
+    if not isinstance(pruner.loader, TorchLoader):
+        raise wrong_kind("loader of the pruner", pruner.loader, "a TorchLoader: the Trainer takes batches as mappings")
+    if args.num_train_epochs != pruner.state.epochs:
+        raise UserError(
+            f"num_train_epochs is {args.num_train_epochs:g} and the pruner plans {pruner.state.epochs}: "
+            "give both the same"
+        )
+    if args.max_steps > 0:
+        raise UserError(f"max_steps is {args.max_steps}: leave it out, it follows from the pruner's plan")
+    if pruner.method.chooses_in_batches:
+        raise UserError(
+            f"method {pruner.method.name} selects within each batch, before the forward pass, which the Trainer "
+            "makes itself: train in a loop of your own"
+        )
+    if args.world_size != pruner.loader.world_size:
+        raise UserError(
+            f"{args.world_size} processes train, and {pruner.loader.world_size} share the loader: build it with "
+            f"distributed={args.world_size > 1}"
+        )
+    together = args.gradient_accumulation_steps
+    follows_training = pruner.method.records_losses or not isinstance(pruner.method.weight, NoWeight)
+    if together > 1 and follows_training:
+        # The Trainer draws all batches of a step before it trains on the first of them.
+        raise UserError(
+            f"gradient_accumulation_steps is {together}: the Trainer would make the next selection of method "
+            f"{pruner.method.name} too early, in the middle of a step: leave it out, and raise the batch_size"
+        )
+    if pruner.loader.with_ids:
+        _check_loss(args, options)
+
+
+def _check_loss(args: TrainingArguments, options: Mapping[str, Any]) -> None:
+    """Refuse another loss than that of the pruner's task."""
+    smoothing = args.label_smoothing_factor
+    if smoothing:
+        raise UserError(
+            f"label_smoothing_factor is {smoothing:g}, and the pruner's task makes the loss: leave it out, and give "
+            f'the pruner task=tasks.Classification(label_smoothing={smoothing:g}, output="logits")'
+        )
+    if options.get("compute_loss_func") is not None:
+        raise UserError(
+            "compute_loss_func is given, and the pruner's task makes the loss: leave it out, and give the pruner a "
+            "task of your own, a subclass of tasks.Task"
+        )
 
 
 class _AllEpochs:
@@ -106,8 +154,8 @@ class _AllEpochs:
                 yield {**batch, "ids": batch["ids"].numpy()} if loader.with_ids else batch
 
 
-class _KeepsState(TrainerCallback):
-    """Saves the pruner's state where the Trainer saves its own, and takes it up again."""
+class _SavesState(TrainerCallback):
+    """Saves the pruner's state where the Trainer saves its own."""
 
     def __init__(self, pruner: Pruner) -> None:
         self._pruner = pruner
@@ -115,15 +163,7 @@ class _KeepsState(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **options: Any) -> None:
         own = self._pruner.state_dict()
         if state.is_world_process_zero:
-            torch.save(own, _folder(args, state) / STATE_FILE)
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **options: Any) -> None:
-        if state.global_step == 0:
-            return
-        path = _folder(args, state) / STATE_FILE
-        if not path.exists():
-            raise UserError(f"{path} is missing: resume from a folder that a PrunedTrainer saved, in output_dir")
-        self._pruner.load_state_dict(torch.load(path, weights_only=True))
+            torch.save(own, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE)
 
 
 class _MultipliesLearningRate(TrainerCallback):
@@ -142,7 +182,3 @@ class _MultipliesLearningRate(TrainerCallback):
     def on_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **options: Any) -> None:
         for group, scheduled in zip(options["optimizer"].param_groups, self._scheduled, strict=True):
             group["lr"] = scheduled
-
-
-def _folder(args: TrainingArguments, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
