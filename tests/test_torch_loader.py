@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    Sampler,
+    SequentialSampler,
     Subset,
     TensorDataset,
     WeightedRandomSampler,
     default_collate,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from ffcv_prune import PrunedLoader, Pruner, TorchLoader, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
@@ -224,6 +228,110 @@ def test_resuming_in_an_epoch_is_bit_identical(workers: int, exchanged: bool) ->
     assert [values(resumed), values(resumed)] == expected
 
 
+def interrupt(loader: TorchLoader, after: int, how: str) -> None:
+    """Take so many batches of the next epoch, then leave it."""
+    if how == "close":
+        batches = iter(loader)
+        for _ in range(after):
+            next(batches)
+        loader.close()
+        return
+    for number, _ in enumerate(loader, 1):
+        if number == after and how == "raise":
+            raise KeyboardInterrupt
+        if number == after:
+            break
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["break", "raise", "close"])
+@pytest.mark.parametrize("after", [2, 12])
+def test_an_epoch_that_was_left_is_resumed_where_it_was_left(workers: int, how: str, after: int) -> None:
+    """Defect: the state told of the start of the next epoch, and the rest was never served."""
+    expected = make()
+    batches = [served(expected), served(expected)]
+    stopped, resumed = make(num_workers=workers), make(num_workers=workers)
+    with suppress(KeyboardInterrupt):
+        interrupt(stopped, after, how)
+    state = stopped.state_dict()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state
+    assert served(resumed) == batches[0][after:] and served(resumed) == batches[1]
+    assert (stopped.next_epoch, stopped.first_batch) == (1, 0)
+    assert served(stopped) == batches[1]  # whoever does not resume goes on with the next epoch
+
+
+def where(loader: TorchLoader) -> tuple[int, int]:
+    state = loader.state_dict()
+    return state["epoch"], state["batch"]
+
+
+def test_what_forgets_an_epoch_that_was_left() -> None:
+    loader = make()
+    go_on: list[tuple[Callable[[], object], tuple[int, int]]] = [
+        (lambda: None, (0, 2)),
+        (lambda: list(loader.batches(7)), (0, 2)),  # a pass over the data does not touch the position
+        (lambda: loader.set_selection(HALF), (1, 0)),
+        (lambda: loader.set_epoch(5, 1), (5, 1)),
+        (lambda: (batches := loader.batches(7), loader.set_epoch(6), next(batches)), (6, 0)),
+        (lambda: list(loader), (2, 0)),
+    ]
+    for after_leaving, expected in go_on:
+        loader.set_epoch(0)
+        interrupt(loader, 2, "break")
+        after_leaving()
+        assert where(loader) == expected
+    loader.set_epoch(0)
+    interrupt(loader, 2, "break")
+    with pytest.raises(UserError, match="twice"):
+        loader.set_selection([1, 1])
+    assert where(loader) == (0, 2)
+
+
+def test_an_epoch_that_failed_is_resumed_at_the_batch_that_failed(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    loader = make(Fails(str(flag), kill=False), shuffle=False)
+    flag.touch()
+    with pytest.raises(OSError, match="cannot read sample 100"):
+        served(loader)
+    assert where(loader) == (0, 100 // BATCH)
+
+
+def test_a_selection_exchanged_before_an_epoch_is_left() -> None:
+    loader, resumed = make(), make()
+    for number, _ in enumerate(loader, 1):
+        if number == 2:
+            loader.set_selection(HALF)
+            break
+    resumed.load_state_dict(loader.state_dict())
+    assert served(resumed) == served(make())[2:]
+    np.testing.assert_array_equal(resumed.selection, HALF)
+
+
+def test_a_pruner_resumes_an_epoch_that_was_left() -> None:
+    def start() -> tuple[TorchLoader, Pruner]:
+        loader = make(Coloured(change=torch_data.position))
+        return loader, Pruner(loader, None, "random", keep=0.5, period=2, epochs=4)
+
+    def run(loader: TorchLoader, pruner: Pruner, stop_at: int) -> list[list[int]]:
+        found = []
+        for epoch in range(loader.next_epoch, 4):
+            pruner.begin_epoch(epoch, SmallNet())
+            for _, _, ids in loader:
+                found.append(ids.tolist())
+                if len(found) == stop_at:
+                    return found
+        return found
+
+    whole = run(*start(), 100)
+    for stop_at in range(1, len(whole)):
+        loader, pruner = start()
+        assert run(loader, pruner, stop_at) == whole[:stop_at]
+        resumed_loader, resumed = start()
+        resumed.load_state_dict(pruner.state_dict())
+        assert run(resumed_loader, resumed, 100) == whole[stop_at:]
+
+
 def test_a_state_of_other_settings_is_refused() -> None:
     state = make().state_dict()
     loader = make(seed=4)
@@ -397,12 +505,30 @@ def test_one_is_made_like_a_loader_of_torch(shuffle: bool) -> None:
     assert TorchLoader.like(torchs, batch_size=4).batch_size == 4
 
 
+@pytest.mark.parametrize("options", [{}, {"persistent_workers": True, "timeout": 5, "prefetch_factor": 4}])
+def test_one_is_made_like_it_without_workers(options: dict[str, Any]) -> None:
+    """Defect: options of the workers stayed, and torch refused them at the first batch."""
+    torchs = DataLoader(
+        Coloured(change=torch_data.position), BATCH, num_workers=2, multiprocessing_context="fork", **options
+    )
+    expected = served(make(shuffle=False, drop_last=False))
+    assert served(TorchLoader.like(torchs, num_workers=0, with_ids=True)) == expected
+    kept = TorchLoader.like(torchs, num_workers=1, with_ids=True)
+    assert served(kept) == expected
+    assert kept._loader is not None and kept._loader.prefetch_factor == torchs.prefetch_factor
+
+
 def samplers() -> Iterator[tuple[dict[str, Any], str]]:
     data = Coloured()
     yield {"sampler": WeightedRandomSampler([1.0] * N, N)}, "WeightedRandomSampler"
     yield {"sampler": RandomSampler(data, replacement=True)}, "RandomSampler"
     yield {"sampler": RandomSampler(data, num_samples=50)}, "RandomSampler"
     yield {"batch_sampler": [[0, 1]]}, "list"
+    # Defect: it was served whole, with the samples that the loader left out.
+    of_a_part: list[Sampler[int]] = [RandomSampler(range(100)), SequentialSampler(range(100))]
+    of_a_part.append(DistributedSampler(range(100), num_replicas=1, rank=0))  # type: ignore[arg-type]
+    for sampler in of_a_part:
+        yield {"sampler": sampler}, type(sampler).__name__
 
 
 @pytest.mark.parametrize(("options", "name"), list(samplers()))
@@ -429,6 +555,48 @@ def drop_one(samples: list[Any]) -> Any:
 def test_a_collate_function_that_drops_samples_is_refused(workers: int) -> None:
     with pytest.raises(UserError, match=r"collate_fn made 15 rows of 16 samples.*keep each"):
         next(iter(make(collate_fn=drop_one, num_workers=workers)))
+
+
+def many_features(image: Tensor, label: int, i: int) -> Any:
+    return image.flatten()[:BATCH].float(), label
+
+
+@pytest.mark.parametrize(
+    "change", [torch_data.plain, torch_data.named, torch_data.unlabelled, torch_data.position, many_features]
+)
+def test_dropped_samples_are_noticed_in_any_batch(change: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"collate_fn made 15 rows of 16 samples.*keep each"):
+        next(iter(make(Coloured(change=change), collate_fn=drop_one)))
+
+
+def time_major(samples: list[Any]) -> tuple[Tensor, Tensor]:
+    return torch.stack([image.flatten()[:7] for image, _ in samples], 1), torch.tensor([y for _, y in samples])
+
+
+def time_major_throughout(samples: list[Any]) -> tuple[Tensor, Tensor]:
+    sequences, _ = time_major(samples)
+    return sequences, sequences.roll(-1, 0)
+
+
+def time_major_alone(samples: list[Any]) -> Tensor:
+    return time_major(samples)[0]
+
+
+def named_time_major(samples: list[Any]) -> dict[str, Tensor]:
+    sequences, labels = time_major(samples)
+    return {"input_ids": sequences, "labels": labels}
+
+
+def concatenated(samples: list[Any]) -> list[Tensor]:
+    return [torch.zeros(99, 5), torch.zeros(42), torch.full((len(samples),), 2)]
+
+
+@pytest.mark.parametrize(
+    "collate", [time_major, time_major_throughout, time_major_alone, named_time_major, concatenated]
+)
+def test_the_inputs_need_not_have_a_row_for_each_sample(collate: Callable[[list[Any]], Any]) -> None:
+    """Defect: the rows of the first tensor were taken for the samples."""
+    assert len(list(make(Coloured(), collate_fn=collate, drop_last=False))) == -(-N // BATCH)
 
 
 def with_ids_of_its_own(image: Tensor, label: int, i: int) -> Any:

@@ -153,7 +153,7 @@ class Epoch:
     """Iterator over the batches of one epoch.
 
     Attributes:
-        position: where it is; the batches that were skipped at the start count as served.
+        position: where it is.
         order: int64[m], the ids in the order they are served.
 
     `once_begun` is called in the thread when the last batch is in the making.
@@ -208,19 +208,18 @@ class Epoch:
             self._finished = True
             self.close()
             if item is None:
+                self.position.ended = True
                 raise StopIteration
             if isinstance(item, LoaderError | UserError):
                 raise item
-            epoch, batch, _ = self.position
-            raise LoaderError(
-                f"{self._path}: batch {batch} of epoch {epoch} failed in the loader: {type(item).__name__}: {item}"
-            ) from item
+            where = f"batch {self.position.served} of epoch {self.position.epoch}"
+            raise LoaderError(f"{self._path}: {where} failed in the loader: {type(item).__name__}: {item}") from item
         slot, outputs = item
         self._ring.hand_out(slot)
         if not self._ring.direct:
             self._producer.gone_on()
         ids = self.next_ids
-        self.position = self.position._replace(served=self.position.served + 1)
+        self.position.served += 1
         return (*outputs, ids) if self._with_ids else outputs
 
     @property

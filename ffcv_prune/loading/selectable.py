@@ -7,7 +7,8 @@ import reprlib
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,21 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.loading.order import PrunedOrder
 
 
-class Position(NamedTuple):
-    """Where a running epoch is: its number, batches served, and its selection (int64[k], sorted; None: all)."""
+@dataclass(eq=False)
+class Position:
+    """Where an epoch is. Its iterator counts on; the loader holds it too, because an iterator may go before its end.
+
+    Attributes:
+        epoch: its number.
+        served: its batches that were served, or skipped at the start.
+        selection: int64[k], sorted; None: all.
+        ended: True once a batch was asked for after the last one.
+    """
 
     epoch: int
     served: int
     selection: NDArray[np.int64] | None
+    ended: bool = False
 
 
 class RunningEpoch(Protocol):
@@ -58,6 +68,7 @@ class SelectableLoader(ABC):
     traversal_order: PrunedOrder
     on_epoch: Callable[[], Callable[[int], None] | None] | None = None
     _epoch: weakref.ref[RunningEpoch] | None = None
+    _position: Position | None = None  # of the last epoch that `iter()` started, unless something was set since
     _after_resumed: list[NDArray[np.int64] | None]  # at most one selection, see load_state_dict
 
     def _select_first(self, order: PrunedOrder) -> None:
@@ -93,6 +104,7 @@ class SelectableLoader(ABC):
         """
         self.traversal_order.select(self._checked(ids))
         self._after_resumed.clear()
+        self._forget_left()
 
     @property
     def rank(self) -> int:
@@ -103,6 +115,12 @@ class SelectableLoader(ABC):
     def world_size(self) -> int:
         """Number of ranks that share the selection; 1 unless distributed."""
         return self.traversal_order.world_size
+
+    @property
+    def serves_all(self) -> bool:
+        """False if `indices` leave samples of the data set out."""
+        indices = self.traversal_order.indices
+        return indices is None or len(indices) == self.num_samples
 
     @property
     def shuffle(self) -> bool:
@@ -122,6 +140,13 @@ class SelectableLoader(ABC):
         self.first_batch = first_batch
         while self._after_resumed:
             self.traversal_order.select(self._after_resumed.pop())
+        self._forget_left()
+
+    def _forget_left(self) -> None:
+        """No state is to lead back into an epoch that was left before its end."""
+        running = self._running()
+        if running is None or running.position is not self._position:
+            self._position = None
 
     def __len__(self) -> int:
         """Batches of the next epoch."""
@@ -144,6 +169,7 @@ class SelectableLoader(ABC):
             follower(start.epoch)
         self.close()
         self.set_epoch(start.epoch + 1)
+        self._position = start
         return start
 
     def _checked(self, ids: ArrayLike | None) -> NDArray[np.int64] | None:
@@ -158,18 +184,21 @@ class SelectableLoader(ABC):
         return order[: len(order) // self.batch_size * self.batch_size] if self.drop_last else order
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, (epoch, batch) of a running epoch or the start of the next one; its selection; and the next.
+        """The position, (epoch, batch); its selection; and the next one.
 
-        The two selections differ if the selection was exchanged while the epoch was running.
+        It is that of a running epoch, or of one that was left before its end. After `set_epoch` or `set_selection` it
+        is the start of the next epoch, as after the end of one. The two selections differ if the selection was
+        exchanged while the epoch was running.
         """
         current = self.traversal_order.ids
         after = self._after_resumed[0] if self._after_resumed else current
-        running = self._running()
-        between = Position(self.next_epoch, self.first_batch, current)
-        epoch, batch, selection = between if running is None else running.position
+        position = self._position
+        if position is None or position.ended:
+            position = Position(self.next_epoch, self.first_batch, current)
+        selection = position.selection
         return self._settings() | {
-            "epoch": epoch,
-            "batch": batch,
+            "epoch": position.epoch,
+            "batch": position.served,
             "selection": None if selection is None else torch.from_numpy(selection.copy()),
             "next_selection": None if after is None else torch.from_numpy(after.copy()),
         }

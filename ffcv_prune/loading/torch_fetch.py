@@ -87,11 +87,12 @@ def order_of_loader(loader: DataLoader[Any]) -> dict[str, Any]:
         raise UserError("the DataLoader makes no batches: give it a batch_size")
     if loader.batch_size is None:  # a batch sampler of the user's own
         kind = type(loader.batch_sampler)
-    if kind is DistributedSampler:
+    n = length_of(loader.dataset)  # a sampler of fewer leaves samples out
+    if kind is DistributedSampler and len(sampler.dataset) == n:
         return {"shuffle": sampler.shuffle, "distributed": True}
-    if kind is SequentialSampler:
+    if kind is SequentialSampler and len(sampler.data_source) == n:
         return {"shuffle": False}
-    if kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+    if kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source) == n:
         return {"shuffle": True}
     raise UserError(
         f"the DataLoader draws from a {kind.__name__}, and a TorchLoader has an order of its own: build it without"

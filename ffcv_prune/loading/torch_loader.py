@@ -43,6 +43,7 @@ OPTIONS = (
     "prefetch_factor",
     "persistent_workers",
 )
+OF_WORKERS = ("timeout", "multiprocessing_context", "prefetch_factor", "persistent_workers")
 REFUSED = {
     "sampler": "the loader has an order of its own: leave it out, and use set_selection",
     "batch_sampler": "the loader has an order of its own: leave it out, and use set_selection",
@@ -133,7 +134,8 @@ class TorchLoader(SelectableLoader):
         if getattr(getattr(loader.worker_init_fn, "func", None), "__module__", "") == "timm.data.loader":
             require("timm")
         arguments = {name: getattr(loader, name) for name in ("batch_size", "num_workers", "collate_fn", "drop_last")}
-        arguments |= {name: getattr(loader, name) for name in OPTIONS if name != "persistent_workers"}
+        without = OF_WORKERS if changes.get("num_workers", loader.num_workers) == 0 else ("persistent_workers",)
+        arguments |= {name: getattr(loader, name) for name in OPTIONS if name not in without}
         return cls(loader.dataset, **arguments | order_of_loader(loader) | changes)
 
     @property
@@ -228,6 +230,7 @@ class TorchEpoch:
             ids, batch = next(self._fetched)
         except StopIteration:
             self._fetched = None
+            self.position.ended = True
             raise
         except BaseException as error:
             self._loader.end_workers()  # what they are still to deliver belongs to no epoch any more
@@ -235,10 +238,8 @@ class TorchEpoch:
                 # The message has the worker's traceback. Torch's own frames hold its queues, in a circle.
                 raise error.with_traceback(None)  # noqa: B904 - the same error
             raise
-        rows = _rows(batch)
-        if rows is not None and rows != len(ids):
-            raise UserError(f"collate_fn made {rows} rows of {len(ids)} samples: it must keep each, in their order")
-        self.position = self.position._replace(served=self.position.served + 1)
+        _check_rows(batch, len(ids))
+        self.position.served += 1
         return ids, tuple(batch) if type(batch) is list else batch
 
     @property
@@ -273,11 +274,18 @@ def _with_ids(batch: Any, ids: Tensor) -> Any:
     return {**batch, "ids": ids}
 
 
-def _rows(batch: Any) -> int | None:
-    """How many samples a batch has, where its first part is a tensor."""
-    first: Any = batch
+def _check_rows(batch: Any, samples: int) -> None:
+    """UserError if a batch whose first part is a tensor cannot have a row for each sample.
+
+    One part that has them is enough: another may be a sequence of steps, or concatenated. Where no part is a plain row
+    of numbers, the steps may come first in all of them, and the samples second.
+    """
+    parts = batch if isinstance(batch, tuple | list) else [batch]
     if isinstance(batch, Mapping):
-        first = next(iter(batch.values()), None)
-    elif isinstance(batch, tuple | list):
-        first = batch[0] if batch else None
-    return len(first) if isinstance(first, Tensor) and first.ndim else None
+        parts = list(batch.values())
+    if not parts or not isinstance(parts[0], Tensor) or not parts[0].ndim:
+        return
+    shapes = [part.shape for part in parts if isinstance(part, Tensor) and part.ndim]
+    axes = 1 if any(len(shape) == 1 for shape in shapes) else 2
+    if not any(samples in shape[:axes] for shape in shapes):
+        raise UserError(f"collate_fn made {len(parts[0])} rows of {samples} samples: it must keep each, in their order")

@@ -254,6 +254,7 @@ def now() -> str:
 def commit() -> str:
     """Short hash of the checkout this code runs from, "+" added when it has changes; "" outside of git."""
     try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # a repository around a .venv has another's commit
         return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
