@@ -67,6 +67,7 @@ class SampleLoader(Protocol):
         next_epoch: the epoch that the next `iter()` starts.
         first_batch: the batch it starts with, not 0 when resuming in the middle of an epoch.
         selection: int64[k], sorted, read-only: the samples of the next epoch.
+        serves_all: whether a selection may hold every sample: nothing is left out for good.
         on_epoch: a weak reference to what is to be called with the number of each epoch that `iter()` starts, or None.
     """
 
@@ -92,6 +93,8 @@ class SampleLoader(Protocol):
     def drop_last(self) -> bool: ...
     @property
     def selection(self) -> NDArray[np.int64]: ...
+    @property
+    def serves_all(self) -> bool: ...
 
     def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> BatchIterator:
         """The batches of `epoch` from batch `first` on, of the samples `ids` (int64[k], sorted; None: all).

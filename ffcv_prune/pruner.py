@@ -121,6 +121,12 @@ class Pruner:
         epochs, seed = _whole("number of epochs", epochs), _whole("seed", seed)
         check_accelerate()
         check_loader("training loader", loader)
+        for what, one in {"training loader": loader, "scoring loader": score_loader}.items():
+            if one is not None and not getattr(one, "serves_all", True):
+                raise UserError(
+                    f"the {what} leaves samples out by its indices, and a pruner selects from the whole data set: "
+                    "leave out indices, and compile a file of the samples to select from"
+                )
         if not loader.shuffle:
             warnings.warn(
                 "the training loader does not shuffle: pass order=OrderOption.RANDOM, or shuffle=True", stacklevel=2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ffcv_prune import methods
+from ffcv_prune import config, methods
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.presets.evolved import TwoSpeeds
 from ffcv_prune.methods.presets.ies import Curvature
@@ -19,6 +20,9 @@ from ffcv_prune.methods.presets.orderdp import chance_by_rank
 from ffcv_prune.methods.presets.p_sgd import RunningError
 from ffcv_prune.methods.presets.seta import BINS, groups_of
 from ffcv_prune.methods.table import ScoreTable
+from ffcv_prune.training.pruning import check_batches
+
+ROOT = Path(__file__).parents[1]
 
 
 def begin(name: str, losses: Any, seed: int = 0, epochs: int = 100, **parameters: Any) -> methods.State:
@@ -507,6 +511,14 @@ class TestRecentLoss:
 
 
 class TestControls:
+    @given(n=st.integers(100, 500), keep=st.floats(0.02, 1))
+    def test_rs2_knows_its_smallest_and_its_largest_selection(self, n: int, keep: float) -> None:
+        method = methods.build("rs2", keep=keep)
+        run = method.start(n, epochs=20, seed=4)
+        sizes = {run.select(epoch).ids.size for epoch in range(min(20, -(-n // method.kept(n, 0, 20))))}  # type: ignore[union-attr]
+        assert max(sizes) == method.samples_in(0, 20, n)
+        assert min(sizes) >= method.selector.least(method.kept(n, 0, 20), n)  # type: ignore[operator]
+
     @pytest.mark.parametrize(("n", "keep"), [(50, 0.3), (10, 0.5), (7, 1.0), (9, 0.12)])
     def test_rs2_serves_every_sample_once_in_each_pass(self, n: int, keep: float) -> None:
         run = methods.build("rs2", keep=keep).start(n, epochs=60, seed=4)
@@ -522,6 +534,12 @@ class TestControls:
     def test_srd_keeps_a_geometric_share_and_ends_on_all_data(self) -> None:
         run = methods.build("srd", gamma=0.95).start(1000, epochs=4)
         assert [chosen(run, epoch).size for epoch in range(4)] == [1000, 950, 902, 1000]
+
+    def test_srd_must_fill_a_batch_in_the_epochs_that_it_prunes(self) -> None:
+        words = ["--config", str(ROOT / "rn_configs/cifar10_srd.yaml"), "--train.epochs=42", "--prune.gamma=0.95"]
+        check_batches(config.load([*words, "--train.batch_size=128"]), 1000)  # 0.95^40 · 1000 = 128.5
+        with pytest.raises(UserError, match="keeps 128 of 1000 samples, less than one batch of 129"):
+            check_batches(config.load([*words, "--train.batch_size=129"]), 1000)
 
     def test_bls_forgets_as_slowly_as_its_authors_code(self) -> None:
         assert methods.build("bls").values["decay"] == 0.9

@@ -234,7 +234,7 @@ def test_random_with_a_loss_cap_makes_passes() -> None:
         ("infobatch", {"score_source": "pass"}, "values of its own kind"),
         ("infobatch", {"random_share": 0.5}, "no parameter"),
         ("infobatch", {"ratio": 1.0}, "ratio=1.0"),
-        ("ucb", {"score_source": "training"}, "needs losses before its first selection"),
+        ("ucb", {"score_source": "training"}, "none before its first selection"),
         ("random", {"score_budget": 0.5}, "needs no scoring pass that could be budgeted"),
         ("ucb", {"score_budget": 0.5, "loss_cap": 0.1}, "does not select by a threshold"),
         ("ucb", {"score_budget": 0.05, "score_revisit": 4}, "score_revisit"),

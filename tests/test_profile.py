@@ -70,6 +70,14 @@ def test_a_profile_follows_from_the_log(config_file: Path) -> None:
     assert "speedup" not in full and "at most" not in profile_text(full)
 
 
+def test_a_method_that_chooses_in_batches_has_no_highest_speedup(config_file: Path) -> None:
+    own = config.load(["--config", str(config_file), "--prune.method=selective_backprop"])
+    rows = [log_row(250, True, train=4.0) | {"phase": "full"}, log_row(500, False, train=4.0)]
+    made = profile(own, rows, 1000, {})
+    assert made["reached"] == 62.5 and "speedup" not in made and "keep" not in made
+    assert "times as fast" not in profile_text(made)
+
+
 def test_profile_is_short_for_its_key_and_takes_no_value(config_file: Path) -> None:
     assert config.load(["--config", str(config_file), "--profile"]).run.profile
     assert not config.load(["--config", str(config_file)]).run.profile

@@ -187,6 +187,14 @@ def test_losses_that_are_not_finite_are_counted_and_the_count_resumed(
     assert resumed.state.nonfinite == 1
 
 
+@pytest.mark.filterwarnings("ignore:1 of 203 losses:RuntimeWarning")
+def test_a_selection_without_new_losses_counts_none_that_are_not_finite() -> None:
+    run = methods.build("ucb", period=1, final=1).start(N, epochs=2)
+    run.record(None, np.append(np.ones(N - 1, np.float32), np.inf), epoch=0)
+    assert run.select(0) is not None and run.nonfinite == 1
+    assert run.select(1) is not None and run.nonfinite == 0
+
+
 def test_a_diverged_model_is_an_error_and_the_selection_stays(
     loaders: tuple[PrunedLoader, PrunedLoader],
 ) -> None:
@@ -240,6 +248,11 @@ def test_bad_arguments(loaders: tuple[PrunedLoader, PrunedLoader], tmp_path_fact
     other_loader = PrunedLoader(other.path, 16, pipelines=pipelines, drop_last=False)
     with pytest.raises(UserError, match="30 samples, not 203: read the same data set"):
         make_pruner((loaders[0], other_loader), "ucb")
+    pipelines = score_pipelines(check_beton(loaders[0].path))
+    part = PrunedLoader(loaders[0].path, 16, pipelines=pipelines, indices=np.arange(100), drop_last=False)
+    for both, what in (((part, loaders[1]), "training"), ((loaders[0], part), "scoring")):
+        with pytest.raises(UserError, match=f"the {what} loader leaves samples out by its indices"):
+            make_pruner(both, "random")
     with pytest.raises(UserError, match="do not fill one batch"):
         make_pruner(loaders, "random", keep=0.01).begin_epoch(0, SmallNet())
 

@@ -205,7 +205,7 @@ def test_what_is_not_infobatch_is_refused(name: str, value: Any, configure: Conf
 def test_methods_that_cannot_work_are_refused_before_anything_is_written(
     configure: Configure, loaders: Loaders
 ) -> None:
-    with pytest.raises(UserError, match=r"needs losses before its first selection.*warmup=1"):
+    with pytest.raises(UserError, match=r"none before its first selection.*warmup=1"):
         configure(method="ucb", keep=0.5, score_source="training")
     own = configure(**INFOBATCH, ratio=0.8)
     with pytest.raises(UserError, match=r"method infobatch possibly keeps 12 of 203.*drop fewer"):

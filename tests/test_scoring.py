@@ -106,6 +106,15 @@ def test_ids_are_scored_and_the_selection_stays(
     assert np.isnan(np.delete(losses, some)).all()
 
 
+@pytest.mark.parametrize("count", [50, None])
+def test_a_loader_of_indices_scores_in_any_order(count: int | None, score_loader: PrunedLoader, beton: Beton) -> None:
+    everything = score_dataset(SmallNet(), score_loader, amp_dtype=None)
+    some = np.random.default_rng(0).permutation(len(beton))[:count]
+    losses = score_dataset(SmallNet(), make_score_loader(beton, indices=some), amp_dtype=None)
+    np.testing.assert_allclose(losses[some], everything[some], rtol=1e-6)
+    assert np.isnan(np.delete(losses, some)).all()
+
+
 def test_the_loss_is_that_of_the_task(score_loader: PrunedLoader, beton: Beton) -> None:
     model = SmallNet().eval()
     smoothed = score_dataset(model, score_loader, amp_dtype=None, task=tasks.Classification(label_smoothing=0.2))

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,24 @@ def test_the_schedule_is_cut_off_not_shortened(
     )
     compute(settings(static__models=1, train__epochs=4, train__lr_milestones=0.5), loaders)
     assert rates == [0.02] * 6
+
+
+def test_the_models_that_score_train_at_the_sides_of_the_ramp(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ramp = {"data__augment": "random_resized_crop", "data__size": 64, "data__size_ramp": "32,64,0.25,0.5"}
+    made = settings(**ramp, static__epochs=3)
+    asked = []
+    with closing(Loaders(made)) as loaders:
+        resize = loaders.resize
+
+        def watched(epoch: int, epochs: int) -> bool:
+            asked.append((epoch, epochs))
+            return resize(epoch, epochs)
+
+        monkeypatch.setattr(loaders, "resize", watched)
+        compute(made, loaders)
+    assert asked == [(epoch, 3) for _ in range(2) for epoch in range(3)]
 
 
 def test_a_proxy_scores_in_place_of_the_model(settings: Settings, loaders: Loaders) -> None:

@@ -106,7 +106,9 @@ class MaxAge(Guard):
     """
 
     columns = (LAST_TRAINED,)
-    max_age: int = key(0, "guard: epochs that a sample may stay unseen; then it is selected; 0: off", within="[0, inf)")
+    max_age: int = key(
+        0, "guard: epochs until an unseen sample is selected, if the loss cap lets it; 0: off", within="[0, inf)"
+    )
 
     @property
     def label(self) -> str:
@@ -160,12 +162,15 @@ class LossCap(Guard):
     """The rule without the `loss_cap` share of the candidates whose latest loss is highest: likely wrong labels.
 
     Of m candidates round(share·m) are left out, or m − k if those are fewer. Among equal losses the lower ids
-    stay, and so do samples without a loss. Why: label noise (paper, section 5.2).
+    stay, and so do samples without a loss. A class_floor asks for each of its quotas in turn, then for the rest: the
+    candidates are the class, then all that is left. Why: label noise (paper, section 5.2).
     """
 
     needs_values: ClassVar[bool] = True
     loss_cap: float = key(
-        0.0, "guard: share of the highest losses left out, in each class if there is a class_floor", within="[0, 1)"
+        0.0,
+        "guard: share of the highest losses left out, by class for the places of a class_floor",
+        within="[0, 1)",
     )
 
     @property

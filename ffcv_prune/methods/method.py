@@ -79,8 +79,8 @@ class Method:
         ranks_unseen = self.selector.has_fixed_size and not self.selector.starts_without_values
         if self.needs_values and trained_only and ranks_unseen and not self.phases.warmup:
             raise UserError(
-                f"{label} with score_source=training needs losses before its first selection: "
-                "set warmup=1 or more, or score_source=both"
+                f"{label} selects by the losses of training, and there are none before its first selection: "
+                "set warmup=1 or more"
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,8 @@ class State:
                 known = chances() if weight.needs_probability else None
                 weights, lr_factor = weight.of(samples, ids, known), weight.lr_factor(samples, ids, k)
         self.selection = Selection(epoch, phase, ids, weights, lr_factor, drawn)
+        if not self._fresh.any():
+            self.nonfinite = 0  # those were of an earlier selection
         self._fresh[:] = False
         return self.selection
 
@@ -269,14 +272,19 @@ class State:
             self.selection, self.nonfinite = selection, nonfinite
             raise
 
+    def _identity(self) -> dict[str, Any]:
+        """What a run that goes on must share with the run of a state."""
+        own = {"method": self.method.name, "n": self.n, "epochs": self.epochs, "seed": self.seed}
+        # A resumed run is given its fixed scores anew: the state says which they were.
+        if self.table.fixed is not None:
+            own["static scores"] = hashlib.blake2b(self.table.fixed.tobytes(), digest_size=8).hexdigest()
+        return own
+
     def state_dict(self) -> dict[str, Any]:
         """Arrays and plain numbers: all that a run which goes on from here needs."""
         selection = self.selection
         return {
-            "method": self.method.name,
-            "n": self.n,
-            "epochs": self.epochs,
-            "seed": self.seed,
+            **self._identity(),
             "nonfinite": self.nonfinite,
             "table": self.table.state_dict(),
             "fresh": self._fresh.copy(),
@@ -293,8 +301,7 @@ class State:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. `UserError`, and nothing has changed, for one of another run."""
-        own = {"method": self.method.name, "n": self.n, "epochs": self.epochs, "seed": self.seed}
-        for name, value in own.items():
+        for name, value in self._identity().items():
             if state.get(name) != value:
                 raise UserError(
                     f"the state has {name} {state.get(name)}, but this run has {name} {value}: "

@@ -22,6 +22,7 @@ class BatchChooser:
 
     Attributes:
         forwards: samples that went through the model for it, on all ranks.
+        chosen: samples that this process was given to train on; not part of the state.
     """
 
     def __init__(self, state: State, task: Task, amp_dtype: AmpDtype, world_size: int) -> None:
@@ -32,11 +33,16 @@ class BatchChooser:
                 "train with one process, or set form=composer"
             )
         self.state, self.task, self.amp_dtype, self.world_size = state, task, amp_dtype, world_size
-        self.forwards = 0
+        self.forwards = self.chosen = 0
         self._queue: Chosen | None = None
 
     def choose(self, model: nn.Module, batch: Chosen, epoch: int, number: int) -> Chosen | None:
         """Return what to train on now, out of batch `number` of `epoch`; None: too few wait for a batch yet."""
+        chosen = self._chosen_of(model, batch, epoch, number)
+        self.chosen += 0 if chosen is None else len(chosen[2])
+        return chosen
+
+    def _chosen_of(self, model: nn.Module, batch: Chosen, epoch: int, number: int) -> Chosen | None:
         inputs, targets, ids = batch
         if not self.state.method.phases.chooses(epoch, number, self.state.epochs) and not self._records(epoch):
             return batch

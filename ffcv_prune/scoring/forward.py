@@ -73,6 +73,7 @@ def score_dataset(
     share = len(scored[score_loader.rank :: score_loader.world_size])  # of this rank
     rows = 1 + 2 * certainty + gradients
     values = torch.empty(rows, share, dtype=torch.float32, device=device)
+    order = torch.empty(share, dtype=torch.int64)  # of the loader's `indices`, which need not be sorted
     with (
         evaluating(model),
         torch.inference_mode(),
@@ -91,11 +92,16 @@ def score_dataset(
                 about = score_loader.label_range, task or Classification(), criterion, score_loader.batch_size
                 scorer = _Scorer(chosen, *about, gradients)
             scorer.score(images, targets, values[:, position : position + len(images)])
+            order[position : position + len(images)] = batch.ids
             position += len(images)
+
+    def of_all_ranks(own: Tensor) -> NDArray[Any]:
+        return (collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own).cpu().numpy()
+
     result = np.full((len(values), score_loader.num_samples), np.nan, dtype=np.float32)
+    served = of_all_ranks(order)
     for row, own in zip(result, values, strict=True):
-        gathered = collectives.interleaved(own, len(scored)) if score_loader.world_size > 1 else own
-        row[scored] = gathered.cpu().numpy()
+        row[served] = of_all_ranks(own)
     return result if len(result) > 1 else result[0]
 
 

@@ -28,7 +28,7 @@ from ffcv_prune.training.pace import measure
 from ffcv_prune.training.plan import Plan, Scale
 from ffcv_prune.training.pruning import build_pruner
 from ffcv_prune.training.run_folder import RunFolder
-from ffcv_prune.training.run_log import epoch_line, pruning_facts, scores_of
+from ffcv_prune.training.run_log import epoch_line, pruning_facts, scores_of, shares
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
 from ffcv_prune.training.trackers import Tracker
 
@@ -217,8 +217,7 @@ class Trainer:
         """The shares of an epoch in which samples were chosen in batches: of what was served."""
         if self.pruner.values.chooser is None:
             return {}
-        keep = self.stepper.trained / (steps * self.config.train.batch_size)
-        return {"keep": round(keep, 6), "pruning_rate": round(1 - keep, 6)}
+        return shares(self.stepper.trained / (steps * self.config.train.batch_size))
 
     def _train_epoch(self, epoch: int, folder: RunFolder | None, stop: StopSignals) -> tuple[float | None, int]:
         """Select if it is due, then train on the selection: returns the mean loss, and how many batches there were."""

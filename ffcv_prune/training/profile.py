@@ -55,7 +55,7 @@ def profile(
         "epochs". "seconds" of a mean epoch by phase, "other" (in no phase) and "total". "reached": images/s while
         training. "waiting": the share of that time in which the trainer waited for a batch (a GPU is then two steps
         from idle, see `RunAhead`). The keys of `alone`. "bottleneck": the slower of the two alone. For a run that has
-        pruned: its "keep" and the keys of `speedup_limits`.
+        made selections: its "keep" and the keys of `speedup_limits`.
     """
     totals = {phase: sum(row["seconds"][phase] for row in rows) for phase in (*PHASES, "total")}
     other = totals["total"] - sum(totals[phase] for phase in PHASES)
@@ -72,8 +72,8 @@ def profile(
     if alone:
         made["bottleneck"] = "loader" if alone["loader_alone"] < alone["model_alone"] else "model"
     pruned = [row for row in rows if row["phase"] == "method"]
-    if pruned:
-        selections = [row["seconds"] for row in pruned if row["selected"]]
+    selections = [row["seconds"] for row in pruned if row["selected"]]
+    if selections:  # not of a method that chooses in batches: its scores are a part of training
         phases, epochs = config.prune.phases, config.train.epochs
         keep = statistics.mean(row["keep"] for row in pruned)
         first_batch = alone.get("first_batch_seconds", 0.0)

@@ -63,7 +63,8 @@ def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None,
 def check_batches(config: Config, num_samples: int) -> None:
     """Refuse a selection that does not fill one batch: training leaves out a last batch that is not whole."""
     method, batch_size, epochs = config.prune, config.train.batch_size, config.train.epochs
-    smallest = min(method.kept(num_samples, epoch, epochs) for epoch in range(epochs))
+    pruned = (epoch for epoch in range(epochs) if method.phases.phase(epoch, epochs) != "full")
+    smallest = min((method.kept(num_samples, epoch, epochs) for epoch in pruned), default=num_samples)
     least = method.selector.least(smallest, num_samples)
     if least is not None and least < batch_size:
         cause, remedy = f"method {method.name} possibly", "let it drop fewer or "

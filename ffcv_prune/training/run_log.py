@@ -45,6 +45,11 @@ class RunResult:
     saved: float | None = None
 
 
+def shares(keep: float) -> dict[str, float]:
+    """The keys of an epoch's row that tell how much it trained on."""
+    return {"keep": round(keep, 6), "pruning_rate": round(1 - keep, 6)}
+
+
 def pruning_facts(
     pruner: Pruner,
     epoch: int,
@@ -62,15 +67,13 @@ def pruning_facts(
     selection = pruner.state.selection
     selected = selection is not None and selection.epoch == epoch
     ids = pruner.loader.selection if selection is None else selection.ids
-    keep = len(ids) / len(labels)
     fractions = class_fractions(ids, labels, class_counts).tolist()
     rounded = [None if math.isnan(fraction) else round(fraction, 4) for fraction in fractions]
     return {
         "epoch": epoch,
         "phase": pruner.state.phase(epoch),
         "selected": selected,
-        "keep": round(keep, 6),
-        "pruning_rate": round(1 - keep, 6),
+        **shares(len(ids) / len(labels)),
         "class_fraction": dict(zip(classes, rounded, strict=True)),
         "overlap": folder.overlap(epoch, ids) if selected else None,
         "mean_weight": round(pruner.mean_weight, 6),

@@ -16,7 +16,7 @@ from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.pruner import Pruner, Swap
 from ffcv_prune.scoring.forward import known_labels
 from ffcv_prune.training.run_folder import RunFolder
-from ffcv_prune.training.run_log import pruning_facts, scores_of
+from ffcv_prune.training.run_log import pruning_facts, scores_of, shares
 from ffcv_prune.training.trackers import Tracker, open_tracker, require_tracker
 
 
@@ -73,7 +73,7 @@ class RunWriter:
         self._counts = np.bincount(labels, minlength=len(names))[: len(names)]
         self._folder = RunFolder.create(wanted.parent, wanted.name) if loader.rank == 0 else None
         self.path = self._folder.path if self._folder else wanted
-        self._seen = 0
+        self._seen = self._chosen = 0
         self._last = time.perf_counter()
         if self._folder is not None:
             config = self._config()
@@ -104,7 +104,11 @@ class RunWriter:
         total, self._last = now - self._last, now
         pruner, loader = self._pruner, self._pruner.loader
         ids = loader.selection if pruner.state.selection is None else pruner.state.selection.ids
-        self._seen += min(len(ids), loader.num_batches(len(ids)) * loader.batch_size * loader.world_size)
+        served = min(len(ids), loader.num_batches(len(ids)) * loader.batch_size * loader.world_size)
+        trained, chooser = served, pruner.values.chooser
+        if chooser is not None:  # the ranks are given as many each
+            trained, self._chosen = (chooser.chosen - self._chosen) * loader.world_size, chooser.chosen
+        self._seen += trained
         parts = {
             name: getattr(swap, f"{name}_seconds") if swap is not None else 0.0 for name in ("score", "select", "swap")
         }
@@ -114,6 +118,7 @@ class RunWriter:
             self._folder.save_selection(epoch, swap.ids)
         row = {
             **pruning_facts(pruner, epoch, self._folder, self._labels, self._counts, self._names),
+            **({} if chooser is None else shares(trained / served)),
             "samples_seen": self._seen,
             "train_loss": train_loss,
             "test_accuracy": test_accuracy,

@@ -145,6 +145,7 @@ class _Scorer:
         loader = self.loaders.train(seed)
         waited = loader.wait_seconds
         for epoch in range(epochs):
+            self.loaders.resize(epoch, self.config.train.epochs)  # a run's own schedule
             description = f"model {number + 1}/{self.config.static.models}, epoch {epoch + 1}/{epochs}"
             with tqdm(
                 desc=description, total=len(loader) * loader.batch_size, unit="img", leave=False, disable=None

@@ -41,6 +41,9 @@ class Walk(Selector):
     def least(self, k: int, n: int) -> int:
         return n // -(-n // k)
 
+    def most(self, k: int, n: int) -> int:
+        return -(-n // -(-n // k))
+
     def draw(self, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
         candidates = samples.candidates(among)
         slices = -(-candidates.size // k)

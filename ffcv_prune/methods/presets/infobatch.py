@@ -10,14 +10,14 @@ from ffcv_prune.methods.method import Method
 from ffcv_prune.methods.phases import UntilFull
 from ffcv_prune.methods.selectors import DropBelowMean
 from ffcv_prune.methods.sources import Training
-from ffcv_prune.methods.statistics import Last
+from ffcv_prune.methods.statistics import LastOfTraining
 from ffcv_prune.methods.weights import InverseProbability
 
 METHODS = (
     Method(
         name="infobatch",
         source=Training(),
-        statistic=Last(),
+        statistic=LastOfTraining(),
         selector=DropBelowMean(),
         weight=InverseProbability(),
         phases=UntilFull(),
