@@ -314,4 +314,4 @@ def test_a_group_of_one_rank_tests_and_scores_as_ranks_do(
     assert evaluate(model, shared, task, None, classes=10) == expected
     found = score_dataset(model, shared, amp_dtype=None, certainty=True, gradients=True)
     np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-5)
-    assert done == ["total", *["interleaved"] * 4]
+    assert done == ["total", *["interleaved"] * 5]  # positions, losses, two facts, norms
