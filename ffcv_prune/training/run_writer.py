@@ -73,7 +73,8 @@ class RunWriter:
         self._counts = np.bincount(labels, minlength=len(names))[: len(names)]
         self._folder = RunFolder.create(wanted.parent, wanted.name) if loader.rank == 0 else None
         self.path = self._folder.path if self._folder else wanted
-        self._seen = self._chosen = 0
+        chooser = pruner.values.chooser
+        self._seen, self._chosen = 0, 0 if chooser is None else chooser.chosen
         self._last = time.perf_counter()
         if self._folder is not None:
             config = self._config()
