@@ -6,7 +6,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ffcv_prune.loading.augment import CentreCrop, PadCropFlip, RandomResizedCro
 from ffcv_prune.loading.epoch import LoaderError
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
 from tests.betons import Beton, write_label_first
+from tests.left_epochs import WAYS, leave
 
 BATCH = 32
 
@@ -281,35 +281,19 @@ def test_state_dict_resumes_in_the_middle_of_an_epoch(loader: PrunedLoader, take
     np.testing.assert_array_equal(serve(loader)[2], expected[1])
 
 
-@pytest.mark.parametrize("how", ["break", "raise", "close"])
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("taken", [1, 3, 7])
 def test_an_epoch_that_was_left_is_resumed_where_it_was_left(loader: PrunedLoader, taken: int, how: str) -> None:
     """Defect: the state told of the start of the next epoch, and the rest was never served."""
     expected = serve(loader)[2], serve(loader)[2]
     loader.set_epoch(0)
-    with suppress(KeyboardInterrupt):
-        leave(loader, taken, how)
+    leave(loader, taken, how)
     state = loader.state_dict()
     np.testing.assert_array_equal(serve(loader)[2], expected[1])  # whoever does not resume goes on with the next epoch
     loader.load_state_dict(state)
     rest = [ids.clone() for _, _, ids in loader]
     np.testing.assert_array_equal(torch.cat(rest) if rest else [], expected[0][taken * BATCH :])
     np.testing.assert_array_equal(serve(loader)[2], expected[1])
-
-
-def leave(loader: PrunedLoader, taken: int, how: str) -> None:
-    """Take so many batches of the next epoch, and no more."""
-    if how == "close":
-        iterator = iter(loader)
-        for _ in range(taken):
-            next(iterator)
-        loader.close()
-        return
-    for number, _ in enumerate(loader, 1):
-        if number == taken and how == "raise":
-            raise KeyboardInterrupt
-        if number == taken:
-            break
 
 
 def test_what_forgets_an_epoch_that_was_left(loader: PrunedLoader) -> None:

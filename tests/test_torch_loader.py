@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from ffcv_prune.loading.pipelines import score_pipelines
 from ffcv_prune.scoring.proxy import Proxy
 from tests import torch_data
 from tests.betons import Beton
+from tests.left_epochs import WAYS, leave
 from tests.nets import SmallNet
 from tests.torch_data import Coloured, N, WithTargets
 
@@ -228,31 +228,15 @@ def test_resuming_in_an_epoch_is_bit_identical(workers: int, exchanged: bool) ->
     assert [values(resumed), values(resumed)] == expected
 
 
-def interrupt(loader: TorchLoader, after: int, how: str) -> None:
-    """Take so many batches of the next epoch, then leave it."""
-    if how == "close":
-        batches = iter(loader)
-        for _ in range(after):
-            next(batches)
-        loader.close()
-        return
-    for number, _ in enumerate(loader, 1):
-        if number == after and how == "raise":
-            raise KeyboardInterrupt
-        if number == after:
-            break
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("how", ["break", "raise", "close"])
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("after", [2, 12])
 def test_an_epoch_that_was_left_is_resumed_where_it_was_left(workers: int, how: str, after: int) -> None:
     """Defect: the state told of the start of the next epoch, and the rest was never served."""
     expected = make()
     batches = [served(expected), served(expected)]
     stopped, resumed = make(num_workers=workers), make(num_workers=workers)
-    with suppress(KeyboardInterrupt):
-        interrupt(stopped, after, how)
+    leave(stopped, after, how)
     state = stopped.state_dict()
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
@@ -278,11 +262,11 @@ def test_what_forgets_an_epoch_that_was_left() -> None:
     ]
     for after_leaving, expected in go_on:
         loader.set_epoch(0)
-        interrupt(loader, 2, "break")
+        leave(loader, 2, "break")
         after_leaving()
         assert where(loader) == expected
     loader.set_epoch(0)
-    interrupt(loader, 2, "break")
+    leave(loader, 2, "break")
     with pytest.raises(UserError, match="twice"):
         loader.set_selection([1, 1])
     assert where(loader) == (0, 2)
