@@ -191,6 +191,7 @@ class Pruner:
                 raise UserError(f"method {self.method.name} leaves no sample for epoch {epoch}: let it drop fewer")
             selected = time.perf_counter()
             self.loader.set_selection(None if selection.ids.size == self.state.n else selection.ids)
+            self.loader.set_epoch(epoch, self.loader.first_batch)  # no state is to lead back into an earlier one
         self.values.clear()
         self._set_weights()
         swapped = time.perf_counter()

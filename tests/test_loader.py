@@ -312,6 +312,16 @@ def test_what_forgets_an_epoch_that_was_left(loader: PrunedLoader) -> None:
         assert (state["epoch"], state["batch"]) == expected
 
 
+def test_another_epoch_supersedes_one_that_runs(loader: PrunedLoader) -> None:
+    """Defect: the state led back into the epoch that was left, once its iterator was gone."""
+    batches = iter(loader)
+    next(batches)
+    loader.set_epoch(5)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (0, 1)
+    del batches
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (5, 0)
+
+
 def test_foreign_state_is_refused(loader: PrunedLoader) -> None:
     state = loader.state_dict()
     changes = {"num_samples": 5, "seed": 5, "batch_size": 5, "shuffle": False, "drop_last": True}

@@ -272,6 +272,34 @@ def test_what_forgets_an_epoch_that_was_left() -> None:
     assert where(loader) == (0, 2)
 
 
+def test_another_epoch_supersedes_one_that_runs() -> None:
+    """Defect: the state led back into the epoch that was left, once its iterator was gone."""
+    loader = make()
+    batches = iter(loader)
+    next(batches)
+    loader.set_epoch(5)
+    assert where(loader) == (0, 1)
+    next(batches)
+    assert where(loader) == (0, 2)
+    del batches
+    assert where(loader) == (5, 0)
+    leave(loader, 1, "break")
+    assert where(loader) == (5, 1)
+
+
+def test_a_due_selection_supersedes_an_epoch_that_runs() -> None:
+    """Defect: as above, where begin_epoch selects for the next epoch."""
+    loader = make(Coloured(change=torch_data.position))
+    pruner = Pruner(loader, None, "random", keep=0.5, period=1, epochs=4)
+    pruner.begin_epoch(0, torch.nn.Identity())
+    batches = iter(loader)
+    next(batches)
+    pruner.begin_epoch(1, torch.nn.Identity())
+    assert where(loader) == (0, 1)
+    del batches
+    assert where(loader) == (1, 0)
+
+
 def test_an_epoch_that_failed_is_resumed_at_the_batch_that_failed(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     loader = make(Fails(str(flag), kill=False), shuffle=False)
@@ -468,6 +496,8 @@ class Stream(IterableDataset[int]):
         (None, {"batch_size": "16"}, "batch_size is '16': it must be a whole number"),
         (None, {"batch_size": 2.5}, "batch_size is 2.5: it must be a whole number"),
         (None, {"num_workers": None}, "num_workers is None: it must be a whole number"),
+        (None, {"num_workers": 0, "prefetch_factor": 4}, "prefetch_factor needs workers: give num_workers of 1"),
+        (None, {"num_workers": 0, "persistent_workers": True}, "persistent_workers needs workers"),
         (None, {"batch_size": 204}, "203 samples do not fill one batch of 204"),
         (None, {"distributed": True}, "distributed=True needs torch.distributed.init_process_group"),
     ],
@@ -614,6 +644,12 @@ def test_vectors_are_scored_as_images_are() -> None:
     found = score_dataset(model, score_loader(TensorDataset(vectors, labels)), amp_dtype=None)
     expected = F.cross_entropy(model(vectors), labels, reduction="none")
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4)
+
+
+def test_a_batch_whose_samples_come_second_is_not_scored() -> None:
+    """Defect: the error was torch's, and named neither the layout nor the collate function."""
+    with pytest.raises(UserError, match=r"a batch of 50 samples have 7 rows: .*must come first.* collate_fn"):
+        score_dataset(SmallNet(), score_loader(Coloured(), collate_fn=time_major), amp_dtype=None)
 
 
 def test_a_batch_without_a_tensor_of_inputs_is_not_scored() -> None:

@@ -69,6 +69,7 @@ class SelectableLoader(ABC):
     on_epoch: Callable[[], Callable[[int], None] | None] | None = None
     _epoch: weakref.ref[RunningEpoch] | None = None
     _position: Position | None = None  # of the last epoch that `iter()` started, unless something was set since
+    _superseded: bool = False  # by `set_epoch` while that epoch runs: its position counts as long as it does
     _after_resumed: list[NDArray[np.int64] | None]  # at most one selection, see load_state_dict
 
     def _select_first(self, order: PrunedOrder) -> None:
@@ -140,6 +141,7 @@ class SelectableLoader(ABC):
         self.first_batch = first_batch
         while self._after_resumed:
             self.traversal_order.select(self._after_resumed.pop())
+        self._superseded = True
         self._forget_left()
 
     def _forget_left(self) -> None:
@@ -169,7 +171,7 @@ class SelectableLoader(ABC):
             follower(start.epoch)
         self.close()
         self.set_epoch(start.epoch + 1)
-        self._position = start
+        self._position, self._superseded = start, False
         return start
 
     def _checked(self, ids: ArrayLike | None) -> NDArray[np.int64] | None:
@@ -192,6 +194,8 @@ class SelectableLoader(ABC):
         """
         current = self.traversal_order.ids
         after = self._after_resumed[0] if self._after_resumed else current
+        if self._superseded:
+            self._forget_left()
         position = self._position
         if position is None or position.ended:
             position = Position(self.next_epoch, self.first_batch, current)

@@ -108,6 +108,8 @@ class TorchLoader(SelectableLoader):
                 raise UserError(f"{option}: {REFUSED[option]}")
             if option not in OPTIONS:
                 raise UserError(f'TorchLoader has no option "{option}"{nearest(option, OPTIONS)}')
+            if option in OF_WORKERS and options[option] and not num_workers:
+                raise UserError(f"{option} needs workers: give num_workers of 1 or more, or leave {option} out")
         self.dataset, self.batch_size, self.seed, self.with_ids = dataset, batch_size, seed, with_ids
         self.collate_fn = collate_fn or default_collate
         self._fetcher = Fetcher(dataset, self.collate_fn)

@@ -86,6 +86,11 @@ def score_dataset(
             # A loader that delivers elsewhere than to `device` does not know when these copies end, and would
             # overwrite its ring under a non-blocking one. On the same device nothing is copied here.
             images = on_device(device, batch.inputs)
+            if len(images) != len(batch.ids):
+                raise UserError(
+                    f"the inputs of a batch of {len(batch.ids)} samples have {len(images)} rows: in a scoring pass the "
+                    "samples must come first; give the scoring loader a collate_fn that does so"
+                )
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
