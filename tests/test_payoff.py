@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,17 @@ def test_claimed_methods_get_more_seeds_at_the_end(small: Path) -> None:
     assert {(case.entry, case.seed) for case in order[-10:]} == {
         (entry, seed) for entry in ("full 0.5", "full 0.7", "full 1", "recent", "recent null") for seed in (3, 4)
     }
+
+
+def test_claimed_methods_may_get_more_seeds_elsewhere(small: Path) -> None:
+    text = small.read_text().replace("methods: [], seeds: 2", "methods: [recent], seeds: 2, elsewhere: 3")
+    small.write_text(re.sub(r"  small: (.*)\n", r"  small: \1\n  again: \1\n", text))
+    order = drive(grids.load(small), lambda case: 0.6)
+    seeds = Counter((case.condition, case.entry) for case in order if case.seed)
+    for entry in ("full 0.5", "full 1", "recent", "recent null"):
+        assert (seeds["small", entry], seeds["again", entry]) == (2, 3)
+    assert seeds["again", "ucb"] == 2
+    assert {case.condition for case in order[-5:]} == {"again"} and {case.seed for case in order[-5:]} == {3}
 
 
 @pytest.mark.parametrize("path", sorted(grids.GRID.parent.glob("grid*.yaml")), ids=lambda path: path.stem)

@@ -61,10 +61,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Claim:
-    """Methods that get more seeds in the first condition, and are run in all. Full data and null twins go with them."""
+    """Methods that get more seeds, and are run in all conditions. Full data and null twins go with them.
+
+    Attributes:
+        methods: their names.
+        seeds: in the first condition.
+        elsewhere: seeds in each other condition.
+    """
 
     methods: Sequence[str]
     seeds: int
+    elsewhere: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Grid:
 
     @property
     def most_seeds(self) -> int:
-        return max(self.seeds, self.claim.seeds)
+        return max(self.seeds, self.claim.seeds, self.claim.elsewhere)
 
     def claimed(self, entry: Entry) -> bool:
         """Whether the claim is judged by its runs: it is full data, a method of the claim, or its null twin."""
@@ -142,9 +149,8 @@ class Grid:
         kept |= {varied.name for name in kept if (varied := self.varied_by(self.entry(name))) is not None}
         entries = tuple(own for own in self.entries if own.budget is not None or own.name.removesuffix(NULL) in kept)
         methods = [name for name in self.claim.methods if name in kept]
-        return replace(
-            self, entries=entries, claim=Claim(methods, self.claim.seeds if methods else self.seeds), keys={}
-        )
+        claim = replace(self.claim, methods=methods) if methods else Claim([], self.seeds, self.seeds)
+        return replace(self, entries=entries, claim=claim, keys={})
 
     def under(self, names: Sequence[str]) -> Grid:
         """The grid of the first condition and of these; UserError: no such condition."""
@@ -155,7 +161,9 @@ class Grid:
         return replace(self, conditions=kept, keys={})
 
     def seeds_of(self, entry: Entry, condition: str) -> int:
-        return self.most_seeds if condition == self.first_condition and self.claimed(entry) else self.seeds
+        if not self.claimed(entry):
+            return self.seeds
+        return max(self.seeds, self.claim.seeds if condition == self.first_condition else self.claim.elsewhere)
 
     @property
     def first_condition(self) -> str:
@@ -203,6 +211,7 @@ def load(path: Path = GRID) -> Grid:
         raise UserError(f"{path.name}: the key {name} is missing; see the grid that comes with the benchmark")
     full = tuple(Entry(f"full {float(b):g}", float(b), {}) for b in sorted(content["budgets"], key=float))
     methods = tuple(Entry(name, None, settings) for name, settings in content["methods"].items())
+    claim = content["claim"]
     made = Grid(
         name=path.name,
         base=strict_args.read_settings(path.parent / content["config"]),
@@ -214,7 +223,7 @@ def load(path: Path = GRID) -> Grid:
         tuned_budgets=[float(budget) for budget in content["tuned_budgets"]],
         values=content["choices"],
         conditions=content["conditions"],
-        claim=Claim(content["claim"]["methods"], int(content["claim"]["seeds"])),
+        claim=Claim(claim["methods"], int(claim["seeds"]), int(claim.get("elsewhere", content["seeds"]))),
     )
     if not set(made.tuned_budgets) <= {entry.budget for entry in full}:
         raise UserError(f"{path.name}: tuned_budgets must be some of the budgets")
