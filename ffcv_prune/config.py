@@ -162,7 +162,7 @@ def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path 
     options, overrides = strict_args.parse_command_line(argv, options=("config", "resume", "init-from"))
     if "help" in options:
         every = sorted(methods.PRESETS.values(), key=lambda method: method.name != DEFAULT_METHOD)
-        print(usage, strict_args.help_text(_keys(_prune_section(*every))), sep="\n")
+        print(usage, strict_args.help_text(_keys(_prune_section(*every))), _shared_keys(every), sep="\n")
         raise SystemExit(0)
     if len(options) > 1:
         raise UserError(
@@ -278,6 +278,23 @@ def _prune_section(*shown: Method, source: Source | None = None) -> type:
     section = make_dataclass("Prune", keys, frozen=True, kw_only=True)
     section.__doc__ = "which samples are trained on; which keys there are, the method says"
     return section
+
+
+def _shared_keys(shown: Sequence[Method]) -> str:
+    """Lines of --help: keys of the section prune that have another meaning or default in a later method."""
+    found: dict[str, dict[tuple[str, str], list[str]]] = {}  # by key, by meaning and default: methods
+    for method in shown:
+        for part in (method.source, *method.other_parts):
+            for name, of in parameters_of(part).items():
+                same = found.setdefault(name, {})
+                same.setdefault((of.metadata["description"], str(getattr(part, name))), []).append(method.name)
+    lines = ["\nprune, where it differs:"]
+    for name, ways in found.items():
+        (first, _), *others = ways
+        for meaning, default in others:
+            says = f"{meaning};" if meaning != first else f"{', '.join(ways[meaning, default])}:"
+            lines.append(f"  --{f'prune.{name}':26} {says} default {default}")
+    return "\n".join(lines)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -297,6 +298,22 @@ def test_help_lists_every_key_and_exits_with_0(capsys: pytest.CaptureFixture[str
     assert "resnet18_cifar, " in text and "timm" in text
     (line,) = (line for line in text.splitlines() if line.startswith("  --prune.method "))
     assert line.endswith("; default full")  # what a config without the key gets
+
+
+def test_help_tells_where_methods_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    """Defect: of a key that methods share, only the meaning and default of the first method were there."""
+    with pytest.raises(SystemExit):
+        load(["--help"])
+    text = capsys.readouterr().out
+    for name, method in methods.PRESETS.items():
+        period = next((part.period for part in method.other_parts if hasattr(part, "period")), None)
+        lines = [line for line in text.splitlines() if line.startswith("  --prune.period ")]
+        assert len(lines) == 2
+        if period is not None:
+            assert any(line.endswith(f"default {period}") for line in lines)
+            assert (re.search(rf"\b{name}\b", lines[1]) is not None) == (period != 1)
+    ratios = [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith("  --prune.ratio ")]
+    assert [ratio.partition(":")[0] for ratio in ratios] == ["infobatch, bls", "repb", "seta"]
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
