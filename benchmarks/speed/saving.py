@@ -3,10 +3,10 @@
     python -m benchmarks.speed.saving                 ten methods, each asked for 0.4: 15 minutes on two cores
     python -m benchmarks.speed.saving --redraw        the table again, without measuring
 
-One core trains by one method after the other, with prune.save. The other core trains on all data meanwhile, run after
-run. A run has saved what full data lack of one whole run when it ends: as 0.6 of a full run passed meanwhile, 40 %. So
-a machine that becomes faster or slower does so for both. Each process first trains for two epochs, so that all is
-compiled. Seconds are those of the whole run, set-up and measurement included. Imports and the report are not.
+Each case has a core of its own, and as many cases are measured side by side: on two cores, the pace of a run with so
+small a net swung more. A case trains for two epochs by the method, so that all is compiled. Then it trains on all data
+for half of the epochs, with prune.save, and on all data for the other half. So a machine that becomes faster or slower
+does so for both. Seconds are those of the whole run, set-up and measurement included. Imports and the report are not.
 Fashion-MNIST must be there: `python write_datasets.py --dataset fashion_mnist`. Nothing else may run on the machine.
 docs/speed.md says how to read the table.
 """
@@ -18,18 +18,12 @@ import io
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import as_completed
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import numpy as np
 
 from benchmarks.harness.jobs import jobs_on, on_cores
 from benchmarks.harness.machine import ROOT, measured_on
@@ -52,24 +46,6 @@ METHODS = {
 WITHIN = 0.03
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        method: of it.
-        asked: share that it was to save; 0 for full data.
-        times: by the clock that all processes share, in seconds: its start, the end of its set-up and of each epoch.
-        planned, told: the savings that the run predicted, and told at its end; None for full data.
-    """
-
-    method: str
-    asked: float
-    times: list[float]
-    planned: float | None = None
-    told: float | None = None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=Path("rn_configs/fashion_full.yaml"), help="of all runs")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS], help="each a case")
@@ -80,90 +56,49 @@ def run(args: argparse.Namespace, results: Results) -> None:
     """Measure the cases that have no row yet."""
     if not all(0 < asked < 1 for asked in args.asked):
         raise UserError("--asked must lie between 0 and 1")
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    if len(cores) < 2:
-        raise UserError("two cores are needed: one for full data, one for the methods")
-    base = ["--config", str(ROOT / args.config), *args.overrides]
-    config.load(base)
+    if config.load(["--config", str(ROOT / args.config), *args.overrides]).train.epochs < 2:
+        raise UserError("train.epochs must be 2 at least: full data is trained for half of them at a time")
     cases = [(method, asked) for asked in args.asked for method in args.methods]
+    base = ["--config", str(ROOT / args.config), *args.overrides]
+    cores = sorted(os.sched_getaffinity(0))
     with on_cores(cores[:1]):
         left = results.left(cases, lambda row: (row["method"], float(row["asked"])))
-    full: list[Run] = []
-    ended: list[Run] = []
     with jobs_on([[core] for core in cores]) as pool:
-
-        def begin(method: str, asked: float) -> Future[Run]:
-            return pool.submit(trained, base, method, asked)
-
-        running = {begin("full", 0.0), *(begin(*case) for case in left[:1])} if left else set()
-        waiting = left[1:]
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for made in (future.result() for future in done):
-                (ended if made.asked else full).append(made)
-                if made.asked and waiting:
-                    running.add(begin(*waiting.pop(0)))
-            rows = [compared(own, full) for own in ended if full and own.times[-1] <= full[-1].times[-1]]
-            ended = ended[len(rows) :]
-            for row in rows:
-                print(f"{row['method']}, asked {row['asked']:g}: saved {row['saved']:.3f}", flush=True)
+        for done in as_completed([pool.submit(compare, base, method, asked) for method, asked in left]):
+            row = done.result()
+            print(f"{row['method']}, asked {row['asked']:g}: saved {row['saved']:.3f}", flush=True)
             with on_cores(cores[:1]):
-                results.append(rows)
-            if any(not made.result().asked for made in done) and (running or ended):
-                running.add(begin("full", 0.0))
+                results.append([row])
 
 
-def trained(base: Sequence[str], method: str, asked: float) -> Run:
-    """Train once by the method, or on full data, in a process that has done so before."""
-    own = (*base, f"--prune.method={method}", *METHODS.get(method, ()))
-    _warm_up(own)
-    with TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
-        saving = [f"--prune.save={asked}"] if asked else []
-        whole = config.load([*own, *saving, f"--run.out={out}", "--run.name=timed"])
-        start = time.monotonic()
-        made = train(whole)
-        rows = [json.loads(line) for line in (made.folder / "log.jsonl").read_text().splitlines()]
-    phases = [made.seconds["setup"], *(row["seconds"]["total"] for row in rows)]
-    phases[-1] += made.seconds["setup"] + made.seconds["total"] - sum(phases)  # the last save came after the last row
-    planned = rows[0]["saving"]["planned"] if asked else None
-    return Run(method, asked, [*accumulate(phases, initial=start)], planned, made.saved)
-
-
-@cache
-def _warm_up(own: Sequence[str]) -> None:
+def compare(base: Sequence[str], method: str, asked: float) -> dict[str, Any]:
+    """The row of a case."""
+    own = [*base, f"--prune.method={method}", *METHODS[method]]
     with TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
         train(config.load([*own, f"--run.out={out}", "--run.name=warm_up", "--train.epochs=2"]))
+        whole = config.load([*own, f"--run.out={out}", "--run.name=saved", f"--prune.save={asked}"])
 
+        def full(name: str, epochs: int) -> dict[str, float]:
+            words = [*base, f"--run.out={out}", f"--run.name=full_{name}", f"--train.epochs={epochs}"]
+            return train(config.load(words)).seconds
 
-def compared(own: Run, full: Sequence[Run]) -> dict[str, Any]:
-    """The row of a run, beside which full data were trained on."""
-    share = passed(full, own.times[-1]) - passed(full, own.times[0])
-    seconds = own.times[-1] - own.times[0]
+        half = whole.train.epochs // 2
+        before = full("before", half)
+        saved = train(whole)
+        after = full("after", whole.train.epochs - half)
+        first = json.loads((saved.folder / "log.jsonl").read_text().splitlines()[0])
+    seconds = saved.seconds["setup"] + saved.seconds["total"]
+    full_seconds = (before["setup"] + after["setup"]) / 2 + before["total"] + after["total"]
     return {
-        "method": own.method,
-        "asked": own.asked,
-        "planned": own.planned,
-        "told": own.told,
-        "saved": 1 - share,
+        "method": method,
+        "asked": asked,
+        "planned": first["saving"]["planned"],
+        "told": saved.saved,
+        "saved": 1 - seconds / full_seconds,
         "seconds": seconds,
-        "full_seconds": seconds / share,
-        "setup_seconds": own.times[1] - own.times[0],
+        "full_seconds": full_seconds,
+        "setup_seconds": saved.seconds["setup"],
     }
-
-
-def passed(full: Sequence[Run], when: float) -> float:
-    """How many runs on full data had passed by then. Within a phase, and between runs, the pace is taken as even.
-
-    Set-up and epochs count by their median shares of a run's seconds, and the time between runs by the mean run.
-    """
-    times = np.array([run.times for run in full])
-    starts, ends = times[:, 0], times[:, -1]
-    mean = (ends - starts).mean()
-    shares = np.median((times - times[:, :1]) / (ends - starts)[:, None], axis=0)
-    between = np.concatenate([[0.0], starts[1:] - ends[:-1]]).cumsum() / mean
-    counts = np.arange(len(full)) + between
-    before = min(0.0, when - starts[0]) / mean
-    return before + float(np.interp(when, times.ravel(), (counts[:, None] + shares).ravel()))
 
 
 def summary(rows: Sequence[Row]) -> str:
