@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ffcv_prune import methods, strict_args
-from ffcv_prune.errors import TRAIN, UserError, nearest
+from ffcv_prune.errors import TRAIN, WRITE, UserError, nearest
 from ffcv_prune.methods import Method
 from ffcv_prune.methods.method import parameters_of
 from ffcv_prune.methods.sources import SOURCES, Source
@@ -53,6 +53,7 @@ SECTIONS: dict[str, type] = {
     "prune": Method,
     "static": StaticScores,
 }
+RECIPE_SECTIONS = ("dataset", "source", "splits", "image", "subset")  # of `data.recipe`, which imports this module
 CONFIGS = Path(__file__).with_name("rn_configs")  # in a clone a link to that at its root
 
 
@@ -72,7 +73,7 @@ class Config:
     static: StaticScores
 
     def __post_init__(self) -> None:
-        """Check what one key's range cannot tell: a `UserError` names all faults."""
+        """Check what one key's range cannot tell: a `UserError` names the first faults."""
         train, prune = self.train, self.prune
         faults = []
         if "/" in self.run.name or self.run.name.startswith("."):
@@ -84,6 +85,11 @@ class Config:
         if train.nesterov and train.momentum == 0:
             faults.append("train.nesterov=true needs train.momentum > 0; set train.nesterov=false")
         faults += _ramp_faults(self.data)
+        if self.data.size_ramp and prune.selector.fills_batches:
+            faults.append(
+                "prune.form=jiang has samples wait for a later epoch, which may be of another side: "
+                "set prune.form=composer, or leave data.size_ramp out"
+            )
         if train.warmup_epochs >= train.epochs:
             faults.append(f"train.warmup_epochs={train.warmup_epochs}: must be below train.epochs={train.epochs}")
         try:
@@ -158,8 +164,10 @@ def read_command(argv: Sequence[str], usage: str = USAGE) -> tuple[Config, Path 
     Returns:
         The configuration, and the run folder to go on with; None for a new run.
     """
-    argv = ["--run.profile=true" if argument == "--profile" else argument for argument in argv]
-    options, overrides = strict_args.parse_command_line(argv, options=("config", "resume", "init-from"))
+    options, overrides = strict_args.parse_command_line(argv, ("config", "resume", "init-from"), flags=("profile",))
+    if "profile" in options:
+        del options["profile"]
+        overrides["run.profile"] = "true"
     if "help" in options:
         every = sorted(methods.PRESETS.values(), key=lambda method: method.name != DEFAULT_METHOD)
         print(usage, strict_args.help_text(_keys(_prune_section(*every))), _shared_keys(every), sep="\n")
@@ -213,6 +221,8 @@ def _config_file(name: str) -> Path:
 
 def _resolve(path: Path, overrides: dict[str, str]) -> Config:
     settings = strict_args.read_settings(path)
+    if strict_args.is_foreign(settings, own=SECTIONS, other=RECIPE_SECTIONS):
+        raise UserError(f"{path} is a recipe, not a training config: use {WRITE} --dataset {path}")
     settings |= {name: Setting(text, "command line", -1) for name, text in overrides.items()}
     return resolve(settings)
 
@@ -221,17 +231,20 @@ def resolve(
     settings: dict[str, Setting],
     options: Collection[str] = ("config", "resume", "init-from", "profile", "base", "version"),
 ) -> Config:
-    """Make a configuration of dotted keys; a `UserError` names all unknown, missing and unacceptable ones.
+    """Make a configuration of dotted keys; a `UserError` names the first unknown, missing and unacceptable ones.
 
     Which keys the section prune has, the method says. Keys that another method left in a file below that which names
     the method do not count.
     """
     named = settings.get("prune.method", Setting(DEFAULT_METHOD, "default", 1 << 30))
-    if str(named.text) not in methods.PRESETS:  # a YAML list is no name
+    name = str(named.text)  # a YAML list is no name
+    if name not in methods.PRESETS:
+        static = name.lower() in StaticScores.__dataclass_fields__["method"].metadata["choices"]
+        remedy = f"; set prune.method=static and static.method={name.lower()}"
         raise UserError(
-            f"prune.method={named.text} ({named.source}): unknown{nearest(str(named.text), methods.PRESETS)}"
+            f"prune.method={name} ({named.source}): unknown{remedy if static else nearest(name, methods.PRESETS)}"
         )
-    method = methods.PRESETS[str(named.text)]
+    method = methods.PRESETS[name]
     source = settings.get("prune.score_source")
     own = SOURCES.get(str(source.text)) if source is not None and method.takes_source else None
     section = _prune_section(method, source=own() if own else None)

@@ -27,6 +27,13 @@ SCORES = "python -m ffcv_prune.static_scores" if _CLONE else "ffcv-prune-scores"
 REPORT = "python -m ffcv_prune.analysis" if _CLONE else "ffcv-prune-report"
 
 
+def write_command(beton_path: str | os.PathLike[str]) -> str:
+    """The command that writes a .beton: where a recipe has the name of its folder, it is that one's."""
+    name = Path(beton_path).parent.name
+    known = os.path.isfile(Path(__file__).with_name("write_datasets") / f"{name}.yaml")  # False for any odd name
+    return f"{WRITE} --dataset {name if known else 'RECIPE'}"
+
+
 class UserError(ValueError):
     """Something the user can mend. Its message is one line: it names the thing and the remedy.
 
@@ -56,11 +63,18 @@ class Terminated(Exception):
     """SIGTERM came, as schedulers send it before they take the machine away; what was done is saved."""
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word that is most like `word`, in whatever case; None if none is."""
+    by_lower = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[close[0]] if close else None
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean "x"?`` for the known word nearest to `word`, else the list of known words."""
     known = sorted(known)
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
+    close = closest(word, known)
+    return f"; known: {', '.join(known)}" if close is None else f'; did you mean "{close}"?'
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ffcv_prune import collectives, machine, methods
 from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.extras import check_accelerate
+from ffcv_prune.loop_checks import LoopChecks
 from ffcv_prune.machine import AmpDtype
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.protocols import SampleLoader
@@ -137,9 +138,8 @@ class Pruner:
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
         self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy, group)
         self._group = group
-        self._epoch, self._batch = -1, 0  # of the batch that `choose` is given next; -1: before the first begin_epoch
-        self._told = not method.prunes  # that begin_epoch was left out
-        loader.on_epoch = weakref.WeakMethod(self._epoch_begins)
+        self._checks = LoopChecks(loader, self.values.chooser, method.prunes)
+        loader.on_epoch = weakref.WeakMethod(self._checks.epoch_begins)
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
         labels = known_labels(loader)
@@ -153,14 +153,16 @@ class Pruner:
     def begin_epoch(self, epoch: int, model: nn.Module) -> Swap | None:
         """Call before each epoch, in order. Scores, selects and swaps where it is due; otherwise does nothing.
 
-        Warns when selections begin to hold next to nothing of some classes: they may be forgotten.
+        Warns when selections begin to hold next to nothing of some classes: they may be forgotten. Warns, too, when the
+        loader has begun no epoch since the call for an earlier one: the loop is then over another loader.
 
         Returns:
             What was done, or None between selections.
 
         Raises:
             UserError: see `score_dataset`, `State.record` and the loader's `set_selection`, or ranks that selected
-                other samples. All is then as before, and the next call tries again.
+                other samples. Also where the epoch before was trained on without `choose`, and its batches were to be
+                chosen from. All is then as before, and the next call tries again.
         """
         epoch = _whole("epoch", epoch)
         due = self.state.is_due(epoch)
@@ -169,9 +171,10 @@ class Pruner:
                 f"epoch {epoch} is the first, and no selection was made before it: call begin_epoch before every epoch "
                 "from 0 on, or resume with load_state_dict"
             )
+        self._checks.end_last(epoch)
         if self.loader.next_epoch != epoch:
             self.loader.set_epoch(epoch)
-        self._epoch, self._batch = epoch, self.loader.first_batch
+        self._checks.begin(epoch)
         if not due:
             return None
         with self.state.whole_or_not_at_all(), self.values.whole_or_not_at_all():
@@ -218,11 +221,12 @@ class Pruner:
             (inputs, targets, ids) to train on; None: nothing now, go on with the next batch.
         """
         if self.values.chooser is None:
+            self._checks.batch_came()
             return inputs, targets, ids
         self._check_begun()
         check_ids(ids, self.state.n)
-        number, self._batch = self._batch, self._batch + 1
-        return self.values.chooser.choose(model, (inputs, targets, ids), self._epoch, number)
+        number = self._checks.next_batch()
+        return self.values.chooser.choose(model, (inputs, targets, ids), self._checks.epoch, number)
 
     def batch_loss(self, losses: Tensor, ids: Tensor, outputs: Any = None, targets: Tensor | None = None) -> Tensor:
         """Return the weighted mean of a batch's losses, a float32 scalar to call `backward` on.
@@ -239,6 +243,7 @@ class Pruner:
         """
         check_arguments(losses, ids, self.state.n)
         self._check_begun()
+        self._checks.batch_came()
         losses = losses.float()
         self.values.remember(losses.detach(), ids, outputs, targets)
         if self._weights is None:
@@ -249,19 +254,6 @@ class Pruner:
     def _check_begun(self) -> None:
         if self.state.selection is None and self.method.prunes:
             raise UserError("call begin_epoch before the first batch: nothing is selected yet")
-
-    def _epoch_begins(self, epoch: int) -> None:
-        """Warn, once, of an epoch of the loader that `begin_epoch` was not called for.
-
-        No error: a user may look at a batch before training.
-        """
-        if epoch != self._epoch and not self._told:
-            self._told = True
-            warnings.warn(
-                f"the training loader begins epoch {epoch} without begin_epoch({epoch}, model): it serves "
-                f"{len(self.loader.selection)} of {self.state.n} samples as before; call it before each epoch",
-                stacklevel=4,
-            )
 
     def total_steps(self) -> int:
         """Batches of a rank over the whole run, for schedulers that count steps.
@@ -296,7 +288,7 @@ class Pruner:
 
     @property
     def lr_factor(self) -> float:
-        """By which the method wants the learning rate multiplied now; 1.0 for nearly all of them."""
+        """By which the method wants the learning rate multiplied now, after its warm-up; 1.0 for nearly all of them."""
         return 1.0 if self.state.selection is None else self.state.selection.lr_factor
 
     def _set_weights(self) -> None:
@@ -337,6 +329,7 @@ class Pruner:
             self.state.load_state_dict(_arrays(state["method"]))
             self.loader.load_state_dict(state["loader"])
         self.values.load_state_dict(state["values"])
+        self._checks.resume()
         self._set_weights()
 
 

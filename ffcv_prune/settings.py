@@ -53,10 +53,11 @@ def check_values(section: Any) -> None:
             value = _CASTS[kind](given)
             numbers = value if isinstance(value, tuple) else (value,)
             fits = within is None or all(inside(number, within) for number in numbers)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             fits = False
         if not fits:
-            raise UserError(f"{field.name}={given}: expected {_NOUNS[kind]}{f' in {within}' if within else ''}")
+            shown = repr(given) if isinstance(given, str) else given
+            raise UserError(f"{field.name}={shown}: expected {_NOUNS[kind]}{f' in {within}' if within else ''}")
         if choices is not None and value not in choices:
             raise UserError(f"{field.name}={value}: unknown{nearest(value, choices)}")
         object.__setattr__(section, field.name, value)

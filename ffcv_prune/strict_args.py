@@ -23,7 +23,7 @@ import yaml
 from fastargs.exceptions import MissingValueError
 from fastargs.validation import Checker
 
-from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.errors import UserError, closest, nearest
 from ffcv_prune.settings import REQUIRED, inside
 
 Text = str | list[str]
@@ -32,6 +32,12 @@ T = TypeVar("T")
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 MOST_BYTES = 1_000_000  # of a YAML file
+MOST_FAULTS = 3  # that one message tells
+# What the patterns of keys mean, in words.
+PATTERNS = {
+    r"auto|cpu|cuda(:\d+)?": "one of auto, cpu, cuda, cuda:0",
+    r"(.*[^/]\.npy)?": "a path that ends in .npy",
+}
 
 
 class Setting(NamedTuple):
@@ -99,7 +105,7 @@ class KeyChecker(Checker):
         if self.choices is not None:
             return f"one of {', '.join(self.choices)}"
         if self.pattern is not None:
-            return f"a text matching {self.pattern}"
+            return PATTERNS.get(self.pattern, f"a text matching {self.pattern}")
         return self.noun if self.within is None else f"{self.noun} in {self.within}"
 
     def complaint(self, text: Text) -> str:
@@ -143,7 +149,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} has more than {MOST_BYTES:,} bytes: that is no config; name a small YAML file")
         content = yaml.load(text, Loader=_TextLoader)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        hint = _similar(Path(path)) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read {path}: {error.strerror}{hint}") from error
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply; write sections with keys") from error
     except yaml.YAMLError as error:
@@ -156,6 +163,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected lines of the form `key: value`")
     return content
+
+
+def _similar(path: Path) -> str:
+    """``; did you mean "x"?`` for the YAML file in that folder with the nearest name, if there is one."""
+    close = closest(path.stem, (file.stem for file in path.parent.glob("*.yaml") if os.path.isfile(file)))
+    return "" if close is None else f'; did you mean "{path.with_name(close)}.yaml"?'
 
 
 def flatten(content: Mapping[str, Any], source: str, prefix: str = "", level: int = 0) -> dict[str, Setting]:
@@ -189,14 +202,14 @@ def read_settings(path: str | Path, _chain: tuple[str, ...] = ()) -> dict[str, S
 
 
 def parse_command_line(
-    argv: Sequence[str], options: Collection[str], flags: Collection[str] = ()
+    argv: Sequence[str], options: Sequence[str], flags: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Split ``--name=value`` and ``--name value`` arguments (no abbreviations, no environment).
 
     Returns:
-        What was given for the names in `options`, or "" for those in `flags`, which take no value; and everything
-        else: overrides, whose names `resolve` judges. ``-h`` and ``--help`` are the flag "help"; ``--version``
-        prints it and exits. Of a repeated name the last counts.
+        What was given for the names in `options`, of which the first takes a file, or "" for those in `flags`, which
+        take no value; and everything else: overrides, whose names `resolve` judges. ``-h`` and ``--help`` are the
+        flag "help"; ``--version`` prints it and exits. Of a repeated name the last counts.
     """
     given: dict[str, str] = {}
     overrides: dict[str, str] = {}
@@ -204,9 +217,12 @@ def parse_command_line(
     for argument in arguments:
         argument = "--help" if argument == "-h" else argument
         if not argument.startswith("--") or argument == "--":
-            raise UserError(f'unexpected argument "{argument}"; write --key=value')
+            is_file = argument.endswith(".yaml") or os.path.isfile(argument)
+            remedy = f"--{options[0]} {argument}" if is_file else "--key=value"
+            raise UserError(f'unexpected argument "{argument}"; write {remedy}')
         name, equals, value = argument[2:].partition("=")
-        if name in ("help", "version", *flags):
+        without_value = ("help", "version", *flags)
+        if name in without_value:
             if equals:
                 raise UserError(f"--{name} takes no value; write --{name}")
             if name == "version":
@@ -217,6 +233,9 @@ def parse_command_line(
         if not equals:
             value = next(arguments, "--")
             if value.startswith("--"):
+                if name not in options and "." not in name:  # keys have a dot
+                    close = closest(name, (*options, *without_value))
+                    raise UserError(f"unknown option --{name}; {f'did you mean --{close}?' if close else 'see --help'}")
                 raise UserError(f"--{name} needs a value; write --{name}=VALUE")
         (given if name in options else overrides)[name] = value
     return given, overrides
@@ -249,7 +268,7 @@ def declare(config_class: type) -> fastargs.Config:
 def resolve(
     config_class: type[T], settings: Mapping[str, Setting], options: Collection[str] = (), faults: Sequence[str] = ()
 ) -> T:
-    """Build `config_class` from dotted keys; a UserError names all unknown, missing and unacceptable ones.
+    """Build `config_class` from dotted keys; a UserError names the first unknown, missing and unacceptable ones.
 
     `options` are names of the command line that are no keys, so that a misspelt one finds its nearest. `faults` were
     found before.
@@ -281,10 +300,17 @@ def resolve(
     return config_class(**{section: sections[section](**given) for section, given in values.items()})
 
 
+def is_foreign(settings: Mapping[str, Setting], own: Collection[str], other: Collection[str]) -> bool:
+    """Whether a file has sections of the other kind and none of its own: a recipe in place of a config, say."""
+    found = {name.partition(".")[0] for name in settings}
+    return found.isdisjoint(own) and not found.isdisjoint(other)
+
+
 def refuse(faults: Sequence[str]) -> None:
     """Raise a UserError, in one line, if there are any."""
     if faults:
-        raise UserError(" | ".join(faults))
+        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        raise UserError(" | ".join([*faults[:MOST_FAULTS], *more]))
 
 
 def to_yaml(sections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -57,7 +57,7 @@ class Task(ABC):
             found = self.tensor(outputs).detach().float().clone().requires_grad_()
             losses = self.losses(self._with(outputs, found), targets.clone())
             (gradients,) = torch.autograd.grad(losses.sum(), found)
-        return gradients.view(len(gradients), -1).norm(dim=1)
+        return gradients.reshape(len(gradients), -1).norm(dim=1)  # [B] too; those of images may be channels_last
 
     def _with(self, outputs: Any, found: Tensor) -> Any:
         """What a model returned, with `found` for the tensor that counts and copies of the others."""
@@ -83,7 +83,7 @@ class Task(ABC):
     def check(self, outputs: Any, targets: Any, label_range: tuple[int, int] | None = None) -> None:
         """UserError where shapes and dtypes do not fit. Waits for no device.
 
-        `label_range`: the lowest and the highest label of the whole data set, where the host knows them.
+        `label_range`: the lowest and the highest label of the data set or of the batch, where the host knows them.
         """
         found = self.tensor(outputs)
         if not isinstance(targets, Tensor):
@@ -168,9 +168,10 @@ class Classification(Task):
         classes = self.tensor(outputs).shape[1]
         if label_range is not None and not 0 <= label_range[0] <= label_range[1] < classes:
             low, high = label_range
-            raise UserError(
-                f"the labels run from {low} to {high}, but the model has {classes} classes: set model.classes"
-            )
+            remedy = "number the classes from 0"
+            if low >= 0:
+                remedy = f"give it at least {high + 1} outputs, in a config by model.classes"
+            raise UserError(f"the labels run from {low} to {high}, but the model has {classes} classes: {remedy}")
 
     def _check_targets(self, targets: Tensor) -> None:
         if targets.ndim == 1 and targets.dtype == torch.int64:

@@ -148,6 +148,21 @@ def test_a_trainer_that_would_select_once_is_refused(tmp_path: Path) -> None:
         fit(PrunedDataModule(make_pruner()), tmp_path, reload_dataloaders_every_n_epochs=0, enable_checkpointing=False)
 
 
+def test_a_fit_that_ends_before_the_plan_is_warned_of(tmp_path: Path) -> None:
+    """No error: another fit may go on."""
+    message = rf"max_epochs=3 ends the fit before the {EPOCHS} epochs of the pruner: build it with epochs=3, unless"
+    module, data, trainer = Module(), PrunedDataModule(make_pruner()), make_trainer(tmp_path, max_epochs=3)
+    with pytest.warns(UserWarning, match=message) as caught:
+        trainer.fit(module, datamodule=data)
+    assert sum("of the pruner" in str(warning.message) for warning in caught) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*of the pruner.*")
+        trainer.fit_loop.max_epochs = EPOCHS
+        trainer.fit(module, datamodule=data)
+        fit(PrunedDataModule(make_pruner()), tmp_path, max_epochs=-1, max_steps=2)
+    assert len(module.steps) == sum(LENGTHS)
+
+
 @pytest.mark.parametrize(("accumulated", "needed"), [(1, sum(LENGTHS)), (2, sum(-(-n // 2) for n in LENGTHS))])
 def test_a_schedule_that_would_run_out_of_steps_is_refused(accumulated: int, needed: int, tmp_path: Path) -> None:
     class Scheduled(Module):

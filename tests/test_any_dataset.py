@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +24,7 @@ from ffcv_prune.data.manifest import Manifest, read_sources
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
 
+ROOT = Path(__file__).resolve().parents[1]
 N = 23
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 6, 6, 3), dtype=np.uint8)
 LABELS = np.arange(N) % 3
@@ -57,11 +61,16 @@ IMAGES: dict[str, Callable[[int], Any]] = {
     "array": lambda i: PIXELS[i],
     "tensor": lambda i: torch.from_numpy(PIXELS[i]).permute(2, 0, 1),
     "float": lambda i: torch.from_numpy(PIXELS[i]).permute(2, 0, 1) / 255,
+    "bfloat16": lambda i: (torch.from_numpy(PIXELS[i]).permute(2, 0, 1) / 255).bfloat16(),
 }
 TARGETS: dict[str, tuple[Callable[[int], Any], torch.Tensor]] = {
     "label": (lambda i: int(LABELS[i]), torch.from_numpy(LABELS)),
     "label in a tensor": (lambda i: torch.tensor(LABELS[i]), torch.from_numpy(LABELS)),
     "vector": (lambda i: torch.from_numpy(VECTORS[i]), torch.from_numpy(VECTORS)),
+    "vector in bfloat16": (
+        lambda i: torch.from_numpy(VECTORS[i]).bfloat16(),
+        torch.from_numpy(VECTORS).bfloat16().float(),
+    ),
     "number": (lambda i: float(VECTORS[i, 0]), torch.from_numpy(VECTORS[:, 0]).double()),
 }
 
@@ -108,6 +117,30 @@ def test_jpeg_and_shrinking(tmp_path: Path) -> None:
     assert (info.image_modes == JPG).all()
 
 
+def test_a_data_set_that_computes_on_several_threads(tmp_path: Path) -> None:
+    """Sample 0 is read before the fork, which has none of torch's threads: waiting for them would take for ever."""
+    script = (
+        "import sys, torch, ffcv_prune\n"
+        "class Data:\n"
+        "    def __len__(self): return 3\n"
+        "    def __getitem__(self, i): return torch.rand(3, 512, 512).div(2), i\n"
+        "ffcv_prune.write(Data(), sys.argv[1], num_workers=2)\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "train.beton"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "2"}, timeout=100, check=True)
+    assert check_beton(tmp_path / "train.beton").num_samples == 3
+
+
+def test_an_image_and_its_target_share_a_page(tmp_path: Path) -> None:
+    """FFCV's page of 8 MiB has 1,856 bytes left beside such an image."""
+    dataset = [(np.zeros((1672, 1672, 3), np.uint8), np.ones(2000))]
+    with pytest.raises(UserError, match=r"sample 0 of list is too large \(1672 x 1672 pixels\).* max_resolution=N"):
+        write(dataset, tmp_path / "train.beton")
+    assert not list(tmp_path.iterdir())
+    info = check_beton(write(dataset, tmp_path / "train.beton", max_resolution=1672))
+    assert info.image_widths.tolist() == [1672]
+
+
 class Stream(IterableDataset[Any]):
     """Without a length."""
 
@@ -145,6 +178,13 @@ class NoLength:
         (
             [(PIXELS[0], VECTORS[0]), (PIXELS[1], VECTORS[1, :3])],
             r"sample 1 of list \(its target is ndarray of float32\[3\], the first is a vector of 4",
+        ),
+        *(
+            (
+                [(Image.new(mode, (6, 6)), 0)],
+                rf"sample 0 of list \(its channels have .* \(Pillow's mode {mode}\): convert",
+            )
+            for mode in ("I;16", "I", "F")
         ),
         ([(PIXELS[0], 0), (None, 0)], r"sample 1 of list \(its image is NoneType.*torch.utils.data.Subset"),
     ],
@@ -192,7 +232,7 @@ def test_a_failed_write_keeps_the_file_before(tmp_path: Path) -> None:
 
 
 def test_the_script_in_the_readme_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[1] / "write_datasets" / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "write_datasets" / "README.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(script, "README.md", "exec"), {})

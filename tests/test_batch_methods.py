@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from ffcv_prune import PrunedLoader, Pruner, methods
+from ffcv_prune.config import load
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import train_pipelines
 from ffcv_prune.methods.presets.selective_backprop import HISTORY, chance_by_history, odds_by_rank
 from ffcv_prune.scoring.batch_forward import BatchChooser
 from ffcv_prune.tasks import Classification
-from tests.betons import Beton, write_beton
+from tests.betons import Beton, write_beton, write_run
 from tests.nets import SmallNet
 
 N, BATCH = 203, 16
@@ -57,6 +58,14 @@ class TestComposer:
         for epoch in range(10):
             rows = whole.choose(np.arange(8), np.ones(8, np.float32), epoch=epoch, batch=0)
             assert rows.tolist() == list(range(8))
+
+    @pytest.mark.parametrize(("start", "end"), [(0.5, 0.9), (0.0, 1.0), (0.3, 0.7), (0.25, 0.33), (0.4, 0.4)])
+    def test_it_chooses_while_the_elapsed_share_lies_between_start_and_end(self, start: float, end: float) -> None:
+        """As Composer compares them; never in the first epoch."""
+        phases = methods.build("selective_backprop", start=start, end=end, interrupt=0).phases
+        for epochs in range(1, 101):
+            found = [epoch for epoch in range(epochs) if phases.chooses(epoch, 0, epochs)]
+            assert found == [epoch for epoch in range(1, epochs) if start <= epoch / epochs < end], epochs
 
     def test_rows_are_places_in_the_batch(self) -> None:
         state = methods.build("selective_backprop", keep=0.25, start=0, end=1, interrupt=0).start(99, epochs=400)
@@ -203,6 +212,31 @@ def test_a_queue_goes_where_the_inputs_are() -> None:
     made = chooser._full_batch(batch, 5)
     assert made is not None and [part.device.type for part in made] == ["meta", "meta", "cpu"]
     assert made[2].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_queue_of_batches_of_other_sizes_is_refused() -> None:
+    ids = torch.arange(4)
+    state = methods.build("selective_backprop", form="jiang").start(8, epochs=3)
+    chooser = BatchChooser(state, Classification(), None, 1)
+
+    def waits(side: int) -> Any:
+        return chooser._full_batch((torch.zeros(4, 3, side, side), torch.zeros(4, dtype=torch.int64), ids), 9)
+
+    assert waits(8) is None
+    with pytest.raises(UserError, match="batches of different sizes cannot wait in one queue: set form=composer"):
+        waits(16)
+    assert waits(8) is None  # what waits is as before
+    made = chooser._full_batch((torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), ids[:1]), 9)
+    assert made is not None and made[0].shape == (9, 3, 8, 8)
+
+
+def test_a_queue_is_refused_beside_sides_that_grow(beton: Beton, tmp_path: Path) -> None:
+    data = "augment: random_resized_crop, size: 64, size_ramp: [32, 64, 0.25, 0.5]"
+    path = write_run(tmp_path / "run.yaml", beton, data=data, prune="method: selective_backprop, form: jiang")
+    message = r"^prune\.form=jiang .*: set prune\.form=composer, or leave data\.size_ramp out$"
+    with pytest.raises(UserError, match=message):
+        load(["--config", str(path)])
+    assert load(["--config", str(path), "--prune.form=composer"]).data.size_ramp
 
 
 def test_a_loader_without_ids_is_refused_at_once(beton: Beton) -> None:

@@ -83,6 +83,29 @@ def test_missing_and_no_file(tmp_path: Path) -> None:
     assert "not a file" in refusal(tmp_path / "pipe")
 
 
+def test_the_remedy_is_a_command_that_works(tmp_path: Path) -> None:
+    """Defect: without --dataset the command that was named wrote nothing, but asked for one."""
+    write = "write_datasets.py --dataset"
+    assert refusal(tmp_path / "cifar10" / "no.beton").endswith(f"does not exist; write it with python {write} cifar10")
+    for path in (tmp_path / "my" / "no.beton", Path("no.beton"), Path("../no.beton"), tmp_path / ("a" * 252) / "b"):
+        assert refusal(path).endswith(f"python {write} RECIPE")
+    damaged = tmp_path / "cifar10" / "train.beton"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"\x02\x00" + b"\x00" * 10_000)
+    assert refusal(damaged).endswith(f"holds no samples; write it again with python {write} cifar10")
+
+
+def test_a_file_of_another_kind_is_not_to_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    for content, what in (
+        (b"# Read me\n" * 10, " of FFCV's format 2 (it says 8227)"),
+        (b"# Read me", ", it has 9 bytes"),
+    ):
+        path.write_bytes(content)
+        remedy = "name one that python write_datasets.py --dataset RECIPE has written"
+        assert refusal(path) == f"{path} is not a .beton{what}: {remedy}"
+
+
 @pytest.mark.parametrize("content", [b"", b"\x02", b"PK\x03\x04" * 100, b"\x02\x00" + b"\x00" * 10_000])
 def test_foreign_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "foreign.beton"

@@ -175,8 +175,8 @@ def test_the_command(copy: Path, command: Callable[..., tuple[int, str, str]]) -
         change(copy, int(pointers[sample]) + 5)
     code, output, errors = command(f"--verify={copy}")
     assert (code, output) == (2, "sample 17\nsample 200\n")
-    expected = f"error: {copy}: 2 of {N} samples are damaged: 17, 200; write it again with python write_datasets.py"
-    assert errors.splitlines()[-1] == expected
+    expected = f"error: {copy}: 2 of {N} samples are damaged: 17, 200; write it again with "
+    assert errors.splitlines()[-1] == f"{expected}python write_datasets.py --dataset RECIPE"
     copy.with_suffix(".txt").write_text("".join(f"cat/{i}.jpg\n" for i in range(N)))
     assert command("--verify", copy)[1] == "sample 17 (cat/17.jpg)\nsample 200 (cat/200.jpg)\n"
     for sample in range(N):

@@ -20,7 +20,7 @@ from benchmarks import demo
 from benchmarks.harness import machine
 from benchmarks.harness.rows import write_csv
 from ffcv_prune import config
-from ffcv_prune.data.manifest import Manifest
+from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError, run_command
 from tests.betons import Beton, write_beton, write_run
 from tests.processes import wait_for_epochs
@@ -131,6 +131,7 @@ def test_a_bad_config_exits_with_two_as_a_command(tmp_path: Path) -> None:
         ("--train.batch_size=1000", "batch of 1000"),
         ("--data.num_workers=4096", "num_workers"),
         ("--data.train=nowhere.beton", "nowhere.beton"),
+        ("--data.train=no/cifar10/train.beton", "write it with python write_datasets.py --dataset cifar10"),
     ],
 )
 def test_bad_options_are_named_with_their_remedy(refused: Refused, option: str, names: str) -> None:
@@ -162,7 +163,7 @@ def test_classes_that_disagree_with_the_manifest_are_refused(refused: Refused, t
     data = write_beton(path, n=100)
 
     def describe(classes: int) -> None:
-        Manifest(
+        manifest = Manifest(
             dataset="small",
             split="train",
             classes=[f"class {c}" for c in range(classes)],
@@ -176,7 +177,8 @@ def test_classes_that_disagree_with_the_manifest_are_refused(refused: Refused, t
             seed=0,
             recipe={},
             versions={},
-        ).save(path)
+        )
+        manifest_path(path).write_text(manifest.text())
 
     describe(10)
     assert "has 10 classes" in refused(f"--data.train={path}", "--model.classes=12")

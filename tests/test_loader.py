@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import shutil
 import threading
@@ -310,6 +311,26 @@ def test_what_forgets_an_epoch_that_was_left(loader: PrunedLoader) -> None:
         after_leaving()
         state = loader.state_dict()
         assert (state["epoch"], state["batch"]) == expected
+
+
+def test_a_position_is_of_plain_whole_numbers(loader: PrunedLoader) -> None:
+    """Defect: a state with a numpy scalar could not be loaded, and -1 failed in the next epoch only."""
+    loader.set_epoch(np.int64(3), np.int32(1))  # type: ignore[arg-type]
+    stored = io.BytesIO()
+    torch.save(loader.state_dict(), stored)
+    stored.seek(0)
+    loader.set_epoch(0)
+    loader.load_state_dict(torch.load(stored, weights_only=True))
+    assert (loader.next_epoch, loader.first_batch) == (3, 1)
+    for wrong, message in [
+        ((-1,), "epoch is -1: it must be at least 0"),
+        ((0, -1), "first_batch is -1: it must be at least 0"),
+        ((1.5,), "epoch is 1.5: it must be a whole number"),
+        ((4, "2"), "first_batch is '2': it must be a whole number"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            loader.set_epoch(*wrong)
+        assert (loader.next_epoch, loader.first_batch) == (3, 1)
 
 
 def test_another_epoch_supersedes_one_that_runs(loader: PrunedLoader) -> None:

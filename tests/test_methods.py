@@ -222,10 +222,12 @@ def test_random_with_a_loss_cap_makes_passes() -> None:
     ("name", "parameters", "message"),
     [
         ("ucp", {}, 'did you mean "ucb"'),
+        ("UCB", {}, 'did you mean "ucb"'),
         ("ucb", {"kep": 0.3}, 'no parameter "kep"; did you mean "keep"'),
         ("random", {"c": 1.0}, 'no parameter "c"'),
         ("ucb", {"keep": 0.0}, r"keep=0.0: expected a number in \(0, 1\]"),
         ("ucb", {"keep": NAN}, "keep=nan"),
+        ("ucb", {"keep": "0.3"}, r"keep='0.3': expected a number in \(0, 1\]"),  # else what is wrong does not show
         ("ucb", {"period": 1.5}, "period=1.5: expected an integer"),
         ("ucb", {"c": -1}, "c=-1"),
         ("ema", {"alpha": 0}, "alpha=0"),

@@ -156,10 +156,10 @@ def test_the_null_twin_of_ies_does_not_see_true_losses() -> None:
     [
         ("ucb", {"keep": [0.3]}, "keep=.*expected a number"),
         ("ucb", {"keep": (0.3, 0.4)}, "keep=.*expected a number"),
-        ("ucb", {"keep": "0.3"}, "keep=0.3: expected a number"),
+        ("ucb", {"keep": "0.3"}, "keep='0.3': expected a number"),
         ("ucb", {"keep": True}, "keep=True: expected a number"),
         ("ucb", {"period": 2.5}, "period=2.5: expected an integer"),
-        ("ucb", {"null": "yes"}, "null=yes: expected True or False"),
+        ("ucb", {"null": "yes"}, "null='yes': expected True or False"),
         ("infobatch", {"quantiles": 0.2}, "quantiles=0.2: expected numbers"),
         ("infobatch", {"quantiles": "0.2"}, "quantiles=0.2: expected numbers"),
         ("p_sgd", {"transform": ["p"]}, "transform=.*expected a text"),

@@ -370,6 +370,126 @@ def test_an_epoch_without_begin_epoch_is_warned_about_once(loaders: tuple[Pruned
             pass
 
 
+def test_a_loop_over_another_loader_is_warned_about_once(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    """Defect: where the loop was still over the user's old loader, nothing was pruned, in silence."""
+    pruner = make_pruner(loaders, "random", period=1, epochs=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.begin_epoch(0, SmallNet())
+        pruner.begin_epoch(0, SmallNet())
+    warning = r"^the training loader has begun no epoch since begin_epoch\(0, model\).*: loop over the loader that was"
+    with pytest.warns(UserWarning, match=warning) as caught:
+        pruner.begin_epoch(1, SmallNet())
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.begin_epoch(2, SmallNet())  # said once
+        full = make_pruner(loaders, "full", keep=None, period=None)
+        for epoch in range(3):
+            full.begin_epoch(epoch, SmallNet())  # prunes nothing
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loop_over_the_loader_is_not_warned_about(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    model, loader = SmallNet(), loaders[0]
+    pruner = make_pruner(loaders, "random", period=1, epochs=12)
+    pruner.begin_epoch(0, model)
+    served = list(loader)
+    pruner.begin_epoch(0, model)  # called again, after the loop
+    pruner.begin_epoch(1, model)
+    next(iter(loader))  # left after a batch
+    pruner.begin_epoch(2, model)
+    for batch in loader.batches(2, loader.selection):  # does not count as an epoch of the loader
+        pruner.batch_loss(torch.ones(len(batch.ids)), batch.ids)
+    pruner.begin_epoch(3, model)
+    loader.set_epoch(4)  # left out
+    pruner.begin_epoch(4, model)
+    loader.on_epoch = None  # as where a loader around it has taken that
+    list(loader)
+    pruner.begin_epoch(5, model)
+    state = pruner.state_dict()
+    pruner.load_state_dict(state)
+    pruner.begin_epoch(6, model)
+    pruner.load_state_dict(state)
+    pruner.begin_epoch(5, model)  # set back
+    list(itertools.islice(loader, len(loader)))  # left at the last batch
+    state = pruner.state_dict()
+    resumed = make_pruner(loaders, "random", period=1, epochs=12)
+    resumed.load_state_dict(state)
+    resumed.begin_epoch(5, model)
+    assert len(loader) == 0
+    resumed.begin_epoch(6, model)  # as Lightning does: the rest of the epoch, which is empty, is not asked for
+    assert len(served) == 61 // 16
+
+
+def test_a_loader_that_begins_its_epoch_first_is_warned_about_for_that_alone(
+    loaders: tuple[PrunedLoader, PrunedLoader],
+) -> None:
+    """As in a framework that asks for the batches of an epoch before it tells of the epoch."""
+    pruner = make_pruner(loaders, "random", period=1, epochs=4)
+    with pytest.warns(UserWarning, match="begins epoch 0 without begin_epoch"):
+        batches = iter(loaders[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(4):
+            pruner.begin_epoch(epoch, SmallNet())
+            next(batches)
+            batches = iter(loaders[0])
+
+
+SELECTIVE: dict[str, Any] = {"keep": 0.5, "period": None, "end": 5 / 6}  # chooses in the epochs 3 and 4 of 6
+
+
+def test_batches_that_nobody_chooses_from_are_refused(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    """Defect: a loop without `choose` was trained on all data, in silence."""
+    model, loader = SmallNet(), loaders[0]
+    pruner = make_pruner(loaders, "selective_backprop", **SELECTIVE)
+    for epoch in range(4):
+        pruner.begin_epoch(epoch, model)
+        for _, labels, ids in loader:
+            pruner.batch_loss(labels.float(), ids)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^method selective_backprop .* of epoch 3.*: use pruner\.choose in your"):
+            pruner.begin_epoch(4, model)
+        assert loader.next_epoch == 4
+    loader.set_epoch(3)
+    for epoch in (3, 4):
+        pruner.begin_epoch(epoch, model)
+        for batch in loader:
+            pruner.choose(model, *batch)
+    pruner.begin_epoch(5, model)
+
+
+@pytest.mark.filterwarnings("error")
+def test_epochs_without_a_batch_to_choose_from_need_no_choice(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:
+    model, loader = SmallNet(), loaders[0]
+    whole = make_pruner(loaders, "selective_backprop", **SELECTIVE, interrupt=1)  # leaves every batch whole
+    for epoch in range(6):
+        whole.begin_epoch(epoch, model)
+        list(loader)
+    pruner = make_pruner(loaders, "selective_backprop", **SELECTIVE)
+    pruner.begin_epoch(0, model)
+    loader.set_epoch(3, len(loader))
+    pruner.begin_epoch(3, model)
+    assert not list(loader)  # the rest of an epoch that was left at its last batch
+    pruner.begin_epoch(4, model)
+    state = pruner.state_dict()
+    next(iter(loader))
+    pruner.load_state_dict(state)
+    pruner.begin_epoch(5, model)
+
+
+def test_batches_of_another_loader_are_warned_about_and_not_refused(
+    loaders: tuple[PrunedLoader, PrunedLoader],
+) -> None:
+    pruner = make_pruner(loaders, "selective_backprop", **SELECTIVE)
+    pruner.begin_epoch(0, SmallNet())
+    with pytest.warns(UserWarning, match="has begun no epoch since"):
+        pruner.begin_epoch(1, SmallNet())
+    for epoch in range(2, 6):
+        pruner.begin_epoch(epoch, SmallNet())
+
+
 @pytest.mark.parametrize("low", [-1, N - 1])
 def test_ids_out_of_range_are_refused_and_nothing_is_recorded(
     loaders: tuple[PrunedLoader, PrunedLoader], low: int
@@ -409,7 +529,9 @@ def test_a_selection_that_starves_classes_warns_with_the_remedy(loaders: tuple[P
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for epoch in range(1, 5):
+            list(loaders[0])
             pruner.begin_epoch(epoch, SmallNet())  # still: said once
+        list(loaders[0])
     with pytest.warns(UserWarning, match="^epoch 5: no class is starved any more"):
         pruner.begin_epoch(5, SmallNet())  # the final phase is random
     with warnings.catch_warnings():

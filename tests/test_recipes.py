@@ -57,7 +57,7 @@ def test_recipes_of_the_project() -> None:
     ("name", "overrides", "expected"),
     [
         ("cifar1O", {}, 'did you mean "cifar10"'),
-        ("nowhere.yaml", {}, "cannot read nowhere.yaml"),
+        ("nowhere.yaml", {}, "cannot read nowhere.yaml: No such file or directory"),
         ("cifar10", {"image.mod": "raw"}, 'did you mean "image.mode"'),
         ("cifar10", {"out_dir": "x"}, 'did you mean "out-dir"'),
         ("cifar10", {"image.mode": "jpeg"}, 'did you mean "jpg"'),
@@ -86,6 +86,15 @@ KEYS = [
     for section in dataclasses.fields(Recipe)
     for field in dataclasses.fields(strict_args.get_type_hints(Recipe)[section.name])
 ]
+
+
+def test_a_training_config_is_no_recipe() -> None:
+    """Defect: each of its keys was called unknown, in a line of 6,500 characters."""
+    path = RECIPES.parent / "rn_configs" / "fashion_ucb.yaml"
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    remedy = f"use python train_imagenet.py --config {path}"
+    assert str(caught.value) == f"{path} is a training config, not a recipe: {remedy}"
 
 
 @settings(deadline=None, max_examples=200)

@@ -92,6 +92,7 @@ class Machine:
         return subprocess.run(
             [(root or self.root) / "run", *arguments],
             env=self.environment,
+            cwd=self.root,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -335,6 +336,28 @@ def test_an_unknown_command_is_one_line(name: str, machine: Machine) -> None:
     assert run.returncode == 2
     said = [line for line in run.stderr.splitlines() if " packages: " not in line]  # what the set-up found
     assert said == [f"run: there is no command {name}; see ./run --help"]
+
+
+@pytest.mark.parametrize("name", ["foo.py", "./foo.py", "nowhere.py", "notes"])
+def test_a_script_in_place_of_a_command_is_refused_before_anything_is_installed(name: str, machine: Machine) -> None:
+    """Defect: `./run foo.py` made .venv and installed gigabytes before it found that there is no such command."""
+    for path in ("foo.py", "notes"):
+        (machine.root / path).write_text("print()\n")
+    done = machine.run(name, "--epochs=1")
+    assert done.returncode == 2
+    assert done.stderr == f"run: {name} is no command: write ./run python {name} --epochs=1\n"
+    assert not (machine.root / ".venv").exists()
+
+
+@needs_certificates
+def test_scripts_that_are_commands_run(machine: Machine) -> None:
+    """One that is executable and given by its path, and what pip put into .venv under a name that a file has too."""
+    machine.stub("../project/foo.py", "")
+    assert machine.run("./foo.py").returncode == 0
+    assert machine.calls("foo.py") == ["foo.py "]
+    (machine.root / "pytest").touch()
+    machine.stub("../project/.venv/bin/pytest", "")
+    assert machine.run("pytest").returncode == 0
 
 
 def copy_project(folder: Path) -> Path:

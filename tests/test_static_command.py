@@ -54,6 +54,7 @@ def test_the_command_writes_and_reports(
         (["--prune.scores=s.npy", "--static.method=forget"], "static.epochs=2 or more"),
         (["--prune.scores=s.npy", "--static.model=resnet19"], "resnet18"),
         (["--prune.scores=/proc/none/s.npy"], "cannot create"),
+        (["--prune.scores=s.npy", "--model.weights=w.pt"], "not from model.weights=w.pt; leave out --init-from, or"),
     ],
 )
 def test_the_command_refuses_in_one_line(
@@ -71,6 +72,26 @@ def test_the_command_refuses_in_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("notice: ")]
     assert len(lines) == 1 and names in lines[0]
     assert not list(tmp_path.glob("**/*.npy"))
+
+
+def test_the_weights_of_a_run_are_not_scored(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Defect: they were passed over without a word, and the scores were those of random weights."""
+    path = tmp_path / "scores.npy"
+    config_file.rename(tmp_path / "config.yaml")
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    command = ["static_scores", "--init-from", str(tmp_path), f"--prune.scores={path}", "--static.epochs=0"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("ffcv_prune.static_scores", run_name="__main__")
+    assert stop.value.code == 2 and not path.exists()
+    expected = f"error: static scores are made from random weights, not from model.weights={weights}; "
+    assert capsys.readouterr().err.startswith(expected)
+    monkeypatch.setattr(sys, "argv", [*command, "--model.weights="])  # the remedy
+    runpy.run_module("ffcv_prune.static_scores", run_name="__main__")
+    assert path.exists()
 
 
 @pytest.mark.parametrize("method", ["static", "static_epsilon_greedy", "static_ucb"])

@@ -222,6 +222,45 @@ def test_damaged_scores_are_refused(
     assert not Path(own.run.out).exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-4]),
+        lambda path: path.with_suffix(".json").write_bytes(path.with_suffix(".json").read_bytes()[:100]),
+        lambda path: path.with_suffix(".json").write_bytes(b""),
+    ],
+)
+def test_damaged_scores_are_computed_anew(
+    damage: Callable[[Path], object], settings: Settings, loaders: Loaders, el2n_file: Path, tmp_path: Path
+) -> None:
+    """Defect: the error named, as the remedy, the command that had just been given."""
+    path = copy(el2n_file, tmp_path)
+    damage(path)
+    made = compute(settings(prune__scores=path), loaders)
+    assert path.read_bytes() == el2n_file.read_bytes()
+    assert made == compute(settings(prune__scores=path), loaders)
+    np.testing.assert_array_equal(made.scores(), np.load(el2n_file))
+
+
+def test_scores_of_another_recipe_are_not_replaced_even_if_they_are_damaged(
+    settings: Settings, loaders: Loaders, el2n_file: Path, tmp_path: Path
+) -> None:
+    path = copy(el2n_file, tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train\.lr=0\.02, not 0\.03"):
+        compute(settings(prune__scores=path, train__lr=0.03), loaders)
+    assert path.with_suffix(".json").read_bytes() == el2n_file.with_suffix(".json").read_bytes()
+
+
+def test_a_json_file_of_another_kind_is_not_replaced(settings: Settings, loaders: Loaders, tmp_path: Path) -> None:
+    own = tmp_path / "package.json"
+    own.write_text('{"version": 1}')
+    with pytest.raises(UserError, match=r"package\.json does not describe static scores; name another prune\.scores"):
+        compute(settings(prune__scores=own.with_suffix(".npy")), loaders)
+    assert own.read_text() == '{"version": 1}' and not own.with_suffix(".npy").exists()
+
+
 # The runs
 
 

@@ -36,9 +36,11 @@ from ffcv_prune import PrunedLoader, Pruner, TorchLoader, methods, score_dataset
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.scoring import forward
 from ffcv_prune.scoring.proxy import Proxy
 from tests import torch_data
 from tests.betons import Beton
+from tests.devices import BOTH
 from tests.left_epochs import WAYS, leave
 from tests.nets import SmallNet
 from tests.torch_data import Coloured, N, WithTargets
@@ -660,6 +662,48 @@ def test_a_batch_without_a_tensor_of_inputs_is_not_scored() -> None:
 def test_stated_labels_beyond_the_model_are_refused() -> None:
     with pytest.raises(UserError, match="labels run from 0 to 9, but the model has 4 classes"):
         score_dataset(SmallNet(classes=4), score_loader(WithTargets()))
+
+
+def shifted(image: Tensor, label: int, i: int) -> Any:
+    return image, label - 1
+
+
+def of_late_classes(image: Tensor, label: int, i: int) -> Any:
+    return image, label if i > 100 else 0
+
+
+@pytest.mark.parametrize("device", BOTH)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch_data.plain, "^the labels run from 0 to 9, but the model has 5 classes: give it at least 10 outputs, "),
+        (of_late_classes, "^the labels run from 0 to 9, but the model has 5 classes: give it at least 10 outputs, "),
+        (shifted, "^the labels run from -1 to 8, but the model has 5 classes: number the classes from 0$"),
+    ],
+)
+def test_labels_beyond_the_model_that_are_not_stated_are_refused(
+    change: Callable[..., Any], message: str, device: str
+) -> None:
+    """Defect: the error was torch's, "Target 5 is out of bounds."; on a GPU it ends the process's use of it."""
+    with pytest.raises(UserError, match=message):
+        score_dataset(SmallNet(classes=5).to(device), score_loader(Coloured(change=change)))
+
+
+def some_ignored(image: Tensor, label: int, i: int) -> Any:
+    return image, label if i >= 60 and i % 3 else -100
+
+
+def test_labels_that_the_loss_ignores_are_scored() -> None:
+    """A batch of none but these, and others with some."""
+    found = score_dataset(SmallNet(), score_loader(Coloured(change=some_ignored)), amp_dtype=None)
+    assert (found[:60] == 0).all() and (found[61::3] > 0).all()
+
+
+def test_labels_on_a_device_are_not_looked_at() -> None:
+    """It would have to be waited for, in each batch."""
+    assert forward._label_range(torch.arange(3)) == (0, 2)
+    assert forward._label_range(torch.arange(3, device="meta")) is None
+    assert forward._label_range(torch.ones(3)) is None
 
 
 class Caches(Coloured):

@@ -112,7 +112,8 @@ def test_the_commands_compile_and_train_from_an_empty_folder(install: object, wh
 
     write_fashion_mnist(tmp_path / "raw" / "FashionMNIST" / "raw")
     said = run(train, "--config=fashion_ucb", cwd=empty, code=2)
-    assert said == "error: betons/fashion_mnist/train.beton does not exist; write it with ffcv-prune-write\n"
+    remedy = "ffcv-prune-write --dataset fashion_mnist"
+    assert said == f"error: betons/fashion_mnist/train.beton does not exist; write it with {remedy}\n"
     said = run(write, "--dataset=fashion_mnist", "--data-dir=../raw", "--workers=1", cwd=empty)
     assert "betons/fashion_mnist/train.beton: 300 images" in said
     short = ("--train.epochs=3", "--train.batch_size=50", "--prune.warmup=1", "--prune.final=1", "--data.num_workers=1")

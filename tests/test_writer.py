@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ffcv.fields.rgb_image import resizer
 from ffcv.reader import Reader
 from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from ffcv_prune.data import sources
 from ffcv_prune.data.beton import JPG, RAW, check_beton
-from ffcv_prune.data.encode import mean_and_std, page_size
+from ffcv_prune.data.encode import mean_and_std, page_size, shrunk
 from ffcv_prune.data.manifest import Manifest, manifest_path, read_sources
 from ffcv_prune.data.recipe import load_recipe
 from ffcv_prune.data.writer import write_dataset
@@ -143,6 +144,28 @@ def test_large_images_are_shrunk_or_refused(source: Path) -> None:
     assert [page_size(side) // 2**20 for side in (0, 400, 1672, 1673, 16384)] == [8, 8, 8, 16, 1024]
 
 
+def test_a_narrow_image_keeps_a_pixel(source: Path) -> None:
+    Image.new("RGB", (900, 2), "red").save(source / "train/cat/large.png")
+    info = check_beton(write(source, image__max_resolution="400"))
+    assert (info.image_widths[120], info.image_heights[120]) == (400, 1)
+
+
+@pytest.mark.parametrize("shape", [(277, 277, 3), (200, 900, 3), (900, 5, 3), (225, 224, 3), (224, 10, 3), (1, 1, 3)])
+def test_images_are_shrunk_as_by_ffcv(shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.testing.assert_array_equal(shrunk(pixels, 224), resizer(pixels, 224))
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I", "tiff"), ("F", "tiff")])
+def test_images_of_more_than_8_bits_are_refused(source: Path, mode: str, suffix: str) -> None:
+    file = source / f"train/cat/deep.{suffix}"
+    Image.new(mode, (8, 8)).save(file)
+    assert Image.open(file).mode == mode
+    expect_failure(
+        lambda: write(source), source, rf"deep\.{suffix} \(its channels have .*: convert .*; replace or remove"
+    )
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "LA"])
 def test_other_image_modes_become_rgb(source: Path, mode: str) -> None:
     file = source / "train/cat/0000.png"
@@ -188,6 +211,28 @@ def test_many_damaged_images_are_counted(source: Path) -> None:
     for file in (source / "train").rglob("*.png"):
         file.write_bytes(b"")
     expect_failure(lambda: write(source, skip_broken=True), source, r"cat/0019\.png \(.*\) and 200 more;")
+
+
+def test_a_class_without_a_sound_training_image_is_not_lost_unsaid(source: Path) -> None:
+    path = write(source)
+    before = written(path.parent)
+    for file in (source / "train/dog").iterdir():
+        file.write_bytes(b"")
+    expect_failure(
+        lambda: write(source, skip_broken=True), source, 'class "dog" of small has no training image that can be read;'
+    )
+    assert written(path.parent) == before
+
+
+def test_names_of_any_bytes_are_said(source: Path) -> None:
+    """A terminal's encoding is strict."""
+    (source / "train/owl").rename(source / "train/\udcff")
+    command = [sys.executable, str(ROOT / "write_datasets.py"), "--dataset", "small.yaml", "--data-dir", "."]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=source, env=strict, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert r"3 classes (cat, dog, \udcff)" in done.stdout
+    assert Manifest.load(source / "betons/small/train.beton").classes == ["cat", "dog", "\udcff"]
 
 
 def test_what_is_compiled_is_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,6 +425,9 @@ def test_mean_and_std_are_exact_at_any_count() -> None:
         (["--dataset=small.yaml", "--force=yes"], "--force takes no value"),
         (["--dataset=small.yaml", "--forced", "yes"], 'did you mean "force"'),
         (["--dataset=imagnet"], 'did you mean "imagenet"'),
+        (["small.yaml"], 'unexpected argument "small.yaml"; write --dataset small.yaml'),
+        (["--dataset=small.yaml", "--forse"], "unknown option --forse; did you mean --force?"),
+        (["--dataset=smal.yaml"], 'No such file or directory; did you mean "small.yaml"?'),
         ([], "no data set"),
     ],
 )

@@ -7,6 +7,7 @@ fixed, and its first batches may be on their way.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ class PrunedDataModule(LightningDataModule):
 
     `training_step` gets the batches of the pruner's loader. The module's `forward` maps inputs to what the pruner's
     task expects: a scoring pass calls it. Lightning's checkpoint file holds the pruner's state, and a fit that goes on
-    from it goes on with the next batch.
+    from it goes on with the next batch. Where `max_epochs` ends a fit before the pruner's plan, there is a warning.
 
     Args:
         pruner: or a function that makes one. In a fit on several processes it must be a function: a loader with
@@ -47,6 +48,13 @@ class PrunedDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.pruner = self._make if isinstance(self._make, Pruner) else self._make()
+            last, planned = self.trainer.max_epochs, self.pruner.state.epochs
+            if last not in (None, -1) and last < planned and self.trainer.is_global_zero:
+                warnings.warn(  # no error: fits in a row may go on with one plan
+                    f"max_epochs={last} ends the fit before the {planned} epochs of the pruner: build it with "
+                    f"epochs={last}, unless another fit goes on",
+                    stacklevel=2,
+                )
 
     def train_dataloader(self) -> _Epoch:
         if self.trainer.reload_dataloaders_every_n_epochs != 1:

@@ -42,19 +42,21 @@ def write(
 ) -> Path:
     """Write a dataset of (image, target) to `path`, with its manifest; sample i of the file is ``dataset[i]``.
 
-    An image is a PIL image, or an array or tensor of 1 or 3 channels. Its values are uint8, or floats from 0 to 1, as
-    from torchvision's ToTensor. Tensors are [C, H, W] or [H, W], arrays [H, W, C] or [H, W]. All are stored as RGB.
+    An image is a PIL image of at most 8 bits a channel, or an array or tensor of 1 or 3 channels. Its values are uint8,
+    or floats from 0 to 1, as from torchvision's ToTensor. Tensors are [C, H, W] or [H, W], arrays [H, W, C] or [H, W].
+    All are stored as RGB.
 
     A target is an integer, a float or a vector. An integer is a class from 0 on, stored as int64. A float is stored as
     float64, a vector of one length as float32[L]. The first sample says which; arrays and tensors of no dimension are
     numbers.
 
-    The dataset is read once, in forked processes. The file appears under its name when it is whole and checked.
+    The dataset is read in forked processes. Sample 0 is read before that too, since it says which targets there are.
+    The file appears under its name when it is whole and checked.
 
     Args:
         path: ends in .beton; X.json, the manifest, and X.txt, the samples' names, are written beside X.beton.
         mode: "raw" stores pixels, "jpg" stores JPEG.
-        max_resolution: longer side in pixels to which larger images are shrunk; 0: as they are.
+        max_resolution: pixels that the longer side may have: larger images are shrunk; 0: as they are.
         jpeg_quality: of "jpg", 1 to 100.
         classes: names of the classes 0, 1, …; None: ``dataset.classes`` where there is such a list, or else numbers.
         num_workers: processes that read and encode; -1: one per core available.
@@ -107,7 +109,7 @@ def write(
             recipe={"image": asdict(image)},
             versions=versions(),
         )
-        publish(temporary, path, manifest, map(samples.describe, range(len(samples))))
+        publish([(temporary, path, manifest, map(samples.describe, range(len(samples))))])
     return path
 
 
@@ -162,7 +164,7 @@ def to_picture(image: Any) -> Picture:
         return image
     if not isinstance(image, np.ndarray | torch.Tensor):
         raise UserError(f"its image is {_kind(image)}: give a PIL image, an array or a tensor")
-    pixels = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+    pixels = _array(image) if isinstance(image, torch.Tensor) else image
     if isinstance(image, torch.Tensor) and pixels.ndim == 3:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -180,10 +182,16 @@ def to_picture(image: Any) -> Picture:
     return fromarray(np.ascontiguousarray(pixels))
 
 
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a tensor. NumPy has no bfloat16, nor floats of 8 bits."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
+
+
 def _plain(target: Any) -> Any:
     """Numbers out of arrays and tensors without dimensions; vectors as arrays."""
     if isinstance(target, torch.Tensor):
-        target = target.detach().cpu().numpy()
+        target = _array(target)
     if isinstance(target, list | tuple):
         target = np.asarray(target)
     return target.item() if isinstance(target, np.ndarray | np.generic) and target.ndim == 0 else target

@@ -32,7 +32,7 @@ from ffcv.utils import align_to_page, decode_null_terminated_string, is_power_of
 from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
 from ffcv_prune.data.tables import Allocations, DamagedError, read_allocations, read_checksums, read_records
-from ffcv_prune.errors import WRITE, UserError
+from ffcv_prune.errors import WRITE, UserError, write_command
 
 RAW, JPG = int(IMAGE_MODES["raw"]), int(IMAGE_MODES["jpg"])
 
@@ -154,19 +154,22 @@ def read_tables(path: str | os.PathLike[str], custom_fields: CustomFields | None
         with path.open("rb") as file:
             return _read(path, file, os.fstat(file.fileno()).st_size, custom_fields or {})
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; write it with {WRITE}") from None
+        raise UserError(f"{path} does not exist; write it with {write_command(path)}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except DamagedError as error:
-        raise UserError(f"{path} {error}; write it again with {WRITE}") from error
+        raise UserError(f"{path} {error}; write it again with {write_command(path)}") from error
 
 
 def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFields) -> BetonTables:
+    remedy = f"name one that {write_command(path)} has written"
     if file_bytes < HeaderType.itemsize:
-        raise DamagedError(f"is not a .beton: it has {file_bytes} bytes")
+        raise UserError(f"{path} is not a .beton, it has {file_bytes} bytes: {remedy}")
     header = read_records(file, HeaderType, 1, 0)[0]
     if header["version"] != CURRENT_VERSION:
-        raise DamagedError(f"is not a .beton of FFCV's format {CURRENT_VERSION} (it says {header['version']})")
+        raise UserError(
+            f"{path} is not a .beton of FFCV's format {CURRENT_VERSION} (it says {header['version']}): {remedy}"
+        )
     # Python's integers: sums and products below cannot wrap around.
     n, page_size = int(header["num_samples"]), int(header["page_size"])
     num_fields, table_start = int(header["num_fields"]), int(header["alloc_table_ptr"])

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ffcv_prune.data import crc32c
 from ffcv_prune.data.beton import BetonTables, read_tables
 from ffcv_prune.data.manifest import read_sources
-from ffcv_prune.errors import WRITE, UserError
+from ffcv_prune.errors import UserError, write_command
 
 WINDOW_BYTES = 32 << 20  # of the file, read at a time
 NAMED = 20  # damaged samples that one message names
@@ -54,7 +54,7 @@ def verify(path: str | os.PathLike[str]) -> None:
     """
     tables = read_tables(path)
     if tables.checksums is None:
-        raise UserError(f"{path} has no checksums: write it again with {WRITE}, which adds them")
+        raise UserError(f"{path} has no checksums: write it again with {write_command(path)}, which adds them")
     n = tables.info.num_samples
     damaged = damaged_samples(tables, tables.checksums).tolist()
     if not damaged:
@@ -65,7 +65,8 @@ def verify(path: str | os.PathLike[str]) -> None:
     named = ", ".join(map(str, damaged[:NAMED]))
     more = f" and {len(damaged) - NAMED:,} more" if len(damaged) > NAMED else ""
     raise UserError(
-        f"{path}: {len(damaged):,} of {n:,} samples are damaged: {named}{more}; write it again with {WRITE}"
+        f"{path}: {len(damaged):,} of {n:,} samples are damaged: {named}{more}; "
+        f"write it again with {write_command(path)}"
     )
 
 
@@ -81,7 +82,7 @@ def damaged_samples(tables: BetonTables, checksums: NDArray[np.uint32]) -> NDArr
             except OSError as error:
                 raise UserError(f"cannot read {path}: {error.strerror or error}") from error
             if read != len(content):
-                raise UserError(f"{path} was cut short while it was read; write it again with {WRITE}")
+                raise UserError(f"{path} was cut short while it was read; write it again with {write_command(path)}")
             damaged.append(ids[sample_sums(tables, ids, content.ctypes.data, start) != checksums[ids]])
             progress.update(len(ids))
     return np.sort(np.concatenate(damaged))

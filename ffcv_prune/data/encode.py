@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import cv2
 import numpy as np
+import torch
 from ffcv.fields import RGBImageField
 from ffcv.fields.base import Field
-from ffcv.fields.rgb_image import IMAGE_MODES, resizer
+from ffcv.fields.rgb_image import IMAGE_MODES
 from ffcv.writer import MIN_PAGE_SIZE, DatasetWriter
 from PIL.Image import Image as Picture
 from tqdm import tqdm
@@ -50,12 +51,24 @@ class Readable(Protocol):
         """The sample's name in an error message."""
 
 
-def page_size(max_resolution: int) -> int:
-    """Return FFCV's default page size in bytes, or the smallest one that holds any image unpacked."""
+def page_size(max_resolution: int, target_bytes: int = 0) -> int:
+    """Return FFCV's default page size in bytes, or the smallest one that holds any image unpacked and its target."""
     size = 4 * MIN_PAGE_SIZE
-    while size < 3 * max_resolution**2:
+    while size < 3 * max_resolution**2 + target_bytes:
         size *= 2
     return size
+
+
+def shrunk(pixels: np.ndarray, limit: int) -> np.ndarray:
+    """Shrink an image, uint8[h, w, 3], so that its longer side has at most `limit` pixels; 0: none.
+
+    The size is that of FFCV's `resizer`, which fails where a side would keep no pixel, such as 900 x 2 with 400.
+    """
+    longer = max(pixels.shape[:2])
+    if not 0 < limit < longer:
+        return pixels
+    height, width = (max(1, int(limit / longer * side)) for side in pixels.shape[:2])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def encode_split(
@@ -115,8 +128,10 @@ class _Samples:
         self.split = split
         # Of a sample that cannot be read; its file is never kept.
         self.nothing = np.zeros(split.target.shape, split.target.dtype) if hasattr(split.target, "shape") else 0
-        self.max_resolution = image.max_resolution or None
-        self.page_size = page_size(image.max_resolution)
+        target_bytes = self.nothing.nbytes if isinstance(self.nothing, np.ndarray) else 0  # numbers are in no page
+        self.max_resolution = image.max_resolution
+        self.page_size = page_size(image.max_resolution, target_bytes)
+        self.most_bytes = self.page_size - target_bytes  # of an image: FFCV puts a sample into one page
         self.keep_jpeg = image.keep_jpeg
         # FFCV's own mode "proportion" draws from an unseeded generator in each worker.
         share = {"raw": 0.0, "jpg": 1.0, "proportion": image.compress_probability}[image.mode]
@@ -134,7 +149,7 @@ class _Samples:
         except Exception:  # whatever Pillow and OpenCV raise on a damaged or odd file
             self.broken[i] = True
             return (np.zeros((1, 1, 3), np.uint8), False, b""), self.nothing
-        if max(pixels.shape) > MAX_SIDE or pixels.nbytes > self.page_size:
+        if max(pixels.shape) > MAX_SIDE or pixels.nbytes > self.most_bytes:
             raise UserError(
                 f"{self.split.describe(i)} is too large ({pixels.shape[1]} x {pixels.shape[0]} pixels); "
                 "shrink images with --image.max_resolution=N, or max_resolution=N of ffcv_prune.write"
@@ -147,8 +162,10 @@ class _Samples:
         content = image if isinstance(image, bytes) else b""
         picture = opened(image) if isinstance(image, bytes) else image
         keep = self.keep_jpeg and self.compress[i]
-        keep = keep and can_be_kept(content, picture, self.max_resolution or MAX_SIDE, self.page_size)
-        pixels = resizer(np.array(picture.convert("RGB")), self.max_resolution)
+        keep = keep and can_be_kept(content, picture, self.max_resolution or MAX_SIDE, self.most_bytes)
+        if picture.mode.startswith(("I", "F")):  # Pillow would cut their values off at 255
+            raise UserError(f"its channels have more than 8 bits (Pillow's mode {picture.mode}): convert them to 8")
+        pixels = shrunk(np.array(picture.convert("RGB")), self.max_resolution)
         return pixels, content if keep else b"", target
 
     def why_broken(self, i: int) -> str:
@@ -280,6 +297,7 @@ def _work(work_fn: Callable[..., None], args: tuple[Any, ...], mine: np.ndarray,
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor answers it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(0)
+    torch.set_num_threads(1)  # those that this process's parent had are not here, and OpenMP would wait for them
     try:
         work_fn(*args)
         with total.get_lock():

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ffcv_prune.errors import WRITE, UserError
+from ffcv_prune.errors import UserError, write_command
 
 
 def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
@@ -39,17 +39,15 @@ class Manifest:
     recipe: dict[str, Any]
     versions: dict[str, str]
 
-    def save(self, beton_path: str | os.PathLike[str]) -> Path:
-        """Write the manifest of `beton_path` whole or not at all, and return its path."""
-        path = manifest_path(beton_path)
-        _write(path, json.dumps(asdict(self), indent=2) + "\n")
-        return path
+    def text(self) -> str:
+        """What `load` reads."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def load(cls, beton_path: str | os.PathLike[str]) -> Manifest:
         """Read the manifest of `beton_path`. UserError if it is missing, damaged or of another file."""
         path = manifest_path(beton_path)
-        remedy = f"write the data set again with {WRITE}"
+        remedy = f"write the data set again with {write_command(beton_path)}"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -67,13 +65,13 @@ class Manifest:
         return manifest
 
 
-def write_sources(beton_path: str | os.PathLike[str], sources: Iterable[str]) -> None:
-    """Write what each sample was made from, such as its file, a line each, to ``X.txt`` beside ``X.beton``."""
-    _write(sources_path(beton_path), "".join(source.replace("\n", " ") + "\n" for source in sources))
+def sources_text(sources: Iterable[str]) -> str:
+    """What each sample was made from, such as its file, a line each: the content of ``X.txt`` beside ``X.beton``."""
+    return "".join(source.replace("\n", " ") + "\n" for source in sources)
 
 
 def read_sources(beton_path: str | os.PathLike[str], num_samples: int) -> list[str]:
-    """What `write_sources` wrote; empty where it is not on record."""
+    """The lines of `sources_text` beside the `.beton`; empty where they are not on record."""
     try:
         lines = sources_path(beton_path).read_text(encoding="utf-8").split("\n")[:-1]
     except (OSError, ValueError):
@@ -83,19 +81,6 @@ def read_sources(beton_path: str | os.PathLike[str], num_samples: int) -> list[s
 
 def sources_path(beton_path: str | os.PathLike[str]) -> Path:
     return Path(beton_path).with_suffix(".txt")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write `path` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_sound(manifest: Manifest) -> bool:

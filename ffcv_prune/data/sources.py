@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -20,9 +21,11 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from ffcv_prune.data.recipe import Recipe, Subset
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, first_line
 
 _HOLD_OUT_STREAM = 1  # keeps these random numbers apart from those of `subsample`
+# What gzip and torchvision raise on files that are damaged or not there.
+_UNREADABLE = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, EOFError, OSError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -180,16 +183,22 @@ def _split_of_files(files: list[tuple[str, int]]) -> Split:
 
 def _open_torchvision(name: str, data_dir: Path, idx_files: str, wanted: dict[str, list[str]]) -> OpenSource:
     """Take torchvision's data set `name` from `data_dir`, else from `idx_files`, else download it."""
+    if not {part for parts in wanted.values() for part in parts} <= {"train", "test"}:
+        raise UserError(f"{name} of torchvision has the splits train and test; change the recipe's splits")
     try:
         return _load_torchvision(name, data_dir, wanted, download=False)
-    except RuntimeError:  # how torchvision says that the files are not there, or not whole
-        pass
+    except _UNREADABLE as error:
+        raw = data_dir / name / "raw"
+        if len(list(raw.glob("*-ubyte"))) == 4:  # all files of an MNIST-like set: a download would not replace them
+            raise UserError(
+                f"cannot read {name} in {raw} ({first_line(error)}); remove this folder, and it is fetched again"
+            ) from error
     if idx_files and Path(idx_files).is_dir():
         return _load_idx_files(name, Path(idx_files), wanted)
     try:
         return _load_torchvision(name, data_dir, wanted, download=True)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except _UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(
             f"{name} is not in {data_dir} and cannot be downloaded ({reason}); connect to the network, or "
             "put its files there and name the folder with --data-dir"
@@ -198,8 +207,6 @@ def _open_torchvision(name: str, data_dir: Path, idx_files: str, wanted: dict[st
 
 def _load_torchvision(name: str, root: Path, wanted: dict[str, list[str]], download: bool) -> OpenSource:
     parts = {part for parts in wanted.values() for part in parts}
-    if not parts <= {"train", "test"}:
-        raise UserError(f"{name} of torchvision has the splits train and test; change the recipe's splits")
     opened = {part: getattr(datasets, name)(root, train=part == "train", download=download) for part in parts}
     splits = {
         split: _split_of_datasets(f"{name} {split}", [opened[part] for part in split_parts])
@@ -211,6 +218,8 @@ def _load_torchvision(name: str, root: Path, wanted: dict[str, list[str]], downl
 def _split_of_datasets(name: str, parts: list[datasets.VisionDataset]) -> Split:
     joined: ConcatDataset[Any] = ConcatDataset(parts)
     labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
+    if len(labels) != len(joined) or labels.max() >= len(parts[0].classes):
+        raise ValueError("its labels do not fit its images or classes")
     return Split(labels, lambda i: joined[i][0], lambda i: f"image {i} of {name}")
 
 
@@ -227,6 +236,6 @@ def _load_idx_files(name: str, folder: Path, wanted: dict[str, list[str]]) -> Op
                 with gzip.open(packed) as source, (raw / packed.stem).open("wb") as target:
                     shutil.copyfileobj(source, target)
             opened = _load_torchvision(name, Path(root), wanted, download=False)
-        except (OSError, EOFError, RuntimeError) as error:
-            raise UserError(f"{folder} does not hold {name} ({error}); install it again") from error
+        except _UNREADABLE as error:
+            raise UserError(f"{folder} does not hold {name} ({first_line(error)}); install it again") from error
     return OpenSource(f"{name} from {folder}", opened.classes, opened.splits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import os
 import platform
@@ -17,10 +18,10 @@ import numpy as np
 
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.data.encode import BrokenImages, encode_split
-from ffcv_prune.data.manifest import Manifest, write_sources
+from ffcv_prune.data.manifest import Manifest, manifest_path, sources_path, sources_text
 from ffcv_prune.data.recipe import Recipe
 from ffcv_prune.data.sources import OpenSource, Split, open_source, subsample
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, uninterrupted
 
 RECORDED_VERSIONS = ("ffcv", "torchvision", "numpy", "pillow", "opencv-python")
 
@@ -54,7 +55,7 @@ def write_dataset(
             raise UserError(f"split {name} of {recipe.dataset.name} has no images in {data_dir}; add some")
 
     folder = out_dir / recipe.dataset.name
-    print(_found(recipe.dataset.name, source, splits), flush=True)
+    _say(_found(recipe.dataset.name, source, splits))
     for name in () if force else splits:
         _check_same_origin(folder / f"{name}.beton", source, recipe)
 
@@ -78,6 +79,12 @@ def write_dataset(
                     continue
                 print(*(f"skipped: {reason}" for reason in error.reasons), sep="\n", file=sys.stderr)
                 split = split.take(np.delete(np.arange(len(split.labels)), error.ids))
+                lost = np.flatnonzero(np.array(per_class(split.labels)) == 0)
+                if name == "train" and len(lost):
+                    raise UserError(
+                        f'class "{source.classes[lost[0]]}" of {recipe.dataset.name} has no training image that can be '
+                        "read; mend or add some, or remove the class"
+                    ) from None
                 mean, std = encode_split(split, *arguments)
             manifest = Manifest(
                 dataset=recipe.dataset.name,
@@ -100,15 +107,23 @@ def write_dataset(
                 np.concatenate([error.ids for error in broken]),
                 [reason for error in broken for reason in error.reasons],
             )
-        for temporary, path, manifest, split, rate in made:
-            publish(temporary, path, manifest, map(split.describe, range(len(split.labels))))
-            print(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
+        publish(
+            (temporary, path, manifest, map(split.describe, range(len(split.labels))))
+            for temporary, path, manifest, split, _ in made
+        )
+    for _, path, manifest, _, rate in made:
+        _say(f"{path}: {manifest.samples:,} images, {rate:,.0f} images/s, {manifest.bytes / 1e6:,.1f} MB")
     return [path for _, path, *_ in made]
 
 
 def check_workers(num_workers: int) -> None:
     if num_workers == 0 or num_workers < -1:
         raise UserError(f"{num_workers} workers; give at least 1, or -1 for one per core")
+
+
+def _say(line: str) -> None:
+    """Print names of files too, which may be any bytes, where an encoding is strict."""
+    print(line.encode(errors="backslashreplace").decode(), flush=True)
 
 
 def _found(name: str, source: OpenSource, splits: Mapping[str, Split]) -> str:
@@ -173,7 +188,7 @@ def unfinished(path: Path) -> Iterator[Path]:
 
 def _remove_stale(path: Path) -> None:
     """Remove what killed writers of `path` and its manifest have left, and nothing of one that lives."""
-    for left in path.parent.glob(f".{path.stem}.*.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.*.tmp"):
         pid = left.name.split(".")[-2]
         if pid.isdecimal() and not _is_alive(int(pid)):
             left.unlink(missing_ok=True)
@@ -189,13 +204,29 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def publish(temporary: Path, path: Path, manifest: Manifest, sources: Iterable[str]) -> None:
-    """Give a whole `.beton` its name, after its manifest and the names of its samples, by position."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    write_sources(path, sources)
-    manifest.save(path)
-    os.replace(temporary, path)
+def publish(made: Iterable[tuple[Path, Path, Manifest, Iterable[str]]]) -> None:
+    """Give whole `.beton` files their names, each after its manifest and the names of its samples, by position.
+
+    All that can fill the disk comes before the first of the renames.
+
+    Args:
+        made: of each file its temporary path, its path, its manifest, and what its samples were made from.
+    """
+    with ExitStack() as stack:
+        renames: list[tuple[Path, Path]] = []
+        for beton, path, manifest, sources in made:
+            for target, text in ((sources_path(path), sources_text(sources)), (manifest_path(path), manifest.text())):
+                temporary = stack.enter_context(unfinished(target))
+                # Names of files may be any bytes.
+                temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+                renames.append((temporary, target))
+            renames.append((beton, path))
+        for temporary, _ in renames:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        with uninterrupted():
+            for temporary, path in renames:
+                os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:

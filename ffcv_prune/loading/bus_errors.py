@@ -28,14 +28,17 @@ from numpy.typing import NDArray
 from ffcv_prune.errors import UserError
 
 _FILES = 1024  # guarded at a time; each holds an open file, of which Linux allows that many
-_FREE, _START, _END, _FAILED = 0, 0, 1, 2
+_START, _END, _FAILED = 0, 1, 2
+_FREE = 2**64 - 1  # the start of a row without a file, beyond all addresses
 
 _SI_ADDR = 16  # of siginfo_t, on 64-bit Linux
 _PROT_READ, _MAP_FLAGS = 1, 0x2 | 0x10 | 0x20 | 0x4000  # private, fixed, anonymous, no memory reserved
 _SA_SIGINFO, _SA_ONSTACK = 0x4, 0x08000000
 
 # What the handler reads: a head (page size, address of the handler before), then a row a file (start, end, failed).
+# Other threads may fail while a row is written. Without its start, or without its end, it matches no address.
 _table = np.zeros((1 + _FILES, 3), np.uint64)
+_table[1:, _START] = _FREE
 _lock = threading.Lock()
 llvmlite.binding.add_symbol("ffcv_prune_guarded_files", _table.ctypes.data)
 
@@ -130,14 +133,19 @@ class Guard:
                 raise UserError(f"{_FILES} .beton files are open in this process: close some loaders first")
             self._row = _table[1 + free[0]]
             self._row[_FAILED] = 0
-            self._row[_END] = mapped.ctypes.data + mapped.size
             self._row[_START] = mapped.ctypes.data
-        weakref.finalize(self, self._row.fill, 0)
+            self._row[_END] = mapped.ctypes.data + mapped.size
+        weakref.finalize(self, _clear, self._row)
 
     @property
     def failed(self) -> bool:
         """Whether a read has failed: from then on there are zeros in the file's place."""
         return bool(self._row[_FAILED])
+
+
+def _clear(row: NDArray[np.uint64]) -> None:
+    row[_END] = 0
+    row[_START] = _FREE  # last: from then on another file may have the row
 
 
 def _install() -> None:

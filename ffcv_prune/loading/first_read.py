@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ffcv_prune.data.beton import BetonTables
 from ffcv_prune.data.checksums import sample_name, sample_sums
-from ffcv_prune.errors import WRITE, UserError
+from ffcv_prune.errors import WRITE, UserError, write_command
 from ffcv_prune.loading.native_code import StoredField, StoredSamples
 
 
@@ -62,7 +62,7 @@ class FirstRead:
             path = self._tables.info.path
             name = sample_name(path, int(damaged.min()), len(self._checksums))
             raise UserError(
-                f"{path} is damaged: {name} is not what was written; write it again with {WRITE}, whose option "
-                f"--verify {path} names all such samples"
+                f"{path} is damaged: {name} is not what was written; write it again with {write_command(path)}; "
+                f"{WRITE} --verify {path} names all such samples"
             )
         self._unread[new] = False

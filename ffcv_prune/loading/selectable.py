@@ -136,7 +136,11 @@ class SelectableLoader(ABC):
         return view
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Make the next `iter()` start epoch `epoch` at batch `first_batch` (not 0 when resuming)."""
+        """Make the next `iter()` start epoch `epoch` at batch `first_batch` (not 0 when resuming).
+
+        Raises UserError, and changes nothing, if one of them is no whole number or below 0.
+        """
+        epoch, first_batch = whole("epoch", epoch, 0), whole("first_batch", first_batch, 0)
         self.next_epoch = epoch
         self.first_batch = first_batch
         while self._after_resumed:
@@ -174,6 +178,12 @@ class SelectableLoader(ABC):
         self._position, self._superseded = start, False
         return start
 
+    def _go_to(self, start: Position, after: NDArray[np.int64] | None) -> None:
+        """Make the next `iter()` start there, and the epoch after it serve the selection `after`."""
+        self.set_epoch(start.epoch, start.served)
+        self.traversal_order.select(start.selection)
+        self._after_resumed = [after]
+
     def _checked(self, ids: ArrayLike | None) -> NDArray[np.int64] | None:
         """A selection, sorted and validated."""
         checked = None if ids is None else self.traversal_order.checked(ids)
@@ -188,9 +198,9 @@ class SelectableLoader(ABC):
     def state_dict(self) -> dict[str, Any]:
         """The position, (epoch, batch); its selection; and the next one.
 
-        It is that of a running epoch, or of one that was left before its end. After `set_epoch` or `set_selection` it
-        is the start of the next epoch, as after the end of one. The two selections differ if the selection was
-        exchanged while the epoch was running.
+        It is that of a running epoch, or of one that was left before its end; else it is the start of the next epoch.
+        An epoch that was left is forgotten by `set_epoch` or `set_selection` afterwards. It is forgotten, too, if
+        `set_epoch` was called while it was running. `set_selection` at that time only makes the two selections differ.
         """
         current = self.traversal_order.ids
         after = self._after_resumed[0] if self._after_resumed else current
@@ -219,9 +229,7 @@ class SelectableLoader(ABC):
         stored = (state["selection"], state["next_selection"])
         now, after = (self._checked(None if ids is None else ids.numpy()) for ids in stored)
         self.close()
-        self.set_epoch(state["epoch"], state["batch"])
-        self.traversal_order.select(now)
-        self._after_resumed = [after]
+        self._go_to(Position(state["epoch"], state["batch"], now), after)
 
     def _settings(self) -> dict[str, Any]:
         """What a position depends on."""

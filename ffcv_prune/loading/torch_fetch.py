@@ -128,9 +128,10 @@ def stated_labels(dataset: Any) -> NDArray[np.int64] | None:
         return None if labels is None else labels[np.asarray(dataset.indices)]
     if getattr(dataset, "target_transform", None) is not None:
         return None
+    targets = getattr(dataset, "targets", ())
     try:
-        targets = np.asarray(getattr(dataset, "targets", ()))
-    except ValueError:  # lists of different lengths
+        targets = np.asarray(targets.cpu() if isinstance(targets, Tensor) else targets)
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths, tensors of which numpy makes no array
         return None
     are_classes = targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets) == len(dataset)
     return targets.astype(np.int64) if are_classes else None

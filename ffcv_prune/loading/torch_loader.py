@@ -7,6 +7,7 @@ still gets those of the batch that it holds.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -43,6 +44,7 @@ OPTIONS = (
     "prefetch_factor",
     "persistent_workers",
 )
+WORKERS = min(8, len(os.sched_getaffinity(0)))
 OF_WORKERS = ("timeout", "multiprocessing_context", "prefetch_factor", "persistent_workers")
 REFUSED = {
     "sampler": "the loader has an order of its own: leave it out, and use set_selection",
@@ -64,7 +66,7 @@ class TorchLoader(SelectableLoader):
             each sample, are the classes. Without `targets`, `class_fraction` is empty in the log and in trackers, and
             a `Pruner` does not warn of starved classes.
         batch_size: samples a batch, on each rank.
-        num_workers: processes that fetch; 0: this one.
+        num_workers: processes that fetch; 0: this one. The default is one for each core, and 8 at most.
         seed: of the order and the augmentations.
         shuffle: a new permutation each epoch, or the order of the data set.
         drop_last: leave out the last batch when it is not whole.
@@ -91,7 +93,7 @@ class TorchLoader(SelectableLoader):
         self,
         dataset: Dataset[Any],
         batch_size: int = 128,
-        num_workers: int = 8,
+        num_workers: int = WORKERS,
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = True,
@@ -108,7 +110,9 @@ class TorchLoader(SelectableLoader):
                 raise UserError(f"{option}: {REFUSED[option]}")
             if option not in OPTIONS:
                 raise UserError(f'TorchLoader has no option "{option}"{nearest(option, OPTIONS)}')
-            if option in OF_WORKERS and options[option] and not num_workers:
+            # What changes nothing may be stated; torch refuses a prefetch_factor of 0, too.
+            given = options[option] is not None if option == "prefetch_factor" else options[option]
+            if option in OF_WORKERS and given and not num_workers:
                 raise UserError(f"{option} needs workers: give num_workers of 1 or more, or leave {option} out")
         self.dataset, self.batch_size, self.seed, self.with_ids = dataset, batch_size, seed, with_ids
         self.collate_fn = collate_fn or default_collate
@@ -172,7 +176,11 @@ class TorchLoader(SelectableLoader):
 
     def __iter__(self) -> TorchEpoch:
         start = self._begin()
-        return self._start(TorchEpoch, start, self._whole_order(start.epoch, start.selection))
+        try:
+            return self._start(TorchEpoch, start, self._whole_order(start.epoch, start.selection))
+        except BaseException:
+            self._go_to(start, self.traversal_order.ids)  # who tries again gets this epoch
+            raise
 
     def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> TorchBatches:
         """The batches of `epoch` from batch `first` on, of the samples `ids`, int64[k] (None: all), see `SampleLoader`.
@@ -196,7 +204,12 @@ class TorchLoader(SelectableLoader):
                 **self._options,
             )
         self._requests.set(order, self.batch_size, start.served, (self.seed, start.epoch, self.rank))
-        epoch = kind(self, start, iter(self._loader))
+        try:
+            fetched = iter(self._loader)
+        except BaseException:
+            self.end_workers()  # one of them is dead, say: the next epoch would find it so, too
+            raise
+        epoch = kind(self, start, fetched)
         self._epoch = weakref.ref(epoch)
         return epoch
 

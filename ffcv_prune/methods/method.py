@@ -18,7 +18,7 @@ from ffcv_prune.methods.rule import Rule, Samples
 from ffcv_prune.methods.selectors import Selector
 from ffcv_prune.methods.sources import SOURCES, Pass, Source
 from ffcv_prune.methods.state import State
-from ffcv_prune.methods.statistics import Statistic
+from ffcv_prune.methods.statistics import Given, Statistic
 from ffcv_prune.methods.table import CERTAINTY, ScoreTable
 from ffcv_prune.methods.weights import NoWeight, Weight
 
@@ -232,7 +232,7 @@ class Method:
         epochs: int = 200,
         groups: ArrayLike | None = None,
         seed: int = 0,
-        scores: ArrayLike | None = None,
+        scores: Given = None,
     ) -> State:
         """Begin a run of n samples.
 
@@ -240,7 +240,8 @@ class Method:
             epochs: of the whole run.
             groups: int64[n], the class of each sample, ≥ 0; needed by a class floor only.
             seed: of the random selections; those of an epoch are drawn from (seed, epoch) alone.
-            scores: float32[n], or [models, n], made before training; for the static methods only.
+            scores: float32[n], or [models, n], made before training, or the name of their .npy; for the static methods
+                only.
         """
         return State(self, n, epochs, groups, seed, scores)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.errors import UserError
+from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Rule, Samples, Scores
 from ffcv_prune.methods.selection import Selection
 from ffcv_prune.methods.selectors import Uniform
+from ffcv_prune.methods.statistics import Given
 from ffcv_prune.methods.table import CERTAINTY, LAST_TRAINED, MAX_NONFINITE_SHARE, TRAINED_EPOCHS
 
 if TYPE_CHECKING:
@@ -44,21 +46,19 @@ class State:
         nonfinite: losses that were left out of the last ones recorded for a selection, because they were not finite.
     """
 
-    def __init__(
-        self, method: Method, n: int, epochs: int, groups: ArrayLike | None, seed: int, scores: ArrayLike | None
-    ) -> None:
+    def __init__(self, method: Method, n: int, epochs: int, groups: ArrayLike | None, seed: int, scores: Given) -> None:
+        n, epochs, seed = _whole("number of samples", n), _whole("number of epochs", epochs), _whole("seed", seed)
         if seed < 0:
             raise UserError(f"seed = {seed} must be at least 0")
-        method.phases.check(epochs)
         self.method, self.epochs, self.seed = method, epochs, seed
+        self._begun_with = method  # `change` replaces the other
         self.table = method.statistic.table(n, seed, scores)
         for part in method.active_parts:
             self.table.add(*part.columns)
         if method.needs_certainty:
             self.table.add(*CERTAINTY)
-        for epoch in range(epochs):
-            method.samples_in(epoch, epochs, n)  # refuses a share that leaves none
-        self._groups = _checked_groups(groups, n, method.needs_groups)
+        self._groups = _checked_groups(groups, n)
+        self._check(method)
         self.selection: Selection | None = None
         self.nonfinite = 0
         self._fresh = np.zeros(n, np.bool_)  # recorded since the last selection
@@ -71,9 +71,29 @@ class State:
     def change(self, **parameters: Any) -> None:
         """Give the method other values of parameters that say how much it selects and when; for selections to come.
 
-        UserError as of `Method.replace`; nothing has changed then.
+        UserError as of `Method.replace`, and for what a run cannot go on with; nothing has changed then.
         """
-        self.method = self.method.replace(**parameters)
+        method = self.method.replace(**parameters)
+        if _foundation(method) != _foundation(self.method):
+            values = self.method.values
+            changed = [f"{name}={value}" for name, value in parameters.items() if values.get(name) != value]
+            raise UserError(
+                f"{', '.join(changed)} cannot be set within a run, where it does not fit what was recorded: "
+                "give it to methods.build, or to Pruner, before"
+            )
+        self._check(method)
+        self.method = method
+
+    def _check(self, method: Method) -> None:
+        """UserError unless the method fits into the run."""
+        method.phases.check(self.epochs)
+        for epoch in range(self.epochs):
+            method.samples_in(epoch, self.epochs, self.n)  # refuses a share that leaves none
+        if method.needs_groups and self._groups is None:
+            raise UserError(
+                "the method needs the class of each sample: give start(groups=LABELS), or leave out class_floor and "
+                "below_median"
+            )
 
     def scores(self) -> Scores:
         """float32[n]: the score of each sample by what is known now; NaN: no value yet."""
@@ -85,6 +105,7 @@ class State:
 
     def is_due(self, epoch: int) -> bool:
         """Whether `select` makes a selection before this epoch."""
+        epoch = _whole("epoch", epoch)
         if not 0 <= epoch < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run: it has epochs={self.epochs}, give as many as you train")
         made = self.selection is not None and self.selection.epoch == epoch
@@ -133,7 +154,7 @@ class State:
         most_nonfinite: float = MAX_NONFINITE_SHARE,
         **facts: ArrayLike | None,
     ) -> int:
-        if not 0 <= epoch < self.epochs:
+        if not 0 <= _whole("epoch", epoch) < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run of {self.epochs} epochs")
         beside = self._checked_facts(np.size(losses), **facts)
         nonfinite = self.table.update(losses, ids, most_nonfinite)
@@ -199,6 +220,8 @@ class State:
         """
         if not self.method.chooses_in_batches:
             raise UserError(f"method {self.method.name} selects before an epoch, not in a batch: call select")
+        if _whole("batch", batch) < 0:
+            raise UserError(f"batch {batch} must be at least 0: count the batches of the epoch")
         ids = np.asarray(ids)
         self._record(ids, losses, epoch, MAX_NONFINITE_OF_BATCH)
         if not self.method.phases.chooses(epoch, batch, self.epochs):
@@ -261,15 +284,16 @@ class State:
 
     @contextmanager
     def whole_or_not_at_all(self) -> Iterator[None]:
-        """Take back what was recorded and selected inside if an exception leaves it."""
+        """Take back what was recorded, selected and loaded inside if an exception leaves it."""
         table, fresh = self.table.state_dict(), self._fresh.copy()
-        selection, nonfinite = self.selection, self.nonfinite
+        selection, nonfinite, methods = self.selection, self.nonfinite, (self.method, self._begun_with)
         try:
             yield
         except BaseException:
             self.table.load_state_dict(table)
             self._fresh[:] = fresh
             self.selection, self.nonfinite = selection, nonfinite
+            self.method, self._begun_with = methods
             raise
 
     def _identity(self) -> dict[str, Any]:
@@ -281,10 +305,11 @@ class State:
         return own
 
     def state_dict(self) -> dict[str, Any]:
-        """Arrays and plain numbers: all that a run which goes on from here needs."""
+        """Arrays and plain values: all that a run which goes on from here needs."""
         selection = self.selection
         return {
             **self._identity(),
+            "parameters": {"at first": _values(self._begun_with), "now": _values(self.method)},
             "nonfinite": self.nonfinite,
             "table": self.table.state_dict(),
             "fresh": self._fresh.copy(),
@@ -300,14 +325,22 @@ class State:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. `UserError`, and nothing has changed, for one of another run."""
+        """Go on from `state`, with what `change` had set by then. `UserError`, and nothing has changed, for one of
+        another run.
+        """
         for name, value in self._identity().items():
             if state.get(name) != value:
-                raise UserError(
-                    f"the state has {name} {state.get(name)}, but this run has {name} {value}: "
-                    "resume with the data and settings that it was made with"
-                )
+                raise _of_another_run(name, state.get(name), value)
+        begun_with, method = self._begun_with, self.method
+        if "parameters" in state:  # else it was written before a state had them: they are taken for those of this run
+            first, now = (dict(state["parameters"][when]) for when in ("at first", "now"))
+            for name, value in _values(self._begun_with).items():
+                if value not in (first.get(name), now.get(name)):
+                    raise _of_another_run(name, first.get(name), value)
+            begun_with, method = (_with_values(method, values) for values in (first, now))
+            self._check(method)
         self.table.load_state_dict(state["table"])
+        self.method, self._begun_with = method, begun_with
         self.nonfinite = state["nonfinite"]
         self._fresh[:] = state["fresh"]
         stored = state["selection"]
@@ -324,13 +357,38 @@ class State:
             )
 
 
-def _checked_groups(groups: ArrayLike | None, n: int, needed: bool) -> Ids | None:
+def _whole(what: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise wrong_kind(what, value, "a whole number") from None
+
+
+def _foundation(method: Method) -> tuple[Any, ...]:
+    """What must not change within a run: how values come, what is remembered of them, and how batches are made."""
+    columns = {column.name for part in method.active_parts for column in part.columns}
+    return method.source, method.statistic, method.needs_values, columns, method.selector.fills_batches
+
+
+def _values(method: Method) -> dict[str, Any]:
+    """The source of a method and its parameters. Not the name of a file of scores: their digest tells of them."""
+    parameters = {name: value for name, value in method.values.items() if name != "scores"}
+    return {"score_source": type(method.source).__name__.lower(), **parameters}
+
+
+def _with_values(method: Method, values: Mapping[str, Any]) -> Method:
+    return method.replace(**{name: value for name, value in values.items() if name != "score_source"})
+
+
+def _of_another_run(name: str, stored: Any, own: Any) -> UserError:
+    return UserError(
+        f"the state has {name} {stored}, but this run has {name} {own}: "
+        "resume with the data and settings that it was made with"
+    )
+
+
+def _checked_groups(groups: ArrayLike | None, n: int) -> Ids | None:
     if groups is None:
-        if needed:
-            raise UserError(
-                "the method needs the class of each sample: give start(groups=LABELS), or leave out class_floor and "
-                "below_median"
-            )
         return None
     labels = np.asarray(groups)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.errors import SCORES, UserError
+from ffcv_prune.errors import SCORES, UserError, first_line
 from ffcv_prune.methods import kernels
 from ffcv_prune.methods.part import Part
 from ffcv_prune.methods.table import Column, ScoreTable
@@ -17,6 +18,7 @@ from ffcv_prune.settings import key
 
 Ids = NDArray[np.int64]
 Scores = NDArray[np.float32]
+Given = ArrayLike | os.PathLike[str] | None  # scores made before training, or the name of their file
 
 _FIXED_STREAM = 2  # keeps the subset drawn once apart from the selections of a run (state.py)
 
@@ -37,7 +39,7 @@ class Statistic(Part, ABC):
     compares_all: ClassVar[bool] = False
     reads: ClassVar[str] = ""
 
-    def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
+    def table(self, n: int, seed: int, given: Given) -> ScoreTable:
         """A table for n samples. `given` is what a fixed statistic is made of; `UserError` for any other."""
         if given is not None:
             raise UserError("scores were given to a method that makes its own: leave them out")
@@ -92,7 +94,7 @@ class BatchMean(Statistic):
 class _Moving(Statistic):
     alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
 
-    def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
+    def table(self, n: int, seed: int, given: Given) -> ScoreTable:
         super().table(n, seed, given)
         return ScoreTable(n, self.alpha)
 
@@ -131,17 +133,16 @@ class _Fixed(Statistic):
     is_fixed: ClassVar[bool] = True
     reads: ClassVar[str] = "fixed"
 
-    def table(self, n: int, seed: int, given: ArrayLike | None) -> ScoreTable:
+    def table(self, n: int, seed: int, given: Given) -> ScoreTable:
         table = ScoreTable(n)
         table.fixed = self.made_of(n, seed, given)
         if table.fixed.shape != (n,):
             raise UserError(f"{table.fixed.size} static scores for {n} samples: they are of other data")
-        if np.isnan(table.fixed).any():
-            raise UserError("static scores hold NaN: every sample needs a score")
+        _check_finite(table.fixed)
         return table
 
     @abstractmethod
-    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+    def made_of(self, n: int, seed: int, given: Given) -> Scores:
         """float32[n]: the scores."""
 
 
@@ -154,17 +155,47 @@ class _FromFile(_Fixed):
         needed=f"=FILE.npy, which {SCORES} --config FILE writes",
     )
 
-    def given_or_stored(self, given: ArrayLike | None) -> Scores:
-        if given is None and not self.scores:
+    def given_or_stored(self, given: Given) -> Scores:
+        source = self.scores if given is None else given
+        if isinstance(source, str | os.PathLike) and not os.fspath(source):
             raise UserError("a static method needs its scores: start(n, scores=ARRAY), or the name of their file")
-        return np.asarray(np.load(self.scores) if given is None else given, dtype=np.float32)
+        scores = _read_scores(source) if isinstance(source, str | os.PathLike) else _as_scores(source)
+        _check_finite(scores)
+        return scores
+
+
+def _read_scores(path: str | os.PathLike[str]) -> Scores:
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}; name the file of the scores") from error
+    except ValueError as error:
+        raise UserError(f"{name} is no .npy of numbers ({first_line(error)}): write the scores with np.save") from error
+    return _as_scores(values)
+
+
+def _as_scores(values: ArrayLike) -> Scores:
+    try:
+        with np.errstate(over="ignore"):  # beyond float32: inf, which is refused
+            return np.asarray(values, dtype=np.float32)
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a tensor with gradient
+        raise UserError(
+            f"static scores must be numbers, [n] or [models, n], or the name of a .npy: {first_line(error)}"
+        ) from error
+
+
+def _check_finite(scores: Scores) -> None:
+    if not np.isfinite(scores).all():
+        raise UserError("static scores hold NaN or infinite values: every sample needs a finite score")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedScores(_FromFile):
     """A ranking made before training, float32[n], or [models, n] to take the mean of: EL2N, GraNd or forget scores."""
 
-    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+    def made_of(self, n: int, seed: int, given: Given) -> Scores:
         scores = self.given_or_stored(given)
         return scores.mean(axis=0, dtype=np.float64).astype(np.float32) if scores.ndim == 2 else scores
 
@@ -179,7 +210,7 @@ class FixedUpperBound(_FromFile):
     alpha: float = key(0.8, "weight of the new loss in the running statistics", within="(0, 1]")
     c: float = key(1.0, "ucb: weight of the variance", within="[0, inf)")
 
-    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+    def made_of(self, n: int, seed: int, given: Given) -> Scores:
         by_model = self.given_or_stored(given)
         if by_model.ndim != 2 or len(by_model) < 2:
             raise UserError(
@@ -195,6 +226,6 @@ class FixedUpperBound(_FromFile):
 class FixedRandom(_Fixed):
     """A random order, drawn once from the seed: what a static ranking must beat."""
 
-    def made_of(self, n: int, seed: int, given: ArrayLike | None) -> Scores:
+    def made_of(self, n: int, seed: int, given: Given) -> Scores:
         # As float32 without ties up to 16.7 million samples.
         return np.random.default_rng([seed, 0, _FIXED_STREAM]).permutation(n).astype(np.float32)

@@ -36,6 +36,11 @@ class BatchChooser:
         self.forwards = self.chosen = 0
         self._queue: Chosen | None = None
 
+    def is_due(self, epoch: int, batches: range) -> bool:
+        """Whether there are samples to choose in one of these batches of the epoch."""
+        phases, epochs = self.state.method.phases, self.state.epochs
+        return any(phases.chooses(epoch, number, epochs) for number in batches)
+
     def choose(self, model: nn.Module, batch: Chosen, epoch: int, number: int) -> Chosen | None:
         """Return what to train on now, out of batch `number` of `epoch`; None: too few wait for a batch yet."""
         chosen = self._chosen_of(model, batch, epoch, number)
@@ -73,6 +78,8 @@ class BatchChooser:
         # After a resume what waits is on the CPU.
         waits = [] if self._queue is None else [tuple(a.to(b.device) for a, b in zip(self._queue, chosen, strict=True))]
         waiting = [*waits, chosen]
+        if len({tuple(part.shape[1:] for part in batch) for batch in waiting}) > 1:
+            raise UserError("batches of different sizes cannot wait in one queue: set form=composer")
         inputs, targets, ids = (torch.cat(parts) for parts in zip(*waiting, strict=True))  # copies: batches are views
         full = len(ids) >= size
         rest = slice(size, None) if full else slice(None)

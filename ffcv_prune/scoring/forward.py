@@ -21,6 +21,8 @@ from ffcv_prune.tasks import Classification, Task
 
 Criterion = Callable[[Any, Tensor], Tensor]  # float32 outputs, targets -> float32[B]
 
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
 
 def score_dataset(
     model: nn.Module,
@@ -67,6 +69,7 @@ def score_dataset(
         )
     device = torch.device(device) if device is not None else device_of(model)
     plain, folds = unwrap(model), device.type == "cpu" if fold is None else fold
+    stated = score_loader.label_range
     scorer: _Scorer | None = None
     position = 0
     scored = score_loader.selection if ids is None else np.sort(ids)
@@ -94,8 +97,8 @@ def score_dataset(
             targets = None if batch.targets is None else batch.targets.to(device)
             if scorer is None:
                 chosen = folded if folded is not None and agrees(folded, plain, images) else plain
-                about = score_loader.label_range, task or Classification(), criterion, score_loader.batch_size
-                scorer = _Scorer(chosen, *about, gradients)
+                scorer = _Scorer(chosen, task or Classification(), criterion, score_loader.batch_size, gradients)
+            scorer.label_range = stated or _label_range(batch.targets)
             scorer.score(images, targets, values[:, position : position + len(images)])
             order[position : position + len(images)] = batch.ids
             position += len(images)
@@ -134,7 +137,6 @@ class _Scorer:
     def __init__(
         self,
         model: nn.Module,
-        label_range: tuple[int, int] | None,
         task: Task,
         criterion: Criterion | None,
         batch_size: int,
@@ -142,7 +144,7 @@ class _Scorer:
     ) -> None:
         self.model = model
         self.task, self.criterion, self.gradients = task, criterion, gradients
-        self.label_range = label_range
+        self.label_range: tuple[int, int] | None = None  # of the data set or the batch, where it is known
         self.ran = False
         self.piece = batch_size  # samples a forward pass
 
@@ -201,6 +203,17 @@ class _Scorer:
                 'return one score a sample (reduction="none")'
             )
         return scores
+
+
+def _label_range(targets: Any) -> tuple[int, int] | None:
+    """The lowest and the highest label of a batch; None unless they are integers on the CPU.
+
+    To look at labels on a GPU would be to wait for it, in each batch.
+    """
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.device.type != "cpu":
+        return None
+    labels = targets[targets != IGNORED]
+    return (int(labels.min()), int(labels.max())) if len(labels) else None
 
 
 def on_device(device: torch.device, inputs: Any) -> Tensor:

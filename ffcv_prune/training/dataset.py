@@ -142,11 +142,10 @@ def check_score_side(data: Data, dataset: Dataset) -> None:
 
 
 def image_sides(data: Data, dataset: Dataset) -> dict[tuple[int, int], str]:
-    """The heights and widths that the network is to take, each with the key that sets it."""
-    ramp = {(int(side), int(side)): "data.size_ramp" for side in data.size_ramp[:2]}
+    """The heights and widths that the network is to take beside those of a ramp, each with the key that sets it."""
     tested = {side_of(dataset.test, data.test_size or data.size): "data.test_size"}
     scored = {side_of(dataset.score, score_side(data)): "data.score_size"}
-    return ramp | tested | scored | {side_of(dataset.train, data.size): "data.size"}
+    return tested | scored | {side_of(dataset.train, data.size): "data.size"}
 
 
 def side_of(info: BetonInfo, size: int) -> tuple[int, int]:

@@ -72,7 +72,7 @@ class Stepper:
         self.compile_mode = settings.compile
         self.forward = self._compiled(model)
         self.averaged = MovingMean(model, settings.ema) if settings.ema else None
-        self.lr_schedule = LRSchedule(settings)
+        self.lr_schedule, self.warmup_epochs = LRSchedule(settings), settings.warmup_epochs
         self.amp_dtype = amp_dtype
         self.task = Classification(settings.label_smoothing) if task is None else task
         self.observers: list[Callable[[Step], None]] = []
@@ -134,7 +134,7 @@ class Stepper:
         """One pass over the loader's selection, or the rest of one: returns the mean loss of the whole pass.
 
         That mean is unweighted; None if `choose` left nothing to train on. `batch_loss` makes of the losses of a batch
-        the scalar to minimise. `lr_factor` multiplies the scheduled learning rate, and `choose` says what of a batch is
+        the scalar to minimise. `lr_factor` multiplies the learning rate, see `lr`, and `choose` says what of a batch is
         trained on. `after_step` is called between two steps, when `state_dict` and the loader's agree. With a
         distributed loader the loss is that of all ranks, and all ranks end with the main rank's batch-norm statistics.
         """
@@ -148,8 +148,7 @@ class Stepper:
                 chosen = batch if choose is None else choose(*batch)
                 if chosen is not None:
                     inputs, targets, ids = chosen
-                    lr = lr_factor * self.lr_schedule(epoch, step, steps)
-                    self.step(inputs, targets, ids, batch_loss, lr)
+                    self.step(inputs, targets, ids, batch_loss, self.lr(epoch, step, steps, lr_factor))
                 bar.update(len(batch[-1]) * loader.world_size)
                 after_step()
         loss_sum, made = self.loss_sum.clone(), self.steps * loader.world_size
@@ -162,6 +161,11 @@ class Stepper:
             if self.averaged is not None:
                 collectives.share_buffers(self.averaged.module)
         return loss_sum.item() / made if made else None  # waits for the device: once an epoch
+
+    def lr(self, epoch: int, step: int, steps: int, factor: float) -> float:
+        """The scheduled learning rate of a step, times `factor` after the schedule's warm-up (KAKURENBO's authors)."""
+        scheduled = self.lr_schedule(epoch, step, steps)
+        return scheduled if epoch + (step + 1) / steps <= self.warmup_epochs else factor * scheduled
 
     def step(self, inputs: Tensor, targets: Tensor, ids: Tensor, batch_loss: BatchLoss, lr: float) -> None:
         """One step of SGD on a batch: inputs uint8[B, 3, H, W], targets as the task has them, ids int64[B]."""

@@ -26,7 +26,7 @@ from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.pace import measure
 from ffcv_prune.training.plan import Plan, Scale
-from ffcv_prune.training.pruning import build_pruner
+from ffcv_prune.training.pruning import build_pruner, training_sides
 from ffcv_prune.training.run_folder import RunFolder
 from ffcv_prune.training.run_log import epoch_line, pruning_facts, scores_of, shares
 from ffcv_prune.training.stop import SAVE, BrokenOff, StopSignals, stopped
@@ -57,7 +57,7 @@ class Trainer:
         self.dataset = loaders.dataset
         amp_dtype = choose_amp_dtype(config.train.amp, self.world.device)
         torch.manual_seed(config.run.seed)
-        sides = image_sides(config.data, self.dataset)
+        sides = training_sides(config, self.dataset, config.train.epochs) | image_sides(config.data, self.dataset)
         model = loaders.build_model(config.model.name, config.run.seed, sides)
         if self.world.rank > 0:  # dropout differs from rank to rank, the initial weights do not
             torch.manual_seed(config.run.seed + self.world.rank)
@@ -206,7 +206,7 @@ class Trainer:
             "samples_seen": seen + self.stepper.trained,
             "steps": steps,
             "cost": self.pruner.values.costs,
-            "lr": self.pruner.lr_factor * self.stepper.lr_schedule(epoch, steps - 1, steps),
+            "lr": self.stepper.lr(epoch, steps - 1, steps, self.pruner.lr_factor),
             "train_loss": loss,
             **{f"test_{name}": metrics.get(name) for name in ("accuracy", "top5", *self.stepper.task.metrics)},
             "class_accuracy": dict(zip(dataset.classes, by_class, strict=False)),

@@ -12,8 +12,8 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.pruner import Pruner
 from ffcv_prune.scoring.proxy import Proxy, reduced_side
 from ffcv_prune.tasks import Task
-from ffcv_prune.training.dataset import side_of
-from ffcv_prune.training.loaders import Loaders
+from ffcv_prune.training.dataset import Dataset, side_of
+from ffcv_prune.training.loaders import Loaders, ramp_side
 from ffcv_prune.training.lr import LRSchedule
 from ffcv_prune.training.optimizer import build_optimizer
 from ffcv_prune.training.plan import sized
@@ -54,10 +54,21 @@ def build_pruner(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None
 def build_proxy(config: Config, loaders: Loaders, amp_dtype: torch.dtype | None, task: Task) -> Proxy:
     """The proxy net of a run, trained as its main net is but for the learning rate."""
     train, values = config.train, config.prune.values
-    side = reduced_side(side_of(loaders.dataset.train, config.data.size), values["proxy_size"])
-    model = loaders.build_model(values["proxy_model"], config.run.seed, {side: "prune.proxy_size"})
+    keys = "prune.proxy_size, or data.size_ramp" if config.data.size_ramp else "prune.proxy_size"
+    trained = training_sides(config, loaders.dataset, train.epochs)
+    sides = {reduced_side(side, values["proxy_size"]): keys for side in trained}
+    model = loaders.build_model(values["proxy_model"], config.run.seed, sides)
     own = replace(train, lr=values["proxy_lr"])
     return Proxy(model, build_optimizer(model, own), LRSchedule(own), values["proxy_size"], task, amp_dtype)
+
+
+def training_sides(config: Config, dataset: Dataset, epochs: int) -> dict[tuple[int, int], str]:
+    """Height and width of the training images of the first `epochs` epochs of a run, each with the key that sets it."""
+    ramp = config.data.size_ramp
+    if not ramp:
+        return {side_of(dataset.train, config.data.size): "data.size"}
+    sides = (ramp_side(ramp, epoch, config.train.epochs) for epoch in range(epochs))
+    return {(side, side): "data.size_ramp" for side in sides}
 
 
 def check_batches(config: Config, num_samples: int) -> None:

@@ -27,6 +27,10 @@ Floats = NDArray[np.float32]
 REMEDY = f"compute it again with {SCORES}"
 
 
+class NoScores(UserError):
+    """There are no scores, or not all that was written of them is left: computing them mends that."""
+
+
 @dataclass(frozen=True)
 class ScoreFile:
     """A sound score file and what stands in its description.
@@ -51,10 +55,12 @@ class ScoreFile:
         """Return float32[models, n]."""
         try:
             content = self.path.read_bytes()
+        except FileNotFoundError:
+            raise NoScores(f"cannot read {self.path}: it does not exist; {REMEDY}") from None
         except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}; {REMEDY}") from error
+            raise UserError(f"cannot read {self.path}: {error.strerror}; mend that, or remove it") from error
         if _digest(content) != self.digest:
-            raise UserError(f"{self.path} is damaged, or not what its .json describes; {REMEDY}")
+            raise NoScores(f"{self.path} is damaged, or not what its .json describes; {REMEDY}")
         return np.load(io.BytesIO(content))
 
 
@@ -75,22 +81,28 @@ def load(path: str | Path, data: str) -> ScoreFile:
         data: fingerprint of the training set that the scores are to be used on.
 
     Raises:
-        UserError: it is missing or damaged, or the scores are of another data set.
+        NoScores: it is missing or damaged.
+        UserError: it is no description of scores, or the scores are of another data set.
     """
     path = Path(path)
     description = path.with_suffix(".json")
     try:
         content = json.loads(description.read_text(encoding="utf-8"))
-        kinds = {"method": str, "model": str, "recipe": dict, "data": str, "seconds": dict, "digest": str}
+    except FileNotFoundError:
+        raise NoScores(f"{description} does not exist: no static scores there yet; {REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {description}: {error.strerror}") from error
+    except (ValueError, RecursionError):
+        raise NoScores(f"{description} is damaged, and does not describe static scores; {REMEDY}") from None
+    kinds = {"method": str, "model": str, "recipe": dict, "data": str, "seconds": dict, "digest": str}
+    try:
         if not all(isinstance(content[name], kind) for name, kind in kinds.items()):
             raise TypeError
         float(content["seconds"]["total"])
-    except FileNotFoundError:
-        raise UserError(f"{description} does not exist: no static scores there yet; {REMEDY}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {description}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{description} does not describe static scores; {REMEDY}") from None
+    except (ValueError, KeyError, TypeError):  # whole, but not ours: it is not to be overwritten
+        raise UserError(
+            f"{description} does not describe static scores; name another prune.scores, or remove it"
+        ) from None
     if content["data"] != data:
         raise UserError(f"{path} was computed on another data set than data.train; name another prune.scores")
     return ScoreFile(path, **{name: content[name] for name in kinds})

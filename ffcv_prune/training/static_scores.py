@@ -30,8 +30,9 @@ from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.dataset import side_of
 from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
 from ffcv_prune.training.loaders import Loaders, settings_of
+from ffcv_prune.training.pruning import training_sides
 from ffcv_prune.training.run_folder import provenance
-from ffcv_prune.training.score_file import ScoreFile
+from ffcv_prune.training.score_file import NoScores, ScoreFile
 from ffcv_prune.training.world import prepare
 
 # Keys that decide the scores, besides the network: not how runs prune with them, nor what is only reported.
@@ -43,7 +44,8 @@ _PHASES = ("load", "train", "score", "total")
 def compute(config: Config, loaders: Loaders | None = None) -> ScoreFile:
     """Compute the scores that `config.static` asks for, write them to `prune.scores`, and return them.
 
-    Where that file already holds what would be computed, nothing is done. Nothing is written before the end.
+    Where that file already holds what would be computed, nothing is done. A damaged one is computed anew. Nothing is
+    written before the end.
 
     Args:
         config: from `ffcv_prune.config.load`.
@@ -66,10 +68,8 @@ def compute(config: Config, loaders: Loaders | None = None) -> ScoreFile:
             raise UserError(f"static scores are made of classes, and the targets of {config.data.train} are none")
         data = loaders.dataset.fingerprints["train"]
         recipe = _recipe(config)
-        if path.with_suffix(".json").exists():
-            found = score_file.load(path, data)
-            _check_same(found, recipe)
-            found.scores()  # refuses a damaged file
+        found = _computed(path, data, recipe)
+        if found is not None:
             return found
         scorer = _Scorer(config, loaders)
         scorer.prepare()
@@ -135,8 +135,9 @@ class _Scorer:
     def _model(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         name = self.config.static.model or self.config.model.name
-        side = side_of(self.dataset.train, self.config.data.size)
-        return self.loaders.build_model(name, seed, {side: "data.size"})
+        trained = training_sides(self.config, self.dataset, self.config.static.epochs)
+        scored = {side_of(self.dataset.train, self.config.data.size): "data.size"}
+        return self.loaders.build_model(name, seed, trained | scored)
 
     def _train(self, stepper: Stepper, number: int, seed: int) -> None:
         epochs = self.config.static.epochs
@@ -207,6 +208,11 @@ def _check(config: Config) -> None:
         raise UserError(
             f"static.method={static.method} counts from one epoch to the next; set static.epochs={least} or more"
         )
+    if config.model.weights:
+        raise UserError(
+            f"static scores are made from random weights, not from model.weights={config.model.weights}; "
+            "leave out --init-from, or pass --model.weights="
+        )
     if config.data.score or config.data.score_size:
         raise UserError("static scores are made of data.train as it is; leave out data.score and data.score_size")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -221,6 +227,17 @@ def _recipe(config: Config) -> dict[str, Any]:
     }
     keys |= {"model.name": config.static.model or config.model.name, "run.seed": config.run.seed}
     return json.loads(json.dumps(keys))  # as it reads back: a tuple is a list
+
+
+def _computed(path: Path, data: str, recipe: dict[str, Any]) -> ScoreFile | None:
+    """The scores that are there; None if there are none, or damaged ones."""
+    try:
+        found = score_file.load(path, data)
+        _check_same(found, recipe)
+        found.scores()
+    except NoScores:
+        return None
+    return found
 
 
 def _check_same(found: ScoreFile, recipe: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from ffcv_prune.errors import UserError, nearest
+from ffcv_prune.errors import UserError, nearest, wrong_kind
 from ffcv_prune.methods.method import Method
 
 PRESETS: dict[str, Method] = {
@@ -23,6 +23,8 @@ def build(name: str, /, **parameters: Any) -> Method:
     for one. Raises `UserError` for an unknown name or parameter, naming the nearest, for a value out of range, and
     for parts that contradict each other.
     """
+    if not isinstance(name, str):
+        raise wrong_kind("method", name, 'its name, such as "ucb"')
     if name not in PRESETS:
         raise UserError(f'unknown method "{name}"{nearest(name, PRESETS)}')
     method = PRESETS[name]

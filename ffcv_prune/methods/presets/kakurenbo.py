@@ -1,8 +1,8 @@
 """KAKURENBO: Nguyen et al., NeurIPS 2023.
 
 Of the samples of lowest loss, those that the model classifies right with confidence are hidden in the next epoch. A
-pass scores them at its end. The learning rate rises by what may be hidden. The share that may be hidden falls in
-steps.
+pass scores them at its end. After its warm-up, the learning rate rises by what may be hidden. The share that may be
+hidden falls in steps.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class HideConfident(Selector):
 
 @dataclass(frozen=True, kw_only=True)
 class RaisedRate(NoWeight):
-    """The learning rate times 1/(1 − F), with F what may be hidden (the authors' code), or what is hidden."""
+    """The learning rate times 1/(1 − F), with F what may be hidden (the authors' code), or what is hidden.
+
+    In a warm-up of the rate the authors leave the factor out. That is up to the loop, which knows of it.
+    """
 
     of_hidden: bool = key(False, "kakurenbo: raise the learning rate by what is hidden, not by what may be")
 

@@ -17,7 +17,7 @@ import numpy as np
 from ffcv_prune.errors import UserError
 from ffcv_prune.methods.guards import Null
 from ffcv_prune.methods.method import Method
-from ffcv_prune.methods.phases import AllData, Phase, floor
+from ffcv_prune.methods.phases import AllData, Phase
 from ffcv_prune.methods.rule import Draw, Ids, Probabilities, Samples, Scores
 from ffcv_prune.methods.selectors import Selector, smallest_keys
 from ffcv_prune.methods.sources import Source
@@ -115,8 +115,9 @@ class SomeBatches(AllData):
             raise UserError(f"start={self.start} lies after end={self.end}: exchange them")
 
     def phase(self, epoch: int, epochs: int) -> Phase:
-        first = max(1, math.ceil(self.start * epochs - 1e-9))
-        return "method" if first <= epoch < floor(self.end * epochs) else "full"
+        # Composer's start <= epoch / epochs < end.
+        first, end = (math.ceil(share * epochs - 1e-9) for share in (self.start, self.end))
+        return "method" if max(1, first) <= epoch < end else "full"
 
     def selects(self, epoch: int, epochs: int) -> bool:
         return epoch == 0
