@@ -251,7 +251,7 @@ def check_choosing(loader: PrunedLoader) -> None:
     torch.distributed.broadcast_object_list(shared, src=0)  # the main rank alone saves
     stepper, again = make()
     stepper.load_state_dict(shared[0])
-    again._batch = 3
+    again._checks.batch = 3
     assert train(stepper, again, 3, lambda: None) == expected[3:]
     assert all(len(chosen) < BATCH // loader.world_size for chosen in expected)
 

@@ -161,7 +161,7 @@ def test_the_null_twin_of_ies_does_not_see_true_losses() -> None:
         ("ucb", {"period": 2.5}, "period=2.5: expected an integer"),
         ("ucb", {"null": "yes"}, "null='yes': expected True or False"),
         ("infobatch", {"quantiles": 0.2}, "quantiles=0.2: expected numbers"),
-        ("infobatch", {"quantiles": "0.2"}, "quantiles=0.2: expected numbers"),
+        ("infobatch", {"quantiles": "0.2"}, "quantiles='0.2': expected numbers"),
         ("p_sgd", {"transform": ["p"]}, "transform=.*expected a text"),
         ("selective_backprop", {"start": 0.8, "end": 0.4}, "start=0.8 lies after end=0.4"),
         ("proxy_batch", {"window": 1}, "window=1 selects no sample"),

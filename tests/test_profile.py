@@ -81,7 +81,7 @@ def test_a_method_that_chooses_in_batches_has_no_highest_speedup(config_file: Pa
 def test_profile_is_short_for_its_key_and_takes_no_value(config_file: Path) -> None:
     assert config.load(["--config", str(config_file), "--profile"]).run.profile
     assert not config.load(["--config", str(config_file)]).run.profile
-    with pytest.raises(UserError, match=r'"profile".*run\.profile'):
+    with pytest.raises(UserError, match="--profile takes no value; write --profile"):
         config.load(["--config", str(config_file), "--profile=true"])
     with pytest.raises(UserError, match="profile"):
         config.load(["--config", str(config_file), "--profil=1"])

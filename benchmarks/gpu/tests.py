@@ -24,7 +24,7 @@ FILES = tuple(
     f"tests/test_{name}.py"
     for name in (
         *("cuda_loader", "cuda_memory", "cuda_training", "cuda_compile"),
-        *("distributed", "epoch", "machine", "models", "scoring"),
+        *("distributed", "epoch", "machine", "models", "scoring", "torch_loader", "torch_loader_faults"),
     )
 )
 LIMIT = 270.0  # seconds, fewer than `all` gives a part
