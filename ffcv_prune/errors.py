@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import operator
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -86,6 +87,14 @@ def wrong_kind(what: str, found: object, wanted: str) -> UserError:
     """What to raise for a piece that does not fit: a class in place of an instance, or another library's piece."""
     kind = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
     return UserError(f"the {what} is {kind}: give {wanted}")
+
+
+def whole_number(what: str, value: Any) -> int:
+    """The value as an int; UserError for what is no integer, such as 2.5 or "3"."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise wrong_kind(what, value, "a whole number") from None
 
 
 @contextmanager

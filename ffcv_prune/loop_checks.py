@@ -15,17 +15,17 @@ class LoopChecks:
     Args:
         loader: the training loader.
         chooser: of a method that chooses in batches.
-        prunes: False: all samples are trained on, whatever the loop does.
+        epochs: of the run; 0 for a method that does not prune: all samples are trained on, whatever the loop does.
 
     Attributes:
         epoch: that `begin_epoch` was called for last; -1: none.
         batch: of this epoch, which `choose` is given next.
     """
 
-    def __init__(self, loader: SampleLoader, chooser: BatchChooser | None, prunes: bool) -> None:
-        self.loader, self.chooser = loader, chooser
+    def __init__(self, loader: SampleLoader, chooser: BatchChooser | None, epochs: int) -> None:
+        self.loader, self.chooser, self.epochs = loader, chooser, epochs
         self.epoch, self.batch = -1, 0
-        self._told_unbegun = self._told_idle = not prunes
+        self._told_unbegun = self._told_idle = False
         # Since begin_epoch was first called for its epoch: whether the loader began one or a batch came back, and
         # whether one came to `choose`. True where neither is expected, as before the first call and after a resume.
         self._served = self._chose = True
@@ -60,7 +60,7 @@ class LoopChecks:
         if epoch <= self.epoch:  # called again, or set back
             return
         # A loader that is wrapped may not tell of its epochs; but iter() and set_epoch move its count.
-        if not (self._served or self._told_idle) and self.loader.next_epoch == self.epoch:
+        if self.epochs and not (self._served or self._told_idle) and self.loader.next_epoch == self.epoch:
             self._told_idle = True
             warnings.warn(
                 f"the training loader has begun no epoch since begin_epoch({self.epoch}, model), so nothing was "
@@ -73,20 +73,20 @@ class LoopChecks:
                 name = self.chooser.state.method.name
                 raise UserError(
                     f"method {name} was to choose in the batches of epoch {self.epoch}, and none came to it: "
-                    "use pruner.choose in your loop"
+                    f"use pruner.choose in your loop, from begin_epoch({self.epoch}, model) on"
                 )
 
     def epoch_begins(self, epoch: int) -> None:
-        """Warn, once, of an epoch of the loader that `begin_epoch` was not called for.
+        """Warn, once, of an epoch of the run that `begin_epoch` was not called for.
 
         No error: a user may look at a batch before training.
         """
         self._served = True
-        if epoch != self.epoch and not self._told_unbegun:
+        if epoch != self.epoch and epoch < self.epochs and not self._told_unbegun:
             self._told_unbegun = True
             warnings.warn(
                 f"the training loader begins epoch {epoch} without begin_epoch({epoch}, model): it serves "
                 f"{len(self.loader.selection)} of {self.loader.num_samples} samples as before; call it before each "
-                "epoch",
+                "epoch of training",
                 stacklevel=4,
             )

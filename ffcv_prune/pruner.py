@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import time
 import warnings
 import weakref
@@ -17,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ffcv_prune import collectives, machine, methods
-from ffcv_prune.errors import UserError, wrong_kind
+from ffcv_prune.errors import UserError, whole_number, wrong_kind
 from ffcv_prune.extras import check_accelerate
 from ffcv_prune.loop_checks import LoopChecks
 from ffcv_prune.machine import AmpDtype
@@ -119,7 +118,7 @@ class Pruner:
             raise UserError(f"{', '.join(parameters)}: parameters go with the name of a method; use method.replace(…)")
         if task is not None and not isinstance(task, Task):
             raise wrong_kind("task", task, "a task, such as tasks.Classification()")
-        epochs, seed = _whole("number of epochs", epochs), _whole("seed", seed)
+        epochs, seed = whole_number("number of epochs", epochs), whole_number("seed", seed)
         check_accelerate()
         check_loader("training loader", loader)
         for what, one in {"training loader": loader, "scoring loader": score_loader}.items():
@@ -138,7 +137,7 @@ class Pruner:
         self.state = method.start(loader.num_samples, epochs, groups, seed, scores)
         self.values = Values(self.state, loader, score_loader, self.task, amp_dtype, proxy, group)
         self._group = group
-        self._checks = LoopChecks(loader, self.values.chooser, method.prunes)
+        self._checks = LoopChecks(loader, self.values.chooser, epochs if method.prunes else 0)
         loader.on_epoch = weakref.WeakMethod(self._checks.epoch_begins)
         self._weights: Tensor | None = None  # float32[n], by dataset position; None: all 1
         self.mean_weight = 1.0
@@ -164,7 +163,7 @@ class Pruner:
                 other samples. Also where the epoch before was trained on without `choose`, and its batches were to be
                 chosen from. All is then as before, and the next call tries again.
         """
-        epoch = _whole("epoch", epoch)
+        epoch = whole_number("epoch", epoch)
         due = self.state.is_due(epoch)
         if not due and self.state.selection is None and self.method.prunes:
             raise UserError(
@@ -331,13 +330,6 @@ class Pruner:
         self.values.load_state_dict(state["values"])
         self._checks.resume()
         self._set_weights()
-
-
-def _whole(what: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise wrong_kind(what, value, "a whole number") from None
 
 
 def _remedy(method: methods.Method) -> str:

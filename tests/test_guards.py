@@ -20,10 +20,9 @@ from ffcv_prune.methods.guards import (
     RandomShare,
     proportional_quotas,
 )
-from ffcv_prune.methods.kernels import group_by_label
 from ffcv_prune.methods.method import GUARDS
 from ffcv_prune.methods.rule import Rule
-from ffcv_prune.methods.selectors import EpsilonGreedy, TopK, Uniform, shares_by_class
+from ffcv_prune.methods.selectors import EpsilonGreedy, TopK, Uniform
 from ffcv_prune.methods.statistics import MovingMean
 from tests.rules import draw, samples_of
 
@@ -56,18 +55,6 @@ def naive_quotas(total: int, counts: list[int]) -> list[int]:
     return quotas
 
 
-def naive_numbers(share: float, sizes: list[int], order: list[float]) -> list[int]:
-    """round(share · size) of each class; where all are off by 1 or more, those off by the most are corrected."""
-    exact = [Fraction(str(share)) * size for size in sizes]
-    numbers = [round(value) for value in exact]
-    missing = int(sum(exact) - sum(numbers))
-    step = 1 if missing > 0 else -1
-    by_shortfall = sorted(range(len(sizes)), key=lambda i: (step * (numbers[i] - exact[i]), order[i]))
-    for i in by_shortfall[: abs(missing)]:
-        numbers[i] += step
-    return numbers
-
-
 def naive_draw(losses: list[float], k: int, among: list[int], *guards: Guard) -> list[int]:
     """What top k with loss caps and class floors around it draws. NaN: no loss yet, selected first, never capped."""
     if not guards:
@@ -80,16 +67,9 @@ def naive_draw(losses: list[float], k: int, among: list[int], *guards: Guard) ->
     assert isinstance(outer, ClassFloor)
     classes = [[i for i in among if LABELS[i] == label] for label in range(4)]
     quotas = naive_quotas(round(outer.class_floor * k), [len(members) for members in classes])
-    places = [(quota, members) for quota, members in zip(quotas, classes, strict=True) if quota]
-    highest = [max((losses[i] for i in members if not np.isnan(losses[i])), default=-1.0) for _, members in places]
     chosen = []
-    for place, (quota, members) in enumerate(places):
-        own = list(inner)
-        for cap in (guard for guard in inner if isinstance(guard, LossCap)):
-            sizes = [len(members) for _, members in places]
-            number = naive_numbers(cap.loss_cap, sizes, [-loss for loss in highest])[place]
-            own[own.index(cap)] = LossCap(loss_cap=min(number, len(members) - quota) / len(members))
-        chosen += naive_draw(losses, quota, members, *own)
+    for quota, members in zip(quotas, classes, strict=True):
+        chosen += naive_draw(losses, quota, members, *inner) if quota else []
     rest = sorted(set(among) - set(chosen))
     return sorted(chosen + (naive_draw(losses, k - len(chosen), rest, *inner) if k > len(chosen) else []))
 
@@ -187,79 +167,6 @@ def test_a_full_floor_keeps_the_class_proportions_and_the_rule_within_each_class
     among = np.r_[np.arange(10), np.arange(40, 50)]  # ten of class 0, ten of class 1
     ids = draw(around(TopK(), ClassFloor(class_floor=1.0)), samples, 10, among=among).ids
     assert np.bincount(LABELS[ids]).tolist() == [5, 5]
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.floats(0, 1), st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 99))
-def test_the_shares_of_classes_add_up_to_the_share_of_all(share: float, sizes: list[int], seed: int) -> None:
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    shares = shares_by_class(share, np.array(sizes), order)
-    numbers = [round(own * size) for own, size in zip(shares, sizes, strict=True)]
-    alone = [round(share * size) for size in sizes]
-    exact = share * sum(sizes)
-    assert abs(sum(numbers) - exact) < 1 + 1e-5
-    assert all(0 <= number <= size for number, size in zip(numbers, sizes, strict=True))
-    assert max(abs(number - one) for number, one in zip(numbers, alone, strict=True)) <= 1
-    if abs(sum(alone) - exact) < 1 - 1e-5:
-        assert numbers == alone and set(shares) == {share}
-
-
-SMALL = np.arange(1000) % 100  # 100 classes of 10
-
-
-@pytest.mark.parametrize(
-    ("name", "keep", "parameters", "drawing"),
-    [
-        ("ema", 0.1, {"random_share": 0.3}, 30),
-        ("ema", 0.1, {"random_share": 0.6}, 60),
-        ("ema", 0.3, {"random_share": 0.1}, 30),
-        ("epsilon_greedy", 0.1, {"epsilon": 0.3}, 30),
-        ("epsilon_greedy", 0.5, {"epsilon": 0.1}, 50),
-    ],
-)
-def test_a_floor_of_small_classes_leaves_a_random_share_as_large(
-    name: str, keep: float, parameters: dict[str, float], drawing: int
-) -> None:
-    """Defect: it was rounded in each class, to nothing or to all."""
-    state = methods.build(name, keep=keep, period=1, class_floor=1.0, **parameters).start(1000, 3, SMALL)
-    classes = []
-    for epoch in range(3):
-        state.record(None, np.random.default_rng(0).permutation(1000).astype(np.float32), epoch=epoch)
-        selection = state.select(epoch)
-        assert selection is not None and selection.probability is not None
-        assert np.bincount(SMALL[selection.ids]).tolist() == [keep * 10] * 100
-        classes.append(frozenset(SMALL[selection.ids[selection.probability < 1]].tolist()))
-        assert selection.probability.sum() <= selection.ids.size
-    assert len(set(classes)) == 3  # no class is always left out
-    assert all(len(found) == drawing for found in classes)
-
-
-def test_a_floor_of_small_classes_leaves_both_random_parts() -> None:
-    floor, share, rule = ClassFloor(class_floor=1.0), RandomShare(random_share=0.3), EpsilonGreedy(epsilon=0.3)
-    samples = samples_of(np.random.default_rng(0).permutation(1000), groups=SMALL)
-    drawn = draw(around(rule, share, floor), samples, 100)
-    drawing = np.count_nonzero(drawn.probabilities(np.arange(1000))[drawn.ids] < 1)
-    assert 42 <= drawing <= 60  # 51 without a floor: 30 of 100, and 0.3 of the other 70
-    assert np.isinf(around(TopK(), share, floor).thresholds(samples, 100, None)[1]).sum() == 300  # 30 classes
-
-
-def test_a_floor_of_small_classes_leaves_the_loss_cap_to_the_highest_losses() -> None:
-    """Defect: 0.05 of 10 samples is none, and all outliers were selected."""
-    losses = np.random.default_rng(0).random(1000).astype(np.float32)
-    outliers = np.arange(50, 100)  # one in each class of the upper half
-    losses[outliers] = 50
-    state = methods.build("uncertainty", keep=0.3, period=1, class_floor=1.0, loss_cap=0.05).start(1000, 2, SMALL)
-    state.record(None, losses, epoch=0)
-    selection = state.select(0)
-    assert selection is not None and not np.isin(outliers, selection.ids).any()
-    assert np.bincount(SMALL[selection.ids]).tolist() == [3] * 100
-
-
-def test_a_cap_that_would_take_more_than_a_class_can_spare_takes_less() -> None:
-    samples = samples_of(np.arange(100.0), groups=np.arange(100) % 50)  # 50 classes of 2
-    ids = draw(around(TopK(), LossCap(loss_cap=0.9), ClassFloor(class_floor=1.0)), samples, 50).ids
-    assert ids.tolist() == list(range(50))
-    assert len(group_by_label(ids, np.arange(100) % 50)) == 50
 
 
 def test_a_loss_cap_goes_by_the_latest_loss_and_gives_way_where_too_few_are_left() -> None:

@@ -368,6 +368,16 @@ def test_an_epoch_without_begin_epoch_is_warned_about_once(loaders: tuple[Pruned
         del pruner
         for _ in loaders[0]:  # nobody prunes it any more
             pass
+    pruner = make_pruner(loaders, "random", period=1, epochs=1)
+    loaders[0].set_epoch(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):  # after the run, to test on the training set, say
+            pruner.begin_epoch(0, SmallNet())
+            for _ in loaders[0]:
+                pass
+            for _ in loaders[0]:
+                pass
 
 
 def test_a_loop_over_another_loader_is_warned_about_once(loaders: tuple[PrunedLoader, PrunedLoader]) -> None:

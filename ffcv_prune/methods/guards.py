@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,13 +13,7 @@ from ffcv_prune.errors import UserError
 from ffcv_prune.methods import kernels
 from ffcv_prune.methods.part import Part
 from ffcv_prune.methods.rule import Draw, Ids, Rule, Samples, Scores
-from ffcv_prune.methods.selectors import (
-    SHARE_STREAM,
-    draw_with_random,
-    random_order,
-    shares_by_class,
-    thresholds_with_random,
-)
+from ffcv_prune.methods.selectors import draw_with_random, thresholds_with_random
 from ffcv_prune.methods.table import LAST_TRAINED
 from ffcv_prune.settings import key
 
@@ -63,10 +56,6 @@ class Guard(Part, ABC):
         """See `Rule.thresholds`."""
         raise UserError(f"a method with {self.label} does not select by a threshold on its scores: set score_budget=1")
 
-    def split(self, samples: Samples, quotas: NDArray[np.int64], classes: Sequence[Ids]) -> Sequence[Guard]:
-        """The guard for each class, see `Rule.split`."""
-        return [self] * len(classes)
-
 
 @dataclass(frozen=True)
 class Guarded:
@@ -80,10 +69,6 @@ class Guarded:
 
     def thresholds(self, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
         return self.guard.thresholds(self.rule, samples, k, among)
-
-    def split(self, samples: Samples, quotas: NDArray[np.int64], classes: Sequence[Ids]) -> Sequence[Rule]:
-        guards, rules = self.guard.split(samples, quotas, classes), self.rule.split(samples, quotas, classes)
-        return [Guarded(guard, rule) for guard, rule in zip(guards, rules, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +157,6 @@ class RandomShare(Guard):
     def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
         return thresholds_with_random(rule, self.random_share, samples, k, among)
 
-    def split(self, samples: Samples, quotas: NDArray[np.int64], classes: Sequence[Ids]) -> Sequence[Guard]:
-        shares = shares_by_class(self.random_share, quotas, random_order(samples, len(classes), SHARE_STREAM))
-        return [replace(self, random_share=share) for share in shares]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossCap(Guard):
@@ -183,8 +164,7 @@ class LossCap(Guard):
 
     Of m candidates round(share·m) are left out, or m − k if those are fewer. Among equal losses the lower ids
     stay, and so do samples without a loss. A class_floor asks for each of its quotas in turn, then for the rest: the
-    candidates are the class, then all that is left. Of a class too small for its share, the highest losses of all
-    classes decide (`split`). Why: label noise (paper, section 5.2).
+    candidates are the class, then all that is left. Why: label noise (paper, section 5.2).
     """
 
     needs_values: ClassVar[bool] = True
@@ -215,12 +195,6 @@ class LossCap(Guard):
 
         return Draw(drawn.ids, probability)
 
-    def split(self, samples: Samples, quotas: NDArray[np.int64], classes: Sequence[Ids]) -> Sequence[Guard]:
-        sizes = np.array([members.size for members in classes])
-        highest = np.array([np.fmax.reduce(samples.table.last[members], initial=-np.inf) for members in classes])
-        shares = np.minimum(shares_by_class(self.loss_cap, sizes, -highest), 1 - quotas / sizes)
-        return [replace(self, loss_cap=share) for share in shares]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFloor(Guard):
@@ -245,10 +219,14 @@ class ClassFloor(Guard):
         return f"class_quota({self.class_floor:g})" if self.class_floor else ""
 
     def draw(self, rule: Rule, samples: Samples, k: int, rng: np.random.Generator, among: Ids | None) -> Draw:
+        assert samples.groups is not None
         among = samples.candidates(among)
+        classes = kernels.group_by_label(among, samples.groups)
+        quotas = proportional_quotas(round(self.class_floor * k), np.array([members.size for members in classes]))
         drawn = [
-            (members, own.draw(samples, quota, rng, members))
-            for quota, members, own in self._by_class(rule, samples, k, among)
+            (members, rule.draw(samples, int(quota), rng, members))
+            for quota, members in zip(quotas, classes, strict=True)
+            if quota
         ]
         chosen = np.sort(np.concatenate([draw.ids for _, draw in drawn])) if drawn else among[:0]
         left = kernels.difference(among, chosen)
@@ -272,25 +250,23 @@ class ClassFloor(Guard):
         return Draw(np.sort(np.concatenate([chosen, rest.ids])), None if certain else probability)
 
     def thresholds(self, rule: Rule, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
+        assert samples.groups is not None
         candidates = samples.candidates(among)
+        classes = kernels.group_by_label(
+            np.arange(candidates.size), samples.groups[candidates]
+        )  # positions in `candidates`
+        quotas = proportional_quotas(round(self.class_floor * k), np.array([members.size for members in classes]))
         scores, thresholds = rule.thresholds(samples, k, candidates)
         thresholds[:] = np.inf
-        for quota, members, own in self._by_class(rule, samples, k, candidates):
-            thresholds[np.searchsorted(candidates, members)] = own.thresholds(samples, quota, members)[1]
+        for quota, members in zip(quotas, classes, strict=True):
+            if quota:
+                thresholds[members] = rule.thresholds(samples, int(quota), candidates[members])[1]
         rest = candidates[scores < thresholds]  # what the quotas leave competes for the other places
-        places = min(k - round(self.class_floor * k), rest.size)
+        places = min(k - int(quotas.sum()), rest.size)
         if places > 0:
             of_rest = rule.thresholds(samples, places, rest)[1]
             thresholds = np.minimum(thresholds, of_rest[0])
         return scores, thresholds
-
-    def _by_class(self, rule: Rule, samples: Samples, k: int, among: Ids) -> list[tuple[int, Ids, Rule]]:
-        """(places, candidates, rule) of each class that is sure of a place among k."""
-        assert samples.groups is not None
-        classes = kernels.group_by_label(among, samples.groups)
-        quotas = proportional_quotas(round(self.class_floor * k), np.array([members.size for members in classes]))
-        classes, quotas = [classes[place] for place in np.flatnonzero(quotas)], quotas[quotas > 0]
-        return list(zip(quotas.tolist(), classes, rule.split(samples, quotas, classes), strict=True))
 
 
 def proportional_quotas(total: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:

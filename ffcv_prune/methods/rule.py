@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -123,12 +123,5 @@ class Rule(Protocol):
 
         A sample's threshold is the lowest score with which the rule would select a sample like it among k; +inf where
         it selects none. What it draws at random does not count. UserError for a rule without thresholds.
-        """
-        ...
-
-    def split(self, samples: Samples, quotas: NDArray[np.int64], classes: Sequence[Ids]) -> Sequence[Rule]:
-        """The rule to draw each of the quotas, int64[classes], ≥ 1, from its class with, for a class floor.
-
-        What it takes as a share adds up over the classes to that share of all of them, see `shares_by_class`.
         """
         ...

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,6 @@ from ffcv_prune.methods.rule import Draw, Ids, Rule, Samples, Scores
 from ffcv_prune.settings import key
 
 _FIRST = 2000.0  # the logarithm of odds above all others
-# Each keeps its order of the classes apart from the other's, and from the draws of a run (state.py, guards.py).
-EPSILON_STREAM, SHARE_STREAM = 5, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +67,6 @@ class Selector(Part, ABC):
         """See `Rule.thresholds`."""
         raise UserError("this method does not select by a threshold on its scores: set score_budget=1")
 
-    def split(self, samples: Samples, quotas: NDArray[np.int64], classes: Sequence[Ids]) -> Sequence[Rule]:
-        """See `Rule.split`."""
-        return [self] * len(classes)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Selector):
@@ -120,10 +113,6 @@ class EpsilonGreedy(Selector):
 
     def thresholds(self, samples: Samples, k: int, among: Ids | None) -> tuple[Scores, Scores]:
         return thresholds_with_random(TopK(), self.epsilon, samples, k, among)
-
-    def split(self, samples: Samples, quotas: NDArray[np.int64], classes: Sequence[Ids]) -> Sequence[Rule]:
-        shares = shares_by_class(self.epsilon, quotas, random_order(samples, len(classes), EPSILON_STREAM))
-        return [replace(self, epsilon=share) for share in shares]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,24 +227,3 @@ def thresholds_with_random(
     by_rule = k - round(share * k)
     scores, thresholds = rule.thresholds(samples, max(1, by_rule), among)
     return scores, thresholds if by_rule else np.full_like(scores, np.inf)
-
-
-def shares_by_class(share: float, sizes: NDArray[np.int64], order: NDArray[Any]) -> list[float]:
-    """A share for each class, so that round(share · size) adds up to the share of all of them, to less than one.
-
-    For classes of a few samples each number may round to 0, or each up. Then those that were rounded by the most are
-    rounded the other way; of equal ones those that are lowest in `order`, [classes].
-    """
-    exact = share * sizes
-    rounded = np.rint(exact)
-    missing = int(round(exact.sum() - rounded.sum(), 6))
-    if not missing:  # each class rounds for itself
-        return [share] * sizes.size
-    step = np.sign(missing)
-    rounded[np.lexsort((order, step * (rounded - exact)))[: abs(missing)]] += step
-    return (rounded / sizes).tolist()
-
-
-def random_order(samples: Samples, classes: int, stream: int) -> NDArray[np.int64]:
-    """int64[classes]: an order of the classes, another one at each selection: none is always the first."""
-    return np.random.default_rng([samples.moment.seed, samples.moment.epoch, stream]).permutation(classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ffcv_prune.errors import UserError, wrong_kind
+from ffcv_prune.errors import UserError, whole_number
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Rule, Samples, Scores
 from ffcv_prune.methods.selection import Selection
@@ -47,7 +46,11 @@ class State:
     """
 
     def __init__(self, method: Method, n: int, epochs: int, groups: ArrayLike | None, seed: int, scores: Given) -> None:
-        n, epochs, seed = _whole("number of samples", n), _whole("number of epochs", epochs), _whole("seed", seed)
+        n, epochs, seed = (
+            whole_number("number of samples", n),
+            whole_number("number of epochs", epochs),
+            whole_number("seed", seed),
+        )
         if seed < 0:
             raise UserError(f"seed = {seed} must be at least 0")
         self.method, self.epochs, self.seed = method, epochs, seed
@@ -105,7 +108,7 @@ class State:
 
     def is_due(self, epoch: int) -> bool:
         """Whether `select` makes a selection before this epoch."""
-        epoch = _whole("epoch", epoch)
+        epoch = whole_number("epoch", epoch)
         if not 0 <= epoch < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run: it has epochs={self.epochs}, give as many as you train")
         made = self.selection is not None and self.selection.epoch == epoch
@@ -154,7 +157,7 @@ class State:
         most_nonfinite: float = MAX_NONFINITE_SHARE,
         **facts: ArrayLike | None,
     ) -> int:
-        if not 0 <= _whole("epoch", epoch) < self.epochs:
+        if not 0 <= whole_number("epoch", epoch) < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run of {self.epochs} epochs")
         beside = self._checked_facts(np.size(losses), **facts)
         nonfinite = self.table.update(losses, ids, most_nonfinite)
@@ -220,7 +223,7 @@ class State:
         """
         if not self.method.chooses_in_batches:
             raise UserError(f"method {self.method.name} selects before an epoch, not in a batch: call select")
-        if _whole("batch", batch) < 0:
+        if whole_number("batch", batch) < 0:
             raise UserError(f"batch {batch} must be at least 0: count the batches of the epoch")
         ids = np.asarray(ids)
         self._record(ids, losses, epoch, MAX_NONFINITE_OF_BATCH)
@@ -355,13 +358,6 @@ class State:
                 stored["lr_factor"],
                 None if kept is None else lambda: kept,
             )
-
-
-def _whole(what: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise wrong_kind(what, value, "a whole number") from None
 
 
 def _foundation(method: Method) -> tuple[Any, ...]:
