@@ -62,7 +62,7 @@ class Image:
     """how images are stored"""
 
     mode: str = key("raw", "pixels, JPEG, or a share of them JPEG", choices=("raw", "jpg", "proportion"))
-    max_resolution: int = key(0, "pixels of the longer side, above which an image is shrunk; 0: as they are", within="[0, 16384]")
+    max_resolution: int = key(0, "longer side, above which images are shrunk; 0: none", within="[0, 16384]")
     compress_probability: float = key(0.5, "proportion: share of images stored as JPEG", within="[0, 1]")
     jpeg_quality: int = key(90, "quality of the JPEG images", within="[1, 100]")
     keep_jpeg: bool = key(False, "jpg, proportion: keep files of folders that are JPEG and need no change, as they are")
