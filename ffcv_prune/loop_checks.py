@@ -88,5 +88,5 @@ class LoopChecks:
                 f"the training loader begins epoch {epoch} without begin_epoch({epoch}, model): it serves "
                 f"{len(self.loader.selection)} of {self.loader.num_samples} samples as before; call it before each "
                 "epoch of training",
-                stacklevel=4,
+                stacklevel=5,
             )

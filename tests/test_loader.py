@@ -343,6 +343,22 @@ def test_another_epoch_supersedes_one_that_runs(loader: PrunedLoader) -> None:
     assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (5, 0)
 
 
+def test_an_epoch_that_fails_to_start_is_not_skipped(loader: PrunedLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defect: who tried again got the epoch after it."""
+    expected = serve(loader)[2]
+    loader.set_epoch(0)
+
+    def fail(start: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "_start", fail)
+        with pytest.raises(MemoryError):
+            iter(loader)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (0, 0)
+    np.testing.assert_array_equal(serve(loader)[2], expected)
+
+
 def test_foreign_state_is_refused(loader: PrunedLoader) -> None:
     state = loader.state_dict()
     changes = {"num_samples": 5, "seed": 5, "batch_size": 5, "shuffle": False, "drop_last": True}

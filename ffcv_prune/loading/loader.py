@@ -134,7 +134,8 @@ class PrunedLoader(SelectableLoader, Loader):
 
     def __iter__(self) -> Epoch:
         self.file.check_unchanged()
-        return self._start(self._begin())
+        with self._begin() as start:
+            return self._start(start)
 
     def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> Batches:
         """The batches of `epoch` from batch `first` on, of the samples `ids`, int64[k] (None: all), see `SampleLoader`.

@@ -6,7 +6,8 @@ import operator
 import reprlib
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -167,8 +168,9 @@ class SelectableLoader(ABC):
         """int64[m]: the ids of the next epoch, of this rank."""
         return self.traversal_order.sample_order(self.next_epoch)
 
-    def _begin(self) -> Position:
-        """Close the running epoch, go on to the next one, and return where that starts."""
+    @contextmanager
+    def _begin(self) -> Iterator[Position]:
+        """Close the running epoch, go on to the next one, and say where that starts. If it fails to, go back to it."""
         start = Position(self.next_epoch, self.first_batch, self.traversal_order.ids)
         follower = None if self.on_epoch is None else self.on_epoch()
         if follower is not None:
@@ -176,7 +178,11 @@ class SelectableLoader(ABC):
         self.close()
         self.set_epoch(start.epoch + 1)
         self._position, self._superseded = start, False
-        return start
+        try:
+            yield start
+        except BaseException:
+            self._go_to(start, self.traversal_order.ids)  # who tries again gets this epoch
+            raise
 
     def _go_to(self, start: Position, after: NDArray[np.int64] | None) -> None:
         """Make the next `iter()` start there, and the epoch after it serve the selection `after`."""

@@ -175,12 +175,8 @@ class TorchLoader(SelectableLoader):
         return None if labels is None else (int(labels.min()), int(labels.max()))
 
     def __iter__(self) -> TorchEpoch:
-        start = self._begin()
-        try:
+        with self._begin() as start:
             return self._start(TorchEpoch, start, self._whole_order(start.epoch, start.selection))
-        except BaseException:
-            self._go_to(start, self.traversal_order.ids)  # who tries again gets this epoch
-            raise
 
     def batches(self, epoch: int, ids: NDArray[np.int64] | None = None, first: int = 0) -> TorchBatches:
         """The batches of `epoch` from batch `first` on, of the samples `ids`, int64[k] (None: all), see `SampleLoader`.
