@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +41,21 @@ class Selection:
         """
         found = None if self._probability is None else self._probability().astype(np.float32)
         return None if found is None or np.isnan(found).any() else found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays and plain values, for `from_state`."""
+        return {
+            "epoch": self.epoch,
+            "phase": self.phase,
+            "ids": self.ids.copy(),
+            "weights": None if self.weights is None else self.weights.copy(),
+            "lr_factor": self.lr_factor,
+            "probability": self.probability,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Selection:
+        """The selection that `state` was made of."""
+        known = state["probability"]
+        named = {name: state[name] for name in ("epoch", "phase", "ids", "weights", "lr_factor")}
+        return cls(**named, _probability=None if known is None else lambda: known)

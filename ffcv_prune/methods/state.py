@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ffcv_prune.errors import UserError, whole_number
+from ffcv_prune.methods import same_run
 from ffcv_prune.methods.phases import Phase
 from ffcv_prune.methods.rule import Ids, Moment, Probabilities, Rule, Samples, Scores
 from ffcv_prune.methods.selection import Selection
@@ -60,7 +61,7 @@ class State:
             self.table.add(*part.columns)
         if method.needs_certainty:
             self.table.add(*CERTAINTY)
-        self._groups = _checked_groups(groups, n)
+        self._groups = same_run.checked_groups(groups, n)
         self._check(method)
         self.selection: Selection | None = None
         self.nonfinite = 0
@@ -77,7 +78,7 @@ class State:
         UserError as of `Method.replace`, and for what a run cannot go on with; nothing has changed then.
         """
         method = self.method.replace(**parameters)
-        if _foundation(method) != _foundation(self.method):
+        if same_run.foundation(method) != same_run.foundation(self.method):
             values = self.method.values
             changed = [f"{name}={value}" for name, value in parameters.items() if values.get(name) != value]
             raise UserError(
@@ -159,7 +160,7 @@ class State:
     ) -> int:
         if not 0 <= whole_number("epoch", epoch) < self.epochs:
             raise UserError(f"epoch {epoch} is outside the run of {self.epochs} epochs")
-        beside = self._checked_facts(np.size(losses), **facts)
+        beside = same_run.checked_facts(self.method, np.size(losses), **facts)
         nonfinite = self.table.update(losses, ids, most_nonfinite)
         if self.table.columns:
             self._take(np.arange(self.n) if ids is None else np.asarray(ids), np.asarray(losses, np.float32), beside)
@@ -257,20 +258,6 @@ class State:
         if LAST_TRAINED.name in columns:
             columns[LAST_TRAINED.name][ids] = epoch - 1
 
-    def _checked_facts(self, size: int, **given: ArrayLike | None) -> dict[str, NDArray[Any]]:
-        """The facts beside the losses as arrays [m]; `UserError` for one that is missing or does not fit."""
-        facts = {name: np.asarray(values) for name, values in given.items() if values is not None}
-        for name, values in facts.items():
-            if values.shape != (size,):
-                raise UserError(f"{name} has the shape {list(values.shape)} for {size} losses: give one value a loss")
-        missing = [column.name for column in CERTAINTY if column.name not in facts]
-        if self.method.needs_certainty and missing:
-            raise UserError(
-                f"method {self.method.name} needs {' and '.join(missing)} with the losses: "
-                "record(ids, losses, correct=…, confidence=…), or batch_loss(losses, ids, outputs, targets)"
-            )
-        return facts
-
     def _take(self, ids: Ids, losses: NDArray[np.float32], facts: dict[str, NDArray[Any]]) -> None:
         """Renew the columns of the parts by the losses that are finite."""
         statistic, finite = self.method.statistic, np.isfinite(losses)
@@ -309,22 +296,13 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """Arrays and plain values: all that a run which goes on from here needs."""
-        selection = self.selection
         return {
             **self._identity(),
-            "parameters": {"at first": _values(self._begun_with), "now": _values(self.method)},
+            "parameters": {"at first": same_run.parameters(self._begun_with), "now": same_run.parameters(self.method)},
             "nonfinite": self.nonfinite,
             "table": self.table.state_dict(),
             "fresh": self._fresh.copy(),
-            "selection": selection
-            and {
-                "epoch": selection.epoch,
-                "phase": selection.phase,
-                "ids": selection.ids.copy(),
-                "weights": None if selection.weights is None else selection.weights.copy(),
-                "lr_factor": selection.lr_factor,
-                "probability": selection.probability,
-            },
+            "selection": None if self.selection is None else self.selection.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -333,62 +311,18 @@ class State:
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
-                raise _of_another_run(name, state.get(name), value)
+                raise same_run.of_another_run(name, state.get(name), value)
         begun_with, method = self._begun_with, self.method
         if "parameters" in state:  # else it was written before a state had them: they are taken for those of this run
             first, now = (dict(state["parameters"][when]) for when in ("at first", "now"))
-            for name, value in _values(self._begun_with).items():
+            for name, value in same_run.parameters(self._begun_with).items():
                 if value not in (first.get(name), now.get(name)):
-                    raise _of_another_run(name, first.get(name), value)
-            begun_with, method = (_with_values(method, values) for values in (first, now))
+                    raise same_run.of_another_run(name, first.get(name), value)
+            begun_with, method = (same_run.with_parameters(method, values) for values in (first, now))
             self._check(method)
         self.table.load_state_dict(state["table"])
         self.method, self._begun_with = method, begun_with
         self.nonfinite = state["nonfinite"]
         self._fresh[:] = state["fresh"]
         stored = state["selection"]
-        self.selection = None
-        if stored is not None:
-            kept = stored["probability"]
-            self.selection = Selection(
-                stored["epoch"],
-                stored["phase"],
-                stored["ids"],
-                stored["weights"],
-                stored["lr_factor"],
-                None if kept is None else lambda: kept,
-            )
-
-
-def _foundation(method: Method) -> tuple[Any, ...]:
-    """What must not change within a run: how values come, what is remembered of them, and how batches are made."""
-    columns = {column.name for part in method.active_parts for column in part.columns}
-    return method.source, method.statistic, method.needs_values, columns, method.selector.fills_batches
-
-
-def _values(method: Method) -> dict[str, Any]:
-    """The source of a method and its parameters. Not the name of a file of scores: their digest tells of them."""
-    parameters = {name: value for name, value in method.values.items() if name != "scores"}
-    return {"score_source": type(method.source).__name__.lower(), **parameters}
-
-
-def _with_values(method: Method, values: Mapping[str, Any]) -> Method:
-    return method.replace(**{name: value for name, value in values.items() if name != "score_source"})
-
-
-def _of_another_run(name: str, stored: Any, own: Any) -> UserError:
-    return UserError(
-        f"the state has {name} {stored}, but this run has {name} {own}: "
-        "resume with the data and settings that it was made with"
-    )
-
-
-def _checked_groups(groups: ArrayLike | None, n: int) -> Ids | None:
-    if groups is None:
-        return None
-    labels = np.asarray(groups)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size == 0 or labels.min() < 0:
-        raise UserError("groups must be one class number ≥ 0 for each sample")
-    if labels.size != n:
-        raise UserError(f"{labels.size} groups for {n} samples: they are of other data")
-    return np.ascontiguousarray(labels, dtype=np.int64)
+        self.selection = None if stored is None else Selection.from_state(stored)
