@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.harness.rows import benchmark, read_csv, write_csv
 from benchmarks.payoff import grid as grids
-from benchmarks.payoff import seconds
+from benchmarks.payoff import pair, seconds
 from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import Case
 from ffcv_prune.analysis.intervals import Difference
@@ -62,7 +62,7 @@ def meet(case: Case, path: Path) -> dict[str, Any]:
 
 @needs_two_cores
 def test_both_sides_run_at_the_same_time_and_change_cores(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seconds, "measure", meet)
+    monkeypatch.setattr(pair, "measure", meet)
     benchmark(seconds, words=words_of(claimed))
     cores = [
         [(claimed.parent / f"{entry}.{repeat}").read_text() for entry in ("recent", "full 0.5")] for repeat in range(2)
@@ -86,7 +86,7 @@ def fail(case: Case, path: Path) -> dict[str, Any]:
 
 @needs_two_cores
 def test_a_side_that_fails_ends_the_other(claimed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seconds, "measure", fail)
+    monkeypatch.setattr(pair, "measure", fail)
     with pytest.raises(UserError, match="full data cannot be read"):
         benchmark(seconds, words=words_of(claimed))
     assert not claimed.with_name("seconds.csv").exists()

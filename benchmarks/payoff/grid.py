@@ -29,6 +29,7 @@ KEYS = (
     "methods",
     "claim",
 )
+OPTIONAL = ("confirm",)
 TUNING_SEED = 0
 NULL = " null"  # ends the name of a null twin
 
@@ -75,6 +76,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """A method of the claim that is judged once more, by seeds that have decided nothing (`confirm.py`).
+
+    Attributes:
+        method: its name.
+        budget: of full data, whose accuracy it has to exceed.
+        seeds: how many, after those of the claim.
+    """
+
+    method: str
+    budget: float
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Grid:
     """What grid.yaml says.
 
@@ -99,6 +115,7 @@ class Grid:
     values: dict[str, Sequence[Any]]
     conditions: dict[str, Settings]
     claim: Claim
+    confirm: Confirmation | None = None
     keys: dict[Case, str] = field(default_factory=dict, compare=False)  # those that were asked for
 
     def key(self, case: Case) -> str | None:
@@ -205,13 +222,13 @@ class Grid:
 def load(path: Path = GRID) -> Grid:
     """Read a grid; UserError for keys that are unknown or missing."""
     content = strict_args.read_yaml(path)
-    for name in content.keys() - set(KEYS):
-        raise UserError(f'{path.name}: unknown key "{name}"{nearest(name, KEYS)}')
+    for name in content.keys() - {*KEYS, *OPTIONAL}:
+        raise UserError(f'{path.name}: unknown key "{name}"{nearest(name, (*KEYS, *OPTIONAL))}')
     for name in set(KEYS) - content.keys():
         raise UserError(f"{path.name}: the key {name} is missing; see the grid that comes with the benchmark")
     full = tuple(Entry(f"full {float(b):g}", float(b), {}) for b in sorted(content["budgets"], key=float))
     methods = tuple(Entry(name, None, settings) for name, settings in content["methods"].items())
-    claim = content["claim"]
+    claim, confirm = content["claim"], content.get("confirm")
     made = Grid(
         name=path.name,
         base=strict_args.read_settings(path.parent / content["config"]),
@@ -224,6 +241,7 @@ def load(path: Path = GRID) -> Grid:
         values=content["choices"],
         conditions=content["conditions"],
         claim=Claim(claim["methods"], int(claim["seeds"]), int(claim.get("elsewhere", content["seeds"]))),
+        confirm=confirm and Confirmation(confirm["method"], float(confirm["budget"]), int(confirm["seeds"])),
     )
     if not set(made.tuned_budgets) <= {entry.budget for entry in full}:
         raise UserError(f"{path.name}: tuned_budgets must be some of the budgets")

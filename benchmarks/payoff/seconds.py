@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
 import sys
 from collections.abc import Sequence
-from concurrent.futures import as_completed
-from contextlib import ExitStack
 from dataclasses import replace
 
-from benchmarks.harness.jobs import jobs_on, on_cores
+from benchmarks.harness.jobs import on_cores
 from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.rows import Results, benchmark, rotated
 from benchmarks.harness.tables import Row, spread, table
@@ -33,10 +30,9 @@ from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import Case, Entry
 from benchmarks.payoff.judge import Judged, read_rows
 from benchmarks.payoff.page import claim_interval, claim_level, claim_words, shown
-from benchmarks.payoff.referee import measure
+from benchmarks.payoff.pair import exchanged, jobs_of, side_by_side, two_cores
 from ffcv_prune.analysis.intervals import Difference, difference
 from ffcv_prune.errors import UserError, run_command
-from ffcv_prune.training.world import choose_device
 
 TITLE = "What pruning saves in seconds"
 COLUMNS = ("method", "full", "repeat", "key", "work", "seconds", "full_work", "full_seconds")
@@ -60,22 +56,13 @@ def run(args: argparse.Namespace, results: Results) -> None:
     if strangers := [name for name in args.methods if name not in pairs]:
         raise UserError(f"--methods {strangers[0]}: the claim has rows of {', '.join(pairs)}")
     pairs = {name: pair for name, pair in pairs.items() if name in (args.methods or pairs)}
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    if len(cores) < 2:
-        raise UserError("this benchmark needs two cores: two runs are timed side by side")
-    if choose_device(judged.grid.config(next(iter(pairs.values()))[0], "runs").train.device).type != "cpu":
-        raise UserError(f"{args.grid}: two runs side by side would share the GPU; set train.device: cpu in its config")
+    cores = two_cores(judged.grid.config(next(iter(pairs.values()))[0], "runs"))
     with on_cores(cores[:1]):
         cases = [(name, str(repeat), _key(judged, pairs[name])) for repeat in range(args.repeats) for name in pairs]
         left = results.left(cases, lambda row: (row["method"], row["repeat"], row["key"]))
-    with ExitStack() as stack:
-        pools = [stack.enter_context(jobs_on([[core]])) for core in cores]
+    with jobs_of(cores) as pools:
         for name, repeat, key in left:
-            sides = zip(pairs[name], rotated(pools, int(repeat)), strict=True)
-            begun = [pool.submit(measure, case, path) for case, pool in sides]
-            for done in as_completed(begun):
-                done.result()  # the first that fails ends both
-            own, full = (side.result() for side in begun)
+            own, full = side_by_side(pairs[name], rotated(pools, int(repeat)), path)
             row = {
                 **{"method": name, "full": full["entry"], "repeat": repeat, "key": key},
                 **{"work": own["work"], "seconds": own["seconds"]},
@@ -128,7 +115,7 @@ def summary(rows: Sequence[Row]) -> str:
         pair = _pair(judged, entry)
         own = [row for row in rows if row["method"] == entry.name and row["key"] == _key(judged, pair)]
         found = judged.payoff(entry)
-        ratios = _ratios(own)
+        ratios = exchanged({int(row["repeat"]): _ratio(row) for row in own})
         if not ratios or found is None:
             unpaired.append(entry.name)
             continue
@@ -164,19 +151,6 @@ def summary(rows: Sequence[Row]) -> str:
 def _ratio(row: Row) -> float:
     method, full = (float(row[f"{of}seconds"]) / float(row[f"{of}work"]) for of in ("", "full_"))
     return method / full
-
-
-def _ratios(rows: Sequence[Row]) -> list[float]:
-    """Of two repeats each, an even one and the next, which have the cores exchanged; one without the other is left out.
-
-    A core may be slower than the other for long, and would otherwise count as spread.
-    """
-    by_repeat = {int(row["repeat"]): _ratio(row) for row in rows}
-    return [
-        math.sqrt(by_repeat[even] * by_repeat[even + 1])
-        for even in sorted(by_repeat)
-        if even % 2 == 0 and even + 1 in by_repeat
-    ]
 
 
 def _in_seconds(found: Payoff, ratios: Sequence[float]) -> Payoff:
