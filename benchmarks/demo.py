@@ -27,7 +27,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.harness.jobs import jobs_on
+from benchmarks.harness.jobs import jobs_on, on_cores
 from benchmarks.harness.machine import ROOT, refuse_mixed
 from benchmarks.harness.plots import save
 from benchmarks.harness.rows import positive, read_csv
@@ -70,14 +70,21 @@ def main() -> None:
         seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds {args.seeds}: give whole numbers, such as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {args.seeds}: give each seed once")
     csv_file = args.csv.resolve() if args.csv else None
+    cores = sorted(os.sched_getaffinity(0))[: args.jobs]
     if csv_file and csv_file.exists():
-        refuse_mixed(csv_file, read_csv(csv_file))
+        before = read_csv(csv_file)
+        with on_cores(cores[:1]):  # as the runs, whose rows name their number of cores
+            refuse_mixed(csv_file, before)
+        if known := sorted(set(seeds) & {int(row["seed"]) for row in before}):
+            raise UserError(f"{csv_file} has rows of seed {known[0]}: give other --seeds, or name another --csv")
     os.chdir(ROOT)  # the configs' paths are relative to it
     if not all(Path(f"betons/fashion_mnist/{split}.beton").exists() for split in ("train", "test")):
         subprocess.run([sys.executable, "write_datasets.py", "--dataset", "fashion_mnist"], check=True)
     out = create_unused(Path("runs"), "demo")
-    folders = run_all(seeds, out, args.jobs)
+    folders = run_all(seeds, out, cores)
     rows = [row for folder in folders for row in read_csv(folder / "result.csv")]
     if csv_file:
         for row in rows:
@@ -88,11 +95,10 @@ def main() -> None:
     print(f"report: {write_report(first_seed, out / 'report.html', 'Fashion-MNIST', verdicts(rows))}")
 
 
-def run_all(seeds: Sequence[int], out: Path, jobs: int) -> list[Path]:
-    """Train every config with every seed; return the run folders."""
+def run_all(seeds: Sequence[int], out: Path, cores: Sequence[int]) -> list[Path]:
+    """Train every config with every seed, as many runs side by side as there are cores; return the run folders."""
     # Each on one core: a second thread speeds up a net this small by at most a third, and slows it eightfold while
     # another process is busy on the core (measured): it would be the noise of this table.
-    cores = sorted(os.sched_getaffinity(0))[:jobs]
     runs = [(name, seed) for seed in seeds for name in METHODS]
     print(f"{len(runs)} runs on Fashion-MNIST, {len(cores)} side by side; their epochs: {out}/*.txt", flush=True)
     with jobs_on([[core] for core in cores]) as pool:
@@ -189,6 +195,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def payoffs(rows: Sequence[Row]) -> dict[str, Payoff]:
     """What each method saves and gains against the curve of full data of the same seed, by work."""
+    rows = _whole(rows)
     costs, accuracies = ([_by_seed(rows, name, value) for name in CURVE] for value in (_work, _accuracy))
     curves = {seed: Curve([own[seed] for own in costs], [own[seed] for own in accuracies]) for seed in costs[0]}
     methods = [name for name in METHODS if name not in CURVE]
@@ -197,8 +204,9 @@ def payoffs(rows: Sequence[Row]) -> dict[str, Payoff]:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Whether each method beat full data trained for the same work, by these rows alone."""
+    rows = _whole(rows)
     gains = {name: found.gain for name, found in payoffs(rows).items()}
-    seeds = len(_of(rows, CURVE[0]))
+    seeds = len({row["seed"] for row in rows})
     if seeds == 1:
         for name, gain in gains.items():
             own = _accuracy(_of(rows, name)[0])
@@ -213,11 +221,17 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return [f"Against full data trained for the same work, {'; '.join(parts)}. ± is the {corrected}, of {source}."]
 
 
+def _whole(rows: Sequence[Row]) -> list[Row]:
+    """Those of the seeds that have every run: a file may lack a row that was cut short."""
+    of_seed = {row["seed"]: {other["run"] for other in rows if other["seed"] == row["seed"]} for row in rows}
+    whole = [row for row in rows if of_seed[row["seed"]] >= METHODS.keys()]
+    if not whole:
+        raise UserError("no seed has all runs among the rows; run the demo again")
+    return whole
+
+
 def _of(rows: Sequence[Row], name: str) -> list[Row]:
-    runs = [row for row in rows if row["run"] == name]
-    if not runs:
-        raise UserError(f"no run of {name} among the rows; run the demo again")
-    return runs
+    return [row for row in rows if row["run"] == name]
 
 
 def _by_seed(rows: Sequence[Row], name: str, value: Callable[[Row], float]) -> dict[int, float]:

@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks import demo
 from benchmarks.harness import machine
+from benchmarks.harness.jobs import on_cores
 from benchmarks.harness.rows import write_csv
 from ffcv_prune import config
 from ffcv_prune.data.manifest import Manifest, manifest_path
@@ -235,11 +236,44 @@ def test_the_demos_words_follow_from_its_numbers(ucb: list[float], verdict: str)
 
 def test_the_demo_adds_no_row_to_those_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tmp_path / "rows.csv"
-    write_csv(rows, [machine.here() | {"gpus": "Another"}])
+    with on_cores([min(os.sched_getaffinity(0))]):  # as a run
+        write_csv(rows, [machine.here() | {"gpus": "Another"}])
     monkeypatch.setattr(demo, "run_all", lambda *_: pytest.fail("it trains"))
     monkeypatch.setattr(sys, "argv", ["demo", "--csv", str(rows)])
     with pytest.raises(UserError, match=r"rows of another machine \(gpus Another\); name another --csv"):
         demo.main()
+
+
+def test_the_demo_goes_on_with_rows_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run has one core, and names that number; the command has them all."""
+    rows = tmp_path / "rows.csv"
+    with on_cores([min(os.sched_getaffinity(0))]):
+        write_csv(rows, [row | machine.here() for row in demo_rows([0.912])])
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    for split in ("train", "test"):  # so that it compiles nothing
+        (tmp_path / f"betons/fashion_mnist/{split}.beton").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"betons/fashion_mnist/{split}.beton").touch()
+
+    def begin(seeds: list[int], *_: object) -> list[Path]:
+        raise UserError(f"trains {seeds}")
+
+    monkeypatch.setattr(demo, "run_all", begin)
+    monkeypatch.chdir(tmp_path)
+    for seeds, message in (
+        ("1,1", "give each seed once"),
+        ("1,0", "has rows of seed 0: give other --seeds"),
+        ("1,2", r"trains \[1, 2\]"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["demo", "--csv", str(rows), "--seeds", seeds])
+        with pytest.raises(UserError, match=message):
+            demo.main()
+
+
+def test_a_demo_without_a_run_is_judged_by_the_other_seeds(tmp_path: Path) -> None:
+    rows = [row for row in demo_rows([0.92, 0.922, 0.921]) if (row["run"], row["seed"]) != ("fashion_full_5", "1")]
+    assert "of 2 seeds." in demo.summary(rows)
+    with pytest.raises(UserError, match="no seed has all runs among the rows"):
+        demo.summary([row for row in rows if row["run"] != "fashion_full_5"])
 
 
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ from benchmarks.harness.rows import benchmark, read_csv
 from benchmarks.harness.training import Images
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff import page, referee
-from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.data import variants
 from benchmarks.payoff.grid import Case, Grid, choice_name
 from benchmarks.payoff.judge import Judged, case_of, cases
@@ -199,20 +198,22 @@ def test_the_claim_has_a_p_after_its_last_seed_only(small: Path) -> None:
     assert 60 < float(least) < float(saving.split()[0])
     assert told(0.65, 2)[0] == "2 of 3" and told(0.65, 2)[4:] == ["", "no"]
     assert told(0.40, 3)[4:] == ["", "no"]  # below the curve: it may save less than it seems
-    assert told(0.75, 3)[4:] == ["", "no"]  # all at the end of the curve
+    assert told(0.75, 3)[2] == "at least +70.00" and told(0.75, 3)[5] == "yes"  # the saving is a bound, not the gap
+    of["recent"] = (0.75, 800)
+    assert told(0.75, 3)[4:] == ["", "no"]  # full data of a cost above 1000 are not known
 
 
 def test_the_methods_of_a_claim_share_its_level(small: Path) -> None:
     text = small.read_text()
-    found = Payoff(Difference(0.35, 0.03, 9), Difference(0.5, 0.1, 9), 0, 0, 0.3)
-    assert 0.01 > found.saving.p(0.25) > 0.01 / 2
+    ahead = Difference(0.35, 0.1, 9)
+    assert 0.01 > ahead.p() > 0.01 / 2
     for methods, shown, words in (
         ("[recent]", "yes", "p < 0.01, 2 seeds. ± is the 99% interval"),
         ("[recent, ucb]", "no", "p < 0.005 (0.01 for 2 methods), 2 seeds. ± is the 99.5% interval"),
     ):
         small.write_text(text.replace("methods: [], seeds: 2", f"methods: {methods}, seeds: 2"))
         grid = grids.load(small)
-        assert page.shown(found, 0.25, 2, grid)["shown"] == shown
+        assert page.shown(ahead, 0.25, 2, grid)["shown"] == shown
         assert words in page.text(grid, [Judged(grid, "small", driven_rows(grid, lambda case: 0.6))])
 
 
@@ -393,3 +394,59 @@ def test_a_row_that_other_settings_made_does_not_count(small: Path) -> None:
     assert len(Judged(changed, "small", rows).rows) == len(rows) - 4
     small.write_text(small.read_text().replace("  ucb: ", "  renamed: "))
     assert len(Judged(grids.load(small), "small", rows).rows) == len(rows) - 4
+
+
+def refuse_high_rates(case: Case, path: Path) -> dict[str, Any]:
+    """In place of a run: it diverges at the higher of both rates."""
+    if case.choice == "lr=0.1":
+        raise UserError("the training loss is nan, the model diverged")
+    return {"condition": case.condition, "entry": case.entry, "choice": case.choice, "seed": case.seed} | {
+        "accuracy": 0.5,
+        "work": 100.0,
+    }
+
+
+def test_a_run_that_fails_is_named_and_holds_up_no_other(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referee, "measure", refuse_high_rates)
+    csv = small.with_name("payoff.csv")
+    with pytest.raises(UserError, match=r"2 runs failed, the first is full 0.5, lr=0.1, seed 0: .* diverged"):
+        benchmark(referee, words=["--csv", str(csv), "--grid", str(small), "--methods", "recent"])
+    done = {(row["entry"], row["choice"]) for row in read_csv(csv)}
+    assert done == {("full 0.5", "lr=0.02"), ("full 1", "lr=0.02"), ("recent", "lr=0.02")}
+
+
+def test_rows_of_other_rules_alone_have_no_page(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referee, "measure", refuse_high_rates)
+    csv = small.with_name("payoff.csv")
+    words = ["--csv", str(csv), "--grid", str(small)]
+    with pytest.raises(UserError, match="diverged"):
+        benchmark(referee, words=words)
+    small.write_text(small.read_text().replace("epochs: 4", "epochs: 5"))
+    with pytest.raises(UserError, match=r"no row is of the present rules of grid.yaml: name another --csv"):
+        benchmark(referee, words=[*words, "--redraw"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("claim: {methods: [], seeds: 2}", "claim: {seeds: 3}"),
+        ("claim: {methods: [], seeds: 2}", "claim:"),
+        ("seeds: 2\nhopeless", "seeds: two\nhopeless"),
+        ("choices:\n  train.lr: [0.02, 0.1]", "confirm: {method: recent}\nchoices:\n  train.lr: [0.02]"),
+    ],
+)
+def test_a_grid_with_a_wrong_value_is_refused_in_one_line(small: Path, old: str, new: str) -> None:
+    text = small.read_text()
+    assert old in text
+    small.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"^grid.yaml: a value is not as in the grid that comes with the benchmark"):
+        grids.load(small)
+
+
+def test_a_step_of_a_proxy_costs_its_whole_window(small: Path) -> None:
+    """Its backward pass goes through all samples of the window, however few it is trained on."""
+    grid = grids.load(small)
+    config = grid.config(Case("small", "proxy", "lr=0.02", 1), "runs")
+    made = {"samples_seen": 300, "forwards": 0, "proxy_share": 0.5, "decoded": 600, "decode_share": 0.1}
+    made |= {"proxy_forwards": 600, "proxy_steps": 3}
+    assert referee.work(made, config) == pytest.approx(300 + 0.5 * (600 / 3 + 3 * 64 * 2 / 3) + 60)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.payoff.curve import Curve, payoff
+from benchmarks.payoff.curve import Curve, ahead, payoff
 
 CURVE = Curve([1.0, 2.0, 4.0], [0.5, 0.7, 0.8])
 
@@ -61,3 +61,21 @@ def test_a_saving_beyond_the_curve_is_the_lower_end_of_its_interval() -> None:
 def test_below_the_cheapest_budget_a_saving_is_a_bound() -> None:
     found = payoff({1: CURVE, 2: CURVE}, {1: 2.0, 2: 2.0}, {1: 0.3, 2: 0.3})
     assert (found.below, found.beyond, found.saving.mean) == (2, 0, -1.0)
+
+
+def test_ahead_compares_with_full_data_that_cost_more() -> None:
+    curves, costs = {1: CURVE, 2: CURVE}, {1: 1.0, 2: 1.5}
+    found = ahead(curves, costs, {1: 0.75, 2: 0.85}, 0.5)  # against costs of 2 and 3
+    at_three = 0.7 + 0.1 * math.log(1.5) / math.log(2)
+    assert found.mean == pytest.approx(100 * (0.05 + 0.85 - at_three) / 2) and found.freedom == 1
+    assert math.isnan(ahead(curves, {1: 1.0, 2: 2.1}, {1: 0.9, 2: 0.9}, 0.5).mean)  # a cost of 4.2 is not known
+    assert ahead({1: CURVE}, {1: 3.0}, {1: 0.9}, 0.75).mean == pytest.approx(10)
+
+
+@given(st.floats(1.0, 1.9), st.floats(0.55, 0.79), st.floats(0.3, 0.95))
+def test_ahead_and_saving_agree(cost: float, accuracy: float, share: float) -> None:
+    """Of one seed within the curve: it is ahead of what costs 1 / share where it saves more than 1 − share."""
+    saving = payoff({1: CURVE}, {1: cost}, {1: accuracy}).saving.mean
+    gap = ahead({1: CURVE}, {1: cost}, {1: accuracy}, share).mean
+    if cost / share <= 4 and abs(gap) > 1e-6:
+        assert (gap > 0) == (saving > 1 - share)

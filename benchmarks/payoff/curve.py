@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ffcv_prune.analysis.intervals import LEVEL, Difference, difference
+from ffcv_prune.analysis.intervals import LEVEL, ROUNDING, Difference, difference
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,23 @@ class Payoff:
         if side == 0 or not percent.error < math.inf or (self.beyond and self.below):
             return self.bound + percent.in_words(level)
         return f"{self.bound}{percent.mean + side * percent.half_width(level):+.2f}"
+
+
+def ahead(
+    curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: Mapping[int, float], share: float
+) -> Difference:
+    """Points of accuracy above full data that cost more: of its cost the method's is this share.
+
+    Above 0 the method saves 1 − share at least, at equal accuracy. The saving itself is no measure of that: where full
+    data never reach the accuracy it is a bound, which hides a part of the spread. Infinite error: full data at this
+    cost are beyond the curve.
+    """
+    seeds = sorted(curves.keys() & costs.keys())
+    full = {seed: costs[seed] / share for seed in seeds}
+    if any(full[seed] > curves[seed].costs[-1] * (1 + ROUNDING) for seed in seeds):
+        return Difference(math.nan, math.inf)
+    gaps = {seed: 100 * (accuracies[seed] - curves[seed].accuracy_at(full[seed])) for seed in seeds}
+    return difference(gaps, dict.fromkeys(seeds, 0.0))
 
 
 def payoff(curves: Mapping[int, Curve], costs: Mapping[int, float], accuracies: Mapping[int, float]) -> Payoff:

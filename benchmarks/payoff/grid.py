@@ -226,10 +226,25 @@ def load(path: Path = GRID) -> Grid:
         raise UserError(f'{path.name}: unknown key "{name}"{nearest(name, (*KEYS, *OPTIONAL))}')
     for name in set(KEYS) - content.keys():
         raise UserError(f"{path.name}: the key {name} is missing; see the grid that comes with the benchmark")
+    try:
+        made = _made(path, content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path.name}: a value is not as in the grid that comes with the benchmark: {type(error).__name__}: {error}"
+        ) from None
+    if not set(made.tuned_budgets) <= {entry.budget for entry in made.entries}:
+        raise UserError(f"{path.name}: tuned_budgets must be some of the budgets")
+    for entry in made.methods:
+        if entry.twin and made.varied_by(entry) is None:
+            raise UserError(f'{path.name}: "{entry.name}" is the null twin of no method; name it METHOD{NULL}')
+    return made
+
+
+def _made(path: Path, content: Mapping[str, Any]) -> Grid:
     full = tuple(Entry(f"full {float(b):g}", float(b), {}) for b in sorted(content["budgets"], key=float))
     methods = tuple(Entry(name, None, settings) for name, settings in content["methods"].items())
     claim, confirm = content["claim"], content.get("confirm")
-    made = Grid(
+    return Grid(
         name=path.name,
         base=strict_args.read_settings(path.parent / content["config"]),
         epochs=int(content["epochs"]),
@@ -243,12 +258,6 @@ def load(path: Path = GRID) -> Grid:
         claim=Claim(claim["methods"], int(claim["seeds"]), int(claim.get("elsewhere", content["seeds"]))),
         confirm=confirm and Confirmation(confirm["method"], float(confirm["budget"]), int(confirm["seeds"])),
     )
-    if not set(made.tuned_budgets) <= {entry.budget for entry in full}:
-        raise UserError(f"{path.name}: tuned_budgets must be some of the budgets")
-    for entry in methods:
-        if entry.twin and made.varied_by(entry) is None:
-            raise UserError(f'{path.name}: "{entry.name}" is the null twin of no method; name it METHOD{NULL}')
-    return made
 
 
 def choice_name(settings: Settings) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from benchmarks.harness.rows import read_csv
 from benchmarks.harness.tables import Row
-from benchmarks.payoff.curve import Curve, Payoff, payoff
+from benchmarks.payoff.curve import Curve, Payoff, ahead, payoff
 from benchmarks.payoff.grid import TUNING_SEED, Case, Entry, Grid, Settings, choice_name
+from ffcv_prune.analysis.intervals import Difference
 from ffcv_prune.errors import UserError
 
 
@@ -135,11 +136,18 @@ class Judged:
 
     def payoff(self, entry: Entry) -> Payoff | None:
         """What a method saves; None until one of its seeds and the curve of that seed are there."""
+        costs, accuracies = self._columns(entry)
+        return payoff(self.curves, costs, accuracies) if costs else None
+
+    def ahead(self, entry: Entry, share: float) -> Difference:
+        """Points of accuracy above full data, of whose work this method's is a share."""
+        return ahead(self.curves, *self._columns(entry), share)
+
+    def _columns(self, entry: Entry) -> tuple[dict[int, float], dict[int, float]]:
+        """Work and accuracy of the seeds that count."""
         own = self.judged(entry)
-        if not own:
-            return None
-        costs = {seed: float(row["work"]) for seed, row in own.items()}
-        return payoff(self.curves, costs, {seed: float(row["accuracy"]) for seed, row in own.items()})
+        work, accuracy = ({seed: float(row[name]) for seed, row in own.items()} for name in ("work", "accuracy"))
+        return work, accuracy
 
     def left(self, entry: Entry) -> tuple[Stage, list[Case]]:
         """The runs of an entry that can be made now."""

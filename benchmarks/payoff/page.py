@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from matplotlib.axes import Axes
 
 from benchmarks.harness.tables import Row, mean_and_spread, table
-from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import NULL, Entry, Grid
 from benchmarks.payoff.judge import Judged
 from ffcv_prune.analysis.intervals import Correction, Difference, correction, difference
@@ -108,24 +107,23 @@ def _claim(grid: Grid, judged: Judged) -> str:
                 "accuracy above full data at full length, points": difference(own, full).in_words(level),
                 "saving in work, %": found.saving_in_words(level),
                 "of the seed that saves least, %": f"{100 * found.least:+.2f}",
-                **shown(found, CLAIMED, len(own), grid),
+                **shown(judged.ahead(entry, 1 - CLAIMED), CLAIMED, len(own), grid),
             }
         )
     words = (
         f"The claim: at equal accuracy a method takes at most {1 - CLAIMED:g} of the work of full data, "
-        f"{claim_words(grid)}. ± is the {claim_interval(grid)}."
+        f"{claim_words(grid)}. ± is the {claim_interval(grid)}. p compares its "
+        f"accuracy with the curve at its work ÷ {1 - CLAIMED:g}."
     )
     return f"{words}\n\n{table(lines)}" if lines else f"{words} No method of it has been run yet."
 
 
-def shown(found: Payoff, claimed: float, seeds: int, grid: Grid) -> dict[str, str]:
-    """The cells on the claim that more than `claimed` is saved.
+def shown(ahead: Difference, claimed: float, seeds: int, grid: Grid) -> dict[str, str]:
+    """The cells on the claim that more than `claimed` is saved, by the points above full data that cost so much more.
 
-    There is no p before the last seed, and where the mean is not above the claim. A lower bound shows no more than that
-    it lies above. Where all seeds lie at the end of the curve, there is no spread to judge by.
+    There is no p before the last seed, without spread, and where these points are not above 0.
     """
-    ready = seeds >= grid.claim.seeds and found.saving.mean > claimed and not found.below and found.saving.error
-    p = found.saving.p(claimed) if ready else math.nan
+    p = ahead.p() if seeds >= grid.claim.seeds and ahead.mean > 0 and ahead.error else math.nan
     return {
         f"p of {claimed:.0%}": "" if math.isnan(p) else f"{p:.2g}",
         "shown": "yes" if p < claim_level(grid) else "no",

@@ -93,21 +93,33 @@ def run(args: argparse.Namespace, results: Results) -> None:
     with on_cores(cores[:: args.jobs]):
         results.left([], _case)  # refuses rows of another grid or machine
     running: dict[Future[dict[str, Any]], Case] = {}
+    failed: dict[Case, UserError] = {}
     with jobs_on([cores[job :: args.jobs] for job in range(args.jobs)]) as pool:
         while True:
             rows = results.read() if results.path.exists() else []
-            left = [case for case in cases(grid, rows) if case not in running.values()]
-            if not left and not running:
+            left = [case for case in cases(grid, rows) if case not in {*running.values(), *failed}]
+            if not left and not running and not failed:
                 print("all runs of the grid are done", flush=True)
             for case in left[: args.jobs - len(running)] if time.monotonic() < end else []:
                 print(f"{case.condition}, {case.entry}, {case.choice}, seed {case.seed}", flush=True)
                 running[pool.submit(measure, case, path)] = case
             if not running:
-                return
+                break
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
+                case = running.pop(future)
+                try:
+                    row = future.result()
+                except UserError as error:  # of one run, such as a learning rate at which it diverges
+                    failed[case] = error
+                    print(f"left out: {case.condition}, {case.entry}, {case.choice}: {error}", flush=True)
+                    continue
                 with on_cores(cores[:: args.jobs]):
-                    results.append([{"key": grid.key(running.pop(future)), **future.result()}])
+                    results.append([{"key": grid.key(case), **row}])
+    for case, error in failed.items():
+        raise UserError(
+            f"{len(failed)} runs failed, the first is {case.entry}, {case.choice}, seed {case.seed}: {error}"
+        )
 
 
 _loaders = SharedLoaders()  # of a job's process
@@ -152,9 +164,9 @@ def measure(case: Case, path: Path) -> dict[str, Any]:
 
 def work(row: Row | dict[str, Any], config: Config) -> float:
     """Samples trained on, and what else was computed in the same unit: a forward pass is a third of a step."""
-    values = config.prune.values
-    chosen = values.get("keep", 1.0) * values.get("window", 0) if row["proxy_steps"] else 0.0
-    by_proxy = FORWARD * float(row["proxy_forwards"]) + (1 - FORWARD) * float(row["proxy_steps"]) * chosen
+    # The step on the hardest of a window goes back through all of it: their losses come of one forward pass.
+    window = float(config.prune.values.get("window", 0)) if row["proxy_steps"] else 0.0
+    by_proxy = FORWARD * float(row["proxy_forwards"]) + (1 - FORWARD) * float(row["proxy_steps"]) * window
     return (
         float(row["samples_seen"])
         + FORWARD * float(row["forwards"])
@@ -194,7 +206,10 @@ def _case(row: Row) -> tuple[str, ...]:
 
 def _judged(rows: Sequence[Row]) -> tuple[Grid, list[Judged]]:
     grid = grids.load(ROOT / rows[0]["settings"].removeprefix("grid="))
-    return grid, [judged for judged in (Judged(grid, name, rows) for name in grid.conditions) if judged.rows]
+    found = [judged for judged in (Judged(grid, name, rows) for name in grid.conditions) if judged.rows]
+    if not found:
+        raise UserError(f"no row is of the present rules of {grid.name}: name another --csv, or go on")
+    return grid, found
 
 
 def summary(rows: Sequence[Row]) -> str:
