@@ -21,7 +21,7 @@ from ffcv_prune.analysis.counts import class_fractions, selection_counts, select
 from ffcv_prune.analysis.distribution import describe_groups
 from ffcv_prune.analysis.mixture import GROUPS, RHAT_LIMIT, Mixture
 from ffcv_prune.analysis.report import write_groups, write_report
-from ffcv_prune.analysis.runs import _result, _static_seconds, differing_keys, read_run
+from ffcv_prune.analysis.runs import Run, _result, _static_seconds, differing_keys, read_run, repetitions
 from ffcv_prune.analysis.verdicts import verdicts
 from ffcv_prune.data.images import read_images
 from ffcv_prune.errors import UserError
@@ -240,9 +240,9 @@ def full_and_pruned(out: Path, full: list[float], pruned: list[float], steps: in
     [
         ([0.80], [0.75], "Pruning lost 5.00 points and took 0.0 s less time"),
         ([0.80], [0.85], "Pruning won 5.00 points"),
-        ([0.80], [0.75], "-5.00 ± 1.16 points, by the size of the test set alone (one run: seeds may"),
+        ([0.80], [0.75], "-5.00 ± 1.16 points, by the size of the test set alone (one seed: others may"),
         ([0.80], [0.803], "Pruning bought no accuracy that the test set could show"),
-        ([0.80, 0.801], [0.82], "one run: seeds may differ by more"),
+        ([0.80, 0.801], [0.82], "one seed: others may differ by more"),
         ([0.80, 0.90], [0.92, 0.82], "Pruning bought no accuracy beyond noise"),  # ten points apart by chance alone
         ([0.80, 0.90], [0.82, 0.921], "Pruning won 2.05 points"),  # seed by seed they are not
         ([0.80, 0.90], [0.82, 0.921], "+2.05 ± 0.64 points, over the seeds: the 95 % interval)"),
@@ -258,6 +258,71 @@ def test_the_verdict_on_a_run_follows_from_its_numbers(
     assert f"full_0, reached {100 * np.mean(full):.2f} %" in sentence
     assert ("one run" in sentence) == (1 in (len(full), len(pruned)))
     assert not ("one run" in sentence and "beyond noise" in sentence)
+
+
+def run_of(name: str, accuracy: float, method: str = "full", seed: int = 0, epochs: int = 3, **more: Any) -> Run:
+    """A run of three epochs in its log; `more`: other settings, and "dataset" facts."""
+    phase = more.pop("phase", "full" if method == "full" else "method")
+    rows = [log_row(epoch, accuracy, 1.0, phase) for epoch in range(3)]
+    dataset = {"train_samples": 6, "test_samples": 10_000, "classes": ["cat", "dog"]} | more.pop("dataset", {})
+    settings = {"data.train": "a.beton", "data.test": "b.beton", "model.name": "resnet18"}
+    settings |= {"prune.method": method, "run.seed": str(seed), "train.epochs": str(epochs), **more}
+    counts = None if method == "full" else np.ones(dataset["train_samples"], np.int64)
+    return Run(name, settings, rows, dataset, counts, 3, {"cpu": "A", "date": "2026-01-01"})
+
+
+def test_an_interrupted_run_of_full_data_is_no_baseline() -> None:
+    """Its learning rate is still high: shorter training means a whole schedule."""
+    ucb = run_of("ucb", 0.85, "ucb")
+    (sentence,) = verdicts([run_of("full", 0.70, epochs=9), ucb])
+    assert "no finished run of full data" in sentence and "won" not in sentence
+    (sentence,) = verdicts([run_of("cut", 0.70, "ema", epochs=9, phase="full"), run_of("full", 0.80, epochs=9), ucb])[
+        1:
+    ]
+    assert "no finished run of full data" in sentence  # nor is a method that was cut in its warm-up on all data
+    (sentence,) = verdicts([run_of("full", 0.80), run_of("ucb", 0.70, "ucb", epochs=9)])
+    assert "reached 70.00 % in 0.0 s (one run), stopped after 3 of 9 epochs. Full data at" in sentence
+
+
+def test_the_better_of_two_baselines_judges_in_any_order() -> None:
+    low, high, ucb = run_of("low", 0.8), run_of("high", 0.9, **{"train.lr": "1"}), run_of("ucb", 0.85, "ucb")
+    for runs in ([low, high, ucb], [high, ucb, low]):
+        (sentence,) = verdicts(runs)
+        assert "high, reached 90.00 %" in sentence and "lost 5.00 points" in sentence
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model.name": "resnet50"},
+        {"data.test": "c.beton"},
+        {"data.train": "c.beton"},
+        {"dataset": {"train_samples": 9}},
+    ],
+)
+def test_a_run_of_another_model_or_other_data_is_no_baseline(other: dict[str, Any]) -> None:
+    (sentence,) = verdicts([run_of("full", 0.7, **other), run_of("ucb", 0.85, "ucb")])
+    assert sentence.endswith("no finished run of full data, of the same files and model, to judge it by.")
+
+
+def test_runs_of_one_seed_are_judged_as_one() -> None:
+    full = [run_of(f"full_{i}", 0.70 + 0.01 * i) for i in range(2)]
+    ucb = [run_of(f"ucb_{i}", 0.85 + 0.01 * i, "ucb") for i in range(2)]
+    (sentence,) = verdicts(full + ucb)
+    assert "mean of 2 runs" in sentence and "won 15.00 points" in sentence
+    assert "by the size of the test set alone (one seed: others may differ by more)" in sentence
+
+
+def test_a_data_set_that_was_written_again_makes_other_runs() -> None:
+    runs = [run_of("a", 0.8, "ucb"), run_of("b", 0.8, "ucb", seed=1, dataset={"train_samples": 4})]
+    assert [len(group) for group in repetitions(runs)] == [1, 1]
+
+
+def test_metrics_of_a_task_without_accuracy_are_shown(tmp_path: Path) -> None:
+    rows = [log_row(0, None, 1.0) | {"test_rmse": 0.512345, "test_mae": 0.25}]
+    text = write_report([make_run(tmp_path, "a", rows, {0: [0]})], tmp_path / "r.html").read_text()
+    assert "none; rmse 0.5123, mae 0.25" in Page(text).cells
+    assert "not tested" not in text and "wall-clock seconds and samples seen" not in text
 
 
 def test_verdicts_and_their_intervals_are_corrected_for_their_number(tmp_path: Path) -> None:
@@ -309,7 +374,9 @@ def test_static_scores_are_charged_beside_the_training(tmp_path: Path, source: s
 
 def test_without_a_baseline_at_the_same_samples_seen_nothing_is_claimed(tmp_path: Path) -> None:
     (sentence,) = full_and_pruned(tmp_path, [0.8], [0.9], steps=30)
-    told = "no run of full data at the same samples seen to judge it by: the nearest, full_0, saw 200.00 % more"
+    told = (
+        "no finished run of full data at the same samples seen to judge it by: the nearest, full_0, saw 200.00 % more"
+    )
     assert told in sentence
     assert "won" not in sentence
 

@@ -70,7 +70,7 @@ def write_report(
     counted = [together(group) for group in repetitions(pruned)]
     fits = [_fitted(run) if fit else None for run in counted]
     groups = repetitions(runs)
-    compared = len({run.samples_seen for run in runs}) > 1
+    compared, measured = len({run.samples_seen for run in runs}) > 1, any(run.tested for run in runs)
     head, table = _table(runs)
     page = PAGES.get_template("report.html.j2").render(
         mark=MARK,
@@ -79,8 +79,10 @@ def write_report(
         head=head,
         table=table,
         verdicts=verdicts(runs),
-        rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared else "",
-        accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen"),
+        rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared and measured else "",
+        accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen")
+        if measured
+        else "",
         groups=[together(group).name for group in groups],
         differing=differing_keys(groups),
         curves=_picture(plot_curves(runs), "training loss and what else moved against the epoch"),
@@ -131,13 +133,20 @@ def _table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
             f"{len(run.rows)}",
             percent(1 - run.kept),
             f"{run.samples_seen:,}",
-            percent(run.accuracy) if run.tested else "not tested",
+            _tested(run),
             f"{run.training_seconds:.1f}",
             *(_seconds(s) for s in (run.static_seconds, run.training_seconds + run.static_seconds) if scored),
         ]
         for run in runs
     ]
     return head, rows
+
+
+def _tested(run: Run) -> str:
+    if run.tested:
+        return percent(run.accuracy)
+    others = ", ".join(f"{name.removeprefix('test_')} {value:.4g}" for name, value in run.other_metrics.items())
+    return f"none; {others}" if others else "not tested"
 
 
 def _seconds(seconds: float) -> str:

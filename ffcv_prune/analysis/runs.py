@@ -52,8 +52,17 @@ class Run:
 
     @property
     def pruned(self) -> bool:
-        """Whether any epoch was on less than all data by plan: by a method, or at random before or after it."""
-        return any(row["phase"] != "full" for row in self.rows)
+        """Whether any epoch was on less than all data by plan: by a method, or at random before or after it.
+
+        So is a run of a method that ended in its warm-up on all data.
+        """
+        cut_short = not self.finished and self.method != "full"
+        return cut_short or any(row["phase"] != "full" for row in self.rows)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its last epoch: the learning rate of one that did not has not fallen to its end."""
+        return len(self.rows) >= int(self.settings.get("train.epochs", 0))
 
     @property
     def seed(self) -> int:
@@ -67,6 +76,12 @@ class Run:
     def accuracy(self) -> float:
         """Of the last test, 0..1; NaN for a run that was never tested."""
         return float(self.tested[-1]["test_accuracy"]) if self.tested else float("nan")
+
+    @property
+    def other_metrics(self) -> dict[str, float]:
+        """Of the last test of a task without accuracy, by their names in the log."""
+        names = [name for name in self.rows[-1] if name.startswith("test_")]
+        return {name: row[name] for name in names for row in self.rows if row.get(name) is not None}
 
     @property
     def samples_seen(self) -> int:
@@ -91,7 +106,7 @@ def repetitions(runs: Sequence[Run]) -> list[list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         same = sorted((name, str(text)) for name, text in run.settings.items() if name not in PLACE)
-        groups.setdefault(f"{same}{len(run.rows)}", []).append(run)
+        groups.setdefault(f"{same}{len(run.rows)} {run.dataset['train_samples']}", []).append(run)
     return list(groups.values())
 
 

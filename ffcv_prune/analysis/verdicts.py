@@ -10,6 +10,8 @@ from ffcv_prune.analysis.runs import Run, repetitions
 from ffcv_prune.words import percent
 
 SAME_SAMPLES = 0.15  # runs that differ by no more than this share are compared: a small file loses much to drop_last
+SAME_SETTINGS = ("data.train", "data.test", "model.name")
+SAME_DATA = ("train_samples", "test_samples", "classes")
 
 
 def verdicts(runs: Sequence[Run]) -> list[str]:
@@ -44,16 +46,25 @@ def savings(runs: Sequence[Run]) -> list[str]:
 
 
 def _rival(group: list[Run], full: list[list[Run]]) -> list[Run] | None:
-    """The nearest runs of full data; None if none saw about as many samples."""
+    """The nearest finished runs of full data; None if none saw about as many samples."""
     nearest = _nearest(group, full)
     return nearest if nearest and abs(_more_samples(nearest, group)) <= SAME_SAMPLES else None
 
 
 def _nearest(group: list[Run], full: list[list[Run]]) -> list[Run] | None:
-    """The runs of full data, of the same file, that are nearest in samples seen."""
-    data = group[0].settings.get("data.train")
-    same = [other for other in full if other[0].settings.get("data.train") == data]
-    return min(same, key=lambda other: abs(_more_samples(other, group)), default=None)
+    """The finished runs of full data, of the same files and model, that are nearest in samples seen.
+
+    To a percent, for drop_last differs by the selection. Of equally near ones, those of the highest accuracy.
+    """
+    same = [other for other in full if other[0].finished and _same(other[0]) == _same(group[0])]
+    return min(
+        same, key=lambda other: (round(abs(_more_samples(other, group)), 2), -_mean(other, "accuracy")), default=None
+    )
+
+
+def _same(run: Run) -> list[object]:
+    """What must be equal for a comparison to tell of pruning alone."""
+    return [run.settings.get(name) for name in SAME_SETTINGS] + [run.dataset.get(name) for name in SAME_DATA]
 
 
 def _more_samples(rival: list[Run], group: list[Run]) -> float:
@@ -64,10 +75,10 @@ def _more_samples(rival: list[Run], group: list[Run]) -> float:
 def _why_not(group: list[Run], full: list[list[Run]]) -> str:
     nearest = _nearest(group, full)
     if nearest is None:
-        return "; there is no run of full data to judge it by."
+        return "; there is no finished run of full data, of the same files and model, to judge it by."
     return (
-        f"; there is no run of full data at the same samples seen to judge it by: the nearest, {nearest[0].name}, saw "
-        f"{_share_more(_more_samples(nearest, group))}."
+        f"; there is no finished run of full data at the same samples seen to judge it by: the nearest, "
+        f"{nearest[0].name}, saw {_share_more(_more_samples(nearest, group))}."
     )
 
 
@@ -78,7 +89,14 @@ def _share_more(share: float) -> str:
 def _said(group: list[Run]) -> str:
     own, static = _mean(group, "training_seconds"), _mean(group, "static_seconds")
     with_scores = f", {own + static:.1f} s with its static scores" if static > 0 else ""
-    return f"{group[0].name} reached {percent(_mean(group, 'accuracy'))} in {own:.1f} s{with_scores} ({_runs(group)})"
+    return (
+        f"{group[0].name} reached {percent(_mean(group, 'accuracy'))} in {own:.1f} s{with_scores} ({_runs(group)})"
+        + _how_far(group[0])
+    )
+
+
+def _how_far(run: Run) -> str:
+    return "" if run.finished else f", stopped after {len(run.rows)} of {run.settings['train.epochs']} epochs"
 
 
 def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Correction) -> str:
@@ -87,7 +105,9 @@ def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Corr
         outcome = f"{'won' if gap.mean > 0 else 'lost'} {abs(gap.mean):.2f} points"
     else:
         outcome = f"bought no accuracy {'beyond noise' if over_seeds else 'that the test set could show'}"
-    noise = "over the seeds" if over_seeds else "by the size of the test set alone (one run: seeds may differ by more)"
+    noise = (
+        "over the seeds" if over_seeds else "by the size of the test set alone (one seed: others may differ by more)"
+    )
     static = _mean(group, "static_seconds")
     seconds = _mean(group, "training_seconds") - _mean(rival, "training_seconds")
     cost = _more_or_less(seconds, " time")
@@ -105,11 +125,11 @@ def _judged(group: list[Run], rival: list[Run], gap: Difference, corrected: Corr
 
 
 def _have_seeds(group: list[Run], rival: list[Run]) -> bool:
-    return min(len(group), len(rival)) > 1
+    return min(len({run.seed for run in runs}) for runs in (group, rival)) > 1
 
 
 def _gap(group: list[Run], rival: list[Run]) -> Difference:
-    """In points, over the seeds; of single runs, by the size of the test set alone."""
+    """In points, over the seeds; of a single seed, by the size of the test set alone."""
     if _have_seeds(group, rival):
         return difference(*({run.seed: 100 * run.accuracy for run in runs} for runs in (group, rival)))
     tests = [int(runs[0].dataset["test_samples"]) for runs in (group, rival)]
