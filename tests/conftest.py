@@ -28,7 +28,7 @@ LONG = (
     *("adapter_transformers", "adapter_lightning", "adapter_accelerate", "two_hosts", "startup", "wheel", "run_writer"),
     *("profile", "warm_up", "readme", "walkthrough", "torch_pages", "recipe_keys", "plan", "score_benchmarks"),
     *("loader_benchmarks", "loader_throughput", "run_script", "workers", "trackers", "without_ffcv", "static_command"),
-    *("augment", "writer", "site", "jobs", "compatibility", "gpu_benchmark", "payoff_seconds"),
+    *("augment", "writer", "site", "jobs", "compatibility", "gpu_benchmark", "payoff_seconds", "payoff_confirm"),
 )
 
 
