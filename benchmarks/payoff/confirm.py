@@ -117,7 +117,7 @@ def summary(rows: Sequence[Row]) -> str:
         "accuracy, %": mean_and_spread(list(own.values())),
         "of full data, %": mean_and_spread(list(full.values())),
         "above it, points": gain.in_words(CLAIM_LEVEL),
-        "p of none": _p(p_gain),
+        "p of no difference": _p(p_gain),
         "work, of full data's": f"{work:.3f}",
         "seconds, of full data's": _interval(seconds, limit),
         f"p of {limit:g}": _p(p_seconds),
