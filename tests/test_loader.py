@@ -513,3 +513,15 @@ def test_augmentations_are_keyed_by_epoch_and_sample(beton: Beton, augment: str)
     loader.set_epoch(0)
     other_seed = augmented(loader)
     assert sum((first[i] != other_seed[i]).any() for i in first) > 180
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_a_batch_size_set_between_epochs_holds(beton: Beton, size: int) -> None:
+    """Larger batches once went beyond the buffers of the smaller ones."""
+    loader = PrunedLoader(beton.path, batch_size=8, shuffle=False, drop_last=False)
+    assert len(list(loader)) == -(-203 // 8)
+    loader.batch_size = size
+    for _ in range(2):
+        batches = [[part.clone() for part in batch] for batch in loader]
+        assert {len(part) for part in batches[0]} == {size}
+        assert sum(len(batch[0]) for batch in batches) == 203

@@ -402,3 +402,21 @@ def test_out_of_the_memory_of_a_gpu_tries_smaller_batches(beton: Beton) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert 1 <= model.largest < 40
     np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-5)
+
+
+class Merged(SmallNet):
+    """Changes with its mode, as the layers of LoRA do that merge their weights for evaluation."""
+
+    merged = False
+
+    def train(self, mode: bool = True) -> Merged:
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_pass_gives_a_module_its_mode_back_by_its_own_way(score_loader: PrunedLoader) -> None:
+    model = Merged().train()
+    frozen = next(module for module in model.modules() if module is not model)
+    frozen.training = False
+    score_dataset(model, score_loader)
+    assert model.training and not model.merged and not frozen.training

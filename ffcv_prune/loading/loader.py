@@ -164,12 +164,13 @@ class PrunedLoader(SelectableLoader, Loader):
 
     @property
     def ring(self) -> Ring:
-        """The buffers, allocated at the first epoch, and anew where a decoder's `output_size` was set since.
+        """The buffers, allocated at the first epoch, and anew where their size was set since.
 
         The compiled code takes the size from the buffers, so that nothing is compiled.
         """
         ring = self._ring
-        if ring is None or (ring.output_sizes, ring.process) != (self.graph.output_sizes, os.getpid()):
+        size = (self.batch_size, self.batches_ahead, self.graph.output_sizes)
+        if ring is None or (ring.size, ring.process) != (size, os.getpid()):
             # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
             with torch.inference_mode(False):
                 ring = self._ring = Ring(self._decoding)

@@ -61,6 +61,7 @@ class Ring:
 
     Attributes:
         direct: whether `finish_batch` only makes views of what the native code makes.
+        size: what it was allocated for: samples of a batch, batches ahead, and the sizes of the images.
         process: number of the process that it was made in; in a fork, its threads are not there.
     """
 
@@ -68,7 +69,7 @@ class Ring:
         graph = decoding.graph
         samples = decoding.file.info.num_samples
         self.slots = min(decoding.batches_ahead, -(-samples // decoding.batch_size)) + 2  # no epoch has more batches
-        self.output_sizes = graph.output_sizes
+        self.size = (decoding.batch_size, decoding.batches_ahead, graph.output_sizes)
         try:
             memory = graph.allocate_memory(min(decoding.batch_size, samples), self.slots)
         except (MemoryError, RuntimeError) as error:

@@ -240,10 +240,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, then each module's own mode again (a frozen batch norm stays frozen)."""
-    training = [module for module in model.modules() if module.training]
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        model.train(before[0][1])  # calls what a module does at the change of its mode, as the merged layers of LoRA
+        for module, training in before:
+            module.training = training
