@@ -123,9 +123,18 @@ def run(name: str, seed: int, out: Path) -> Path:
 
 def publish(csv_file: Path) -> None:
     """Write the table and the picture beside the rows."""
-    rows = read_csv(csv_file)
+    rows = whole_seeds(read_csv(csv_file))
     csv_file.with_suffix(".md").write_text(page(rows), encoding="utf-8")
     draw(rows, csv_file.with_suffix(".svg"))
+
+
+def whole_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Those of the seeds that have every run: a file may lack a row that was cut short."""
+    of_seed = {row["seed"]: {other["run"] for other in rows if other["seed"] == row["seed"]} for row in rows}
+    whole = [row for row in rows if of_seed[row["seed"]] >= METHODS.keys()]
+    if not whole:
+        raise UserError("no seed has all runs among the rows; run the demo again")
+    return whole
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -195,7 +204,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 def payoffs(rows: Sequence[Row]) -> dict[str, Payoff]:
     """What each method saves and gains against the curve of full data of the same seed, by work."""
-    rows = _whole(rows)
     costs, accuracies = ([_by_seed(rows, name, value) for name in CURVE] for value in (_work, _accuracy))
     curves = {seed: Curve([own[seed] for own in costs], [own[seed] for own in accuracies]) for seed in costs[0]}
     methods = [name for name in METHODS if name not in CURVE]
@@ -204,7 +212,6 @@ def payoffs(rows: Sequence[Row]) -> dict[str, Payoff]:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """Whether each method beat full data trained for the same work, by these rows alone."""
-    rows = _whole(rows)
     gains = {name: found.gain for name, found in payoffs(rows).items()}
     seeds = len({row["seed"] for row in rows})
     if seeds == 1:
@@ -219,15 +226,6 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     parts = [f"{word}: {', '.join(names)}" for word, names in told.items() if names]
     source = f"{seeds} seeds" if seeds > 1 else f"one seed on {TEST_SAMPLES:,} test images"
     return [f"Against full data trained for the same work, {'; '.join(parts)}. ± is the {corrected}, of {source}."]
-
-
-def _whole(rows: Sequence[Row]) -> list[Row]:
-    """Those of the seeds that have every run: a file may lack a row that was cut short."""
-    of_seed = {row["seed"]: {other["run"] for other in rows if other["seed"] == row["seed"]} for row in rows}
-    whole = [row for row in rows if of_seed[row["seed"]] >= METHODS.keys()]
-    if not whole:
-        raise UserError("no seed has all runs among the rows; run the demo again")
-    return whole
 
 
 def _of(rows: Sequence[Row], name: str) -> list[Row]:

@@ -271,9 +271,9 @@ def test_the_demo_goes_on_with_rows_of_this_machine(tmp_path: Path, monkeypatch:
 
 def test_a_demo_without_a_run_is_judged_by_the_other_seeds(tmp_path: Path) -> None:
     rows = [row for row in demo_rows([0.92, 0.922, 0.921]) if (row["run"], row["seed"]) != ("fashion_full_5", "1")]
-    assert "of 2 seeds." in demo.summary(rows)
+    assert "of 2 seeds." in demo.summary(demo.whole_seeds(rows))
     with pytest.raises(UserError, match="no seed has all runs among the rows"):
-        demo.summary([row for row in rows if row["run"] != "fashion_full_5"])
+        demo.whole_seeds([row for row in rows if row["run"] != "fashion_full_5"])
 
 
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,7 @@ def line_without_runs(path: Path, seeds: int = 4, **side: float) -> list[str]:
     rows = []
     for seed, pair_of_runs in list(pairs.items())[:seeds]:
         own, full = (fake(case, path, **side) for case in pair_of_runs)
-        row = {"method": own["entry"], "full": full["entry"], "seed": seed, "key": confirm._key(judged, pair_of_runs)}
+        row = {"method": own["entry"], "full": full["entry"], "seed": seed, "key": pair.key_of(judged, pair_of_runs)}
         row |= {name: own[name] for name in confirm.SIDE} | {f"full_{name}": full[name] for name in confirm.SIDE}
         rows.append(
             row | {"settings": f"grid={path} payoff={payoff}"} | dict.fromkeys((*MACHINE, "os", "torchvision"), "1")

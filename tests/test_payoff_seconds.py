@@ -16,6 +16,7 @@ from benchmarks.payoff import grid as grids
 from benchmarks.payoff import pair, seconds
 from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import Case
+from benchmarks.payoff.judge import first_condition
 from ffcv_prune.analysis.intervals import Difference
 from ffcv_prune.errors import UserError
 from tests.betons import Beton
@@ -104,8 +105,8 @@ def test_the_runs_are_those_of_the_grid(claimed: Path) -> None:
 @pytest.fixture
 def page(claimed: Path) -> Any:
     """The page of ratios, as the cells of its line."""
-    judged = seconds._judged(str(claimed), str(claimed.with_name("payoff.csv")))
-    key = seconds._key(judged, seconds._pair(judged, judged.grid.entry("recent")))
+    judged = first_condition(str(claimed), str(claimed.with_name("payoff.csv")))
+    key = pair.key_of(judged, seconds._pair(judged, judged.grid.entry("recent")))
     machine = ("cpu", "cores", "memory_gb", "gpus", "os", "python", "torch", "torchvision", "ffcv", "numba", "numpy")
     shared = {"method": "recent", "key": key, "work": "500", "full_work": "500", "full_seconds": "10"}
     shared |= {"settings": f"grid={claimed} payoff={claimed.with_name('payoff.csv')}"}

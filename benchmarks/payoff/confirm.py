@@ -25,11 +25,10 @@ from benchmarks.harness.jobs import on_cores
 from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.rows import Results, benchmark, rotated
 from benchmarks.harness.tables import Row, mean_and_spread, table
-from benchmarks.payoff import grid as grids
 from benchmarks.payoff.grid import Case, Confirmation, Grid
-from benchmarks.payoff.judge import Judged, read_rows
+from benchmarks.payoff.judge import Judged, add_files, files_of, first_condition
 from benchmarks.payoff.page import CLAIM_LEVEL, CLAIMED
-from benchmarks.payoff.pair import exchanged, jobs_of, side_by_side, two_cores
+from benchmarks.payoff.pair import exchanged, jobs_of, key_of, runs_of, side_by_side, two_cores
 from benchmarks.payoff.seconds import CLAIMED as CLAIMED_SECONDS
 from ffcv_prune.analysis.intervals import Difference, difference
 from ffcv_prune.errors import UserError, run_command
@@ -41,8 +40,7 @@ SETTINGS = ("grid", "payoff")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
-    parser.add_argument("--payoff", default="benchmarks/results/payoff.csv", help="the referee's rows of this grid")
+    add_files(parser)
 
 
 def run(args: argparse.Namespace, results: Results) -> None:
@@ -51,7 +49,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
     judged, pairs = _pairs(args.grid, args.payoff)
     cores = two_cores(judged.grid.config(next(iter(pairs.values()))[0], "runs"))
     with on_cores(cores[:1]):
-        cases = [(str(seed), _key(judged, pair)) for seed, pair in pairs.items()]
+        cases = [(str(seed), key_of(judged, pair)) for seed, pair in pairs.items()]
         left = results.left(cases, lambda row: (row["seed"], row["key"]))
     with jobs_of(cores) as pools:
         for seed, key in left:
@@ -68,21 +66,14 @@ def run(args: argparse.Namespace, results: Results) -> None:
 
 def _pairs(grid: str, payoff: str) -> tuple[Judged, dict[int, tuple[Case, Case]]]:
     """The first condition, and both runs of each seed; UserError: the grid confirms nothing, or choices are missing."""
-    found = grids.load(ROOT / grid)
+    judged = first_condition(grid, payoff)
+    found = judged.grid
     if found.confirm is None:
         raise UserError(f"{grid} has no key confirm: name another --grid")
-    judged = Judged(found, found.first_condition, read_rows(ROOT / payoff))
     sides = found.entry(found.confirm.method), found.entry(f"full {found.confirm.budget:g}")
-    choices = [judged.choice(entry) for entry in sides]
-    if None in choices:
+    if None in map(judged.choice, sides):
         raise UserError(f"{payoff} lacks runs that choose for {sides[0].name}: run python -m benchmarks.payoff first")
-    pairs: dict[int, tuple[Case, Case]] = {}
-    for seed in seeds_of(found, found.confirm):
-        own, full = (
-            Case(judged.condition, entry.name, str(choice), seed) for entry, choice in zip(sides, choices, strict=True)
-        )
-        pairs[seed] = own, full
-    return judged, pairs
+    return judged, {seed: runs_of(judged, sides, seed) for seed in seeds_of(found, found.confirm)}
 
 
 def seeds_of(grid: Grid, confirm: Confirmation) -> range:
@@ -90,15 +81,11 @@ def seeds_of(grid: Grid, confirm: Confirmation) -> range:
     return range(grid.most_seeds + 1, grid.most_seeds + 1 + confirm.seeds)
 
 
-def _key(judged: Judged, pair: tuple[Case, Case]) -> str:
-    return " ".join(str(judged.grid.key(case)) for case in pair)
-
-
 def summary(rows: Sequence[Row]) -> str:
     """A table of one line, and what it says."""
-    path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
+    path, payoff = files_of(rows)
     judged, pairs = _pairs(path, payoff)
-    keys = {str(seed): _key(judged, pair) for seed, pair in pairs.items()}
+    keys = {str(seed): key_of(judged, pair) for seed, pair in pairs.items()}
     rows = [row for row in rows if keys.get(row["seed"]) == row["key"]]
     if not rows:
         raise UserError(f"no row is of the present rules and choices of {path}: name another --csv, or go on")

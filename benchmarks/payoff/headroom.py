@@ -30,7 +30,7 @@ from benchmarks.harness.training import SharedLoaders
 from benchmarks.paper.grid import key_of
 from benchmarks.payoff import grid as grids
 from benchmarks.payoff.grid import Case, Grid
-from benchmarks.payoff.judge import Judged, read_rows
+from benchmarks.payoff.judge import Judged, add_files, files_of, read_rows
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError, run_command
 from ffcv_prune.training.trainer import train
@@ -45,8 +45,7 @@ PASSES = {"prune.method": "uncertainty", "prune.keep": 1.0, "prune.period": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the conditions")
-    parser.add_argument("--payoff", default="benchmarks/results/payoff.csv", help="the referee's rows of this grid")
+    add_files(parser)
     parser.add_argument("--seeds", type=positive, default=1, help="runs of each condition")
 
 
@@ -93,7 +92,7 @@ def _referees(grid: Grid, payoff: str) -> tuple[list[dict[str, str]], str]:
 
 def summary(rows: Sequence[Row]) -> str:
     """The table of the conditions, and how their order by headroom agrees with their order by gain."""
-    path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
+    path, payoff = files_of(rows)
     grid = grids.load(ROOT / path)
     referees, choice = _referees(grid, payoff)
     method, full = grid.entry(grid.claim.methods[0]), grid.budgets[-1].name

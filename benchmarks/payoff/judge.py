@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 
+from benchmarks.harness.machine import ROOT
 from benchmarks.harness.rows import read_csv
 from benchmarks.harness.tables import Row
+from benchmarks.payoff import grid as grids
 from benchmarks.payoff.curve import Curve, Payoff, ahead, payoff
 from benchmarks.payoff.grid import TUNING_SEED, Case, Entry, Grid, Settings, choice_name
 from ffcv_prune.analysis.intervals import Difference
@@ -217,6 +220,24 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not rows or not {*Case.__dataclass_fields__, "key", "accuracy", "work"} <= rows[0].keys():
         raise UserError(f"{path} has no rows of python -m benchmarks.payoff: name another --payoff")
     return rows
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """The options --grid and --payoff of a benchmark that goes on from the referee's rows: its SETTINGS."""
+    parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
+    parser.add_argument("--payoff", default="benchmarks/results/payoff.csv", help="the referee's rows of this grid")
+
+
+def files_of(rows: Sequence[Row]) -> tuple[str, str]:
+    """Grid and referee's rows that rows of such a benchmark were made with."""
+    grid, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
+    return grid, payoff
+
+
+def first_condition(grid: str, payoff: str) -> Judged:
+    """By the referee's rows; paths from the root of the project."""
+    found = grids.load(ROOT / grid)
+    return Judged(found, found.first_condition, read_rows(ROOT / payoff))
 
 
 def case_of(row: Row) -> Case:

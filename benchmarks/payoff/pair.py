@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.jobs import jobs_on
-from benchmarks.payoff.grid import Case
+from benchmarks.payoff.grid import Case, Entry
+from benchmarks.payoff.judge import Judged
 from benchmarks.payoff.referee import measure
 from ffcv_prune.config import Config
 from ffcv_prune.errors import UserError
@@ -33,6 +34,17 @@ def jobs_of(cores: Sequence[int]) -> Iterator[list[ProcessPoolExecutor]]:
     """A process for each core."""
     with ExitStack() as stack:
         yield [stack.enter_context(jobs_on([[core]])) for core in cores]
+
+
+def runs_of(judged: Judged, sides: tuple[Entry, Entry], seed: int) -> tuple[Case, Case]:
+    """Those of two entries with their best choices and this seed."""
+    own, other = (Case(judged.condition, entry.name, str(judged.choice(entry)), seed) for entry in sides)
+    return own, other
+
+
+def key_of(judged: Judged, pair: tuple[Case, Case]) -> str:
+    """Of all that decides both runs."""
+    return " ".join(str(judged.grid.key(case)) for case in pair)
 
 
 def side_by_side(

@@ -26,12 +26,11 @@ from benchmarks.harness.jobs import on_cores
 from benchmarks.harness.machine import ROOT, measured_on
 from benchmarks.harness.rows import Results, benchmark, rotated
 from benchmarks.harness.tables import Row, spread, table
-from benchmarks.payoff import grid as grids
 from benchmarks.payoff.curve import Payoff
 from benchmarks.payoff.grid import Case, Entry
-from benchmarks.payoff.judge import Judged, read_rows
+from benchmarks.payoff.judge import Judged, add_files, files_of, first_condition
 from benchmarks.payoff.page import claim_interval, claim_level, claim_words, shown
-from benchmarks.payoff.pair import exchanged, jobs_of, side_by_side, two_cores
+from benchmarks.payoff.pair import exchanged, jobs_of, key_of, runs_of, side_by_side, two_cores
 from ffcv_prune.analysis.intervals import Difference, difference
 from ffcv_prune.errors import UserError, run_command
 
@@ -43,8 +42,7 @@ CLAIMED = 0.2  # saving in seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grid", default=str(grids.GRID.relative_to(ROOT)), help="the rules and the runs")
-    parser.add_argument("--payoff", default="benchmarks/results/payoff.csv", help="the referee's rows of this grid")
+    add_files(parser)
     parser.add_argument("--methods", nargs="+", default=[], help="of the claim, only these")
     parser.set_defaults(repeats=6)
 
@@ -52,14 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, results: Results) -> None:
     """Measure the pairs that have no row yet."""
     path = ROOT / args.grid
-    judged = _judged(args.grid, args.payoff)
+    judged = first_condition(args.grid, args.payoff)
     pairs = {entry.name: _pair(judged, entry) for entry in _methods(judged, args.payoff)}
     if strangers := [name for name in args.methods if name not in pairs]:
         raise UserError(f"--methods {strangers[0]}: the claim has rows of {', '.join(pairs)}")
     pairs = {name: pair for name, pair in pairs.items() if name in (args.methods or pairs)}
     cores = two_cores(judged.grid.config(next(iter(pairs.values()))[0], "runs"))
     with on_cores(cores[:1]):
-        cases = [(name, str(repeat), _key(judged, pairs[name])) for repeat in range(args.repeats) for name in pairs]
+        cases = [(name, str(repeat), key_of(judged, pairs[name])) for repeat in range(args.repeats) for name in pairs]
         left = results.left(cases, lambda row: (row["method"], row["repeat"], row["key"]))
     with jobs_of(cores) as pools:
         for name, repeat, key in left:
@@ -72,12 +70,6 @@ def run(args: argparse.Namespace, results: Results) -> None:
             print(f"{name}, repeat {repeat}: {_ratio(row):.3f}", flush=True)
             with on_cores(cores[:1]):
                 results.append([row])
-
-
-def _judged(grid: str, payoff: str) -> Judged:
-    """The first condition, by the rows of the referee."""
-    found = grids.load(ROOT / grid)
-    return Judged(found, found.first_condition, read_rows(ROOT / payoff))
 
 
 def _methods(judged: Judged, payoff: str) -> list[Entry]:
@@ -99,22 +91,17 @@ def _pair(judged: Judged, entry: Entry) -> tuple[Case, Case]:
 
     budgets = judged.grid.budgets
     full = next((budget for budget in budgets if work(budget) >= work(entry)), budgets[-1])
-    method, other = (Case(judged.condition, own.name, str(judged.choice(own)), SEED) for own in (entry, full))
-    return method, other
-
-
-def _key(judged: Judged, pair: tuple[Case, Case]) -> str:
-    return " ".join(str(judged.grid.key(case)) for case in pair)
+    return runs_of(judged, (entry, full), SEED)
 
 
 def summary(rows: Sequence[Row]) -> str:
     """A line for each method: the ratio of the seconds, and the saving that it leaves."""
-    path, _, payoff = rows[0]["settings"].removeprefix("grid=").partition(" payoff=")
-    judged = _judged(path, payoff)
+    path, payoff = files_of(rows)
+    judged = first_condition(path, payoff)
     lines, counted, unpaired = [], [], []
     for entry in _methods(judged, payoff):
         pair = _pair(judged, entry)
-        own = [row for row in rows if row["method"] == entry.name and row["key"] == _key(judged, pair)]
+        own = [row for row in rows if row["method"] == entry.name and row["key"] == key_of(judged, pair)]
         found = judged.payoff(entry)
         ratios = exchanged({int(row["repeat"]): _ratio(row) for row in own})
         if not ratios or found is None:

@@ -70,7 +70,8 @@ def write_report(
     counted = [together(group) for group in repetitions(pruned)]
     fits = [_fitted(run) if fit else None for run in counted]
     groups = repetitions(runs)
-    compared, measured = len({run.samples_seen for run in runs}) > 1, any(run.tested for run in runs)
+    measured = any(run.tested for run in runs)
+    compared = measured and len({run.samples_seen for run in runs}) > 1
     head, table = _table(runs)
     page = PAGES.get_template("report.html.j2").render(
         mark=MARK,
@@ -79,7 +80,7 @@ def write_report(
         head=head,
         table=table,
         verdicts=verdicts(runs),
-        rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared and measured else "",
+        rates=_picture(plot_against_rate(runs), "test accuracy against pruning rate") if compared else "",
         accuracy=_picture(plot_accuracy(runs), "test accuracy against wall-clock seconds and samples seen")
         if measured
         else "",
