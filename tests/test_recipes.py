@@ -34,6 +34,7 @@ def test_recipes_of_the_project() -> None:
         "cifar10_imbalanced",
         "cinic10",
         "fashion_mnist",
+        "fashion_mnist_imbalanced",
         "imagenet",
         "imagenet_256",
         "imagenet_score",
@@ -44,7 +45,8 @@ def test_recipes_of_the_project() -> None:
         assert recipe.dataset.name == name
         command = (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
         assert command.startswith(f"# python write_datasets.py --dataset {name}")
-    assert load_recipe("cifar10_imbalanced").subset.rates == TAB_2
+    for name in ("cifar10_imbalanced", "fashion_mnist_imbalanced"):
+        assert load_recipe(name).subset.rates == TAB_2
     assert load_recipe("cifar10_downsampled").subset.per_class == 1000
     assert load_recipe("cinic10").split_sources() == {"train": ["train", "valid"], "test": ["test"]}
     assert load_recipe("imagenet").split_sources() == {"train": ["train"], "val": ["val"]}
