@@ -18,6 +18,7 @@ from ffcv.fields.decoders import CenterCropRGBImageDecoder, SimpleRGBImageDecode
 from ffcv.fields.ndarray import NDArrayDecoder
 from ffcv.loader import Loader
 from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from ffcv.transforms import NormalizeImage, ToTensor, ToTorchImage
@@ -80,6 +81,74 @@ class PointField(Field):
         return PointDecoder
 
 
+class PackedDecoder(Operation):
+    """FFCV's way to read bytes, then the user's to unpack them."""
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        state = replace(previous_state, jit_mode=True, shape=(9,), dtype=np.dtype("u1"))
+        return state, AllocationQuery((9,), np.dtype("u1"))
+
+    def generate_code(self) -> Callable[..., Any]:
+        read, named = self.memory_read, self.metadata.dtype.names is not None
+        address = Compiler.compile((lambda row: row["address"]) if named else (lambda row: row))
+
+        def decode(indices: Any, destination: Any, metadata: Any, storage_state: Any) -> Any:
+            for i in range(len(indices)):
+                packed = read(address(metadata[indices[i]]), storage_state)
+                destination[i] = packed[0]
+                destination[i, : len(packed)] = packed
+            return destination
+
+        return decode
+
+
+class PackedField(NDArrayField):
+    """Arrays of nine bytes without the equal ones at the end: a user's field with an encoding of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(np.dtype(np.uint8), (9,))
+
+    @classmethod
+    def from_binary(cls, binary: Any) -> Field:  # FFCV's returns a field of its own class
+        return cls()
+
+    def encode(self, destination: Any, field: Any, malloc: Any) -> None:
+        address, storage = malloc(1 + np.flatnonzero(field != field[0]).max(initial=0))
+        storage[:] = field[: len(storage)]
+        self.place(destination, address)
+
+    def place(self, destination: Any, address: int) -> None:
+        destination[0] = address
+
+    def get_decoder_class(self) -> type[Operation]:
+        return PackedDecoder
+
+
+class NamedField(PackedField):
+    """The same with other metadata than FFCV's."""
+
+    metadata_type = np.dtype([("rows", "<u2"), ("address", "<u8")])
+
+    def place(self, destination: Any, address: int) -> None:
+        destination["address"] = address
+
+
+class DatedImage(RGBImageField):
+    """An image of FFCV's with one more number in its metadata."""
+
+    metadata_type = np.dtype(
+        [*((n, RGBImageField().metadata_type[n]) for n in RGBImageField().metadata_type.names), ("year", "<i4")]
+    )
+
+    @staticmethod
+    def from_binary(binary: Any) -> Field:
+        return DatedImage("raw")
+
+    def encode(self, destination: Any, field: Any, malloc: Any) -> None:
+        super().encode(destination, field, malloc)
+        destination["year"] = 2020
+
+
 class Doubled(Operation):
     """A user's own operation."""
 
@@ -109,6 +178,10 @@ def image(i: int, height: int = 8, width: int = 8) -> np.ndarray:
     return np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def packed(i: int) -> np.ndarray:
+    return np.array([i + 1] * 9 if i % 3 else [i + 1, i + 2, *[i + 1] * 7], np.uint8)
+
+
 CASES = {
     "numbers": Case(
         {"index": IntField(), "value": FloatField()},
@@ -136,6 +209,16 @@ CASES = {
         lambda i: ((i, -i), f"number {i}"),
         lambda: {"text": [StringDecoder()]},
         {"text": StringField, "point": PointField},
+    ),
+    "custom encoding": Case(
+        {"packed": PackedField(), "named": NamedField(), "text": StringField()},
+        lambda i: (packed(i), packed(i + 1), f"number {i}"),
+        custom_fields={"packed": PackedField, "named": NamedField, "text": StringField},
+    ),
+    "custom metadata": Case(
+        {"image": DatedImage("raw"), "label": IntField()},
+        lambda i: (image(i), i),
+        custom_fields={"image": DatedImage},
     ),
     "custom without data": Case(
         {"point": PointField()}, lambda i: ((i, -i),), dict, {"point": PointField}

@@ -3,27 +3,31 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ffcv.fields.decoders import CenterCropRGBImageDecoder
 from ffcv.loader import Loader
+from ffcv.pipeline import PipelineSpec
 from ffcv.transforms import ToTensor, ToTorchImage
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torchvision.transforms import RandomResizedCrop
+from torchvision import transforms
 
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.arguments import usable_cores
-from ffcv_prune.loading.augment import PadCropFlip
+from ffcv_prune.loading.augment import PadCropFlip, RandomResizedCrop, StoredImage
 from ffcv_prune.loading.kernels import flip_in_place, random_resized_crop, stream_key, uniform
 from ffcv_prune.loading.pipelines import score_pipelines, stored_size, train_pipelines
 from tests.betons import Beton, write_beton, write_images
+from tests.test_workers import Identity
 
 MASK = (1 << 64) - 1
 
@@ -80,7 +84,7 @@ def test_crops_lie_inside_the_image(key: int, height: int, width: int, scale: fl
 def test_crops_have_the_distribution_of_torchvision() -> None:
     torch.manual_seed(0)
     image = torch.empty(3, 300, 400)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
+    theirs = np.array([transforms.RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(4000)])
     ours = np.array(
         [random_resized_crop(stream_key(0, 0, i), 300, 400, (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(4000)]
     )
@@ -110,6 +114,33 @@ def test_pad_crop_flip_equals_its_twin(beton: Beton) -> None:
             crop = padded[4 + down : 20 + down, 4 + right : 20 + right]
             expected = crop[:, ::-1] if uniform_twin(key, 2) < 0.5 else crop
             np.testing.assert_array_equal(image, expected)
+
+
+VIEWS: dict[str, Callable[[], list[Any]]] = {
+    "moved with the image": lambda: [StoredImage(), PadCropFlip()],
+    "moved by FFCV's code": lambda: [Identity(), PadCropFlip()],
+    "cropped": lambda: [RandomResizedCrop(16)],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_two_views_of_a_sample_are_drawn_apart(beton: Beton, view: str) -> None:
+    """The first is as it is alone, the second another one, and both are the same in each epoch of that number."""
+
+    def served(views: int) -> list[torch.Tensor]:
+        pipelines: dict[str, Any] = {"image": None, "label": None}
+        for number in range(views):
+            decoder, *more = VIEWS[view]()
+            pipelines[f"view {number}"] = PipelineSpec("image", decoder, [*more, ToTensor()])
+        loader = PrunedLoader(beton.path, 64, pipelines=pipelines, seed=5, drop_last=False)
+        batches = [[output.clone() for output in batch] for batch in loader]
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+    [alone], (first, second), again = served(1), served(2), served(2)
+    assert torch.equal(first, alone)
+    assert torch.equal(again[0], first) and torch.equal(again[1], second)
+    alike = (first == second).flatten(1).all(1).float().mean().item()
+    assert alike < 0.1
 
 
 def test_alternating_flips_mirror_each_sample_in_every_second_epoch(beton: Beton) -> None:

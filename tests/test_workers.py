@@ -156,7 +156,7 @@ def test_moves_behind_a_crop_and_twice(photographs: Path) -> None:
     for i, crop in crops.items():
         padded = np.zeros((20, 20, 3), np.uint8)
         padded[2:18, 2:18] = crop
-        down, right, flip = kernels.random_move(3, 2, i, 2, False)
+        down, right, flip = kernels.random_move(kernels.operation_seed(3, 1), 2, i, 2, False)
         expected = padded[2 + down : 18 + down, 2 + right : 18 + right]
         np.testing.assert_array_equal(moved[i], expected[:, ::-1] if flip else expected)
     twice = images_of(photographs, [RandomResizedCrop(16), PadCropFlip(2), PadCropFlip(0)])

@@ -45,6 +45,7 @@ MAX_JPEG_RATIO = 1000
 MAX_JPEG_PROBES = 10_000
 
 _WITH_DATA = (RGBImageField, BytesField, NDArrayField)  # outside the metadata
+_KNOWN = (*_WITH_DATA, IntField)
 
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK_BYTES = 64, 4096
 
@@ -137,7 +138,8 @@ def check_beton(path: str | os.PathLike[str], custom_fields: CustomFields | None
     """Read the tables of a ``.beton`` and check everything that native code would trust.
 
     Raises UserError, one line, for a missing, truncated, foreign or damaged file. Damage inside an image's
-    pixels is not seen, nor what a field of `custom_fields` points to, unless its class is FFCV's or made from one.
+    pixels is not seen. Of `custom_fields`, those are checked whose class is made from one of FFCV's and keeps its
+    metadata; if the class has a decoder of its own, only the addresses are.
     """
     return read_tables(path, custom_fields).info
 
@@ -183,8 +185,9 @@ def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFiel
         raise DamagedError(f"is truncated or damaged: no room for {num_fields} field descriptions")
     descriptors = read_records(file, FieldDescType, num_fields, HeaderType.itemsize)
     handlers = _handlers(path, descriptors, custom_fields)
-    image_field = next(_names_of(handlers, RGBImageField), None)
-    integers = list(_names_of(handlers, IntField))
+    kinds = {name: _kind(handler) for name, handler in handlers.items()}
+    image_field = next(_names_of(kinds, RGBImageField), None)
+    integers = list(_names_of(kinds, IntField))
     label_field = "label" if "label" in integers else integers[0] if len(integers) == 1 else None
 
     metadata_type = get_metadata_type(list(handlers.values()))
@@ -209,15 +212,20 @@ def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFiel
     allocations = Allocations(table, n, page_size, data_start, table_start)
     pointers, lengths = {}, {}
     for name, handler in handlers.items():
-        if isinstance(handler, RGBImageField):
-            lengths[name] = _check_images(file, name, columns[name], allocations)
-            pointers[name] = columns[name]["data_ptr"]
-        elif isinstance(handler, BytesField):
-            lengths[name] = _check_bytes(name, columns[name], allocations)
-            pointers[name] = columns[name]["ptr"]
-        elif isinstance(handler, NDArrayField):
-            lengths[name] = allocations.check(name, columns[name], handler.element_size)
-            pointers[name] = columns[name]
+        kind, column = kinds[name], columns[name]
+        if kind is None or kind not in _WITH_DATA:
+            continue
+        pointers[name] = (
+            column["data_ptr"] if kind is RGBImageField else column["ptr"] if kind is BytesField else column
+        )
+        if type(handler).get_decoder_class is not kind.get_decoder_class:  # what FFCV's decoder needs does not count
+            lengths[name] = allocations.check(name, pointers[name])
+        elif kind is RGBImageField:
+            lengths[name] = _check_images(file, name, column, allocations)
+        elif kind is BytesField:
+            lengths[name] = _check_bytes(name, column, allocations)
+        else:
+            lengths[name] = allocations.check(name, column, handler.element_size)
     checksums = read_checksums(file, n, metadata_end, int(allocations.ptrs[0])) if pointers else None
 
     images = np.empty(0, RGBImageField().metadata_type) if image_field is None else columns[image_field]
@@ -227,7 +235,7 @@ def _read(path: Path, file: BinaryIO, file_bytes: int, custom_fields: CustomFiel
         page_size=page_size,
         bytes=file_bytes,
         fields={name: int(row["type_id"]) for name, row in zip(handlers, descriptors, strict=True)},
-        array_shapes={name: tuple(map(int, handlers[name].shape)) for name in _names_of(handlers, NDArrayField)},
+        array_shapes={name: tuple(map(int, handlers[name].shape)) for name in _names_of(kinds, NDArrayField)},
         image_field=image_field,
         image_heights=np.ascontiguousarray(images["height"]),
         image_widths=np.ascontiguousarray(images["width"]),
@@ -269,8 +277,19 @@ def _handlers(path: Path, descriptors: np.ndarray, custom_fields: CustomFields) 
     return handlers
 
 
-def _names_of(handlers: dict[str, Field], kind: type[Field]) -> Iterator[str]:
-    return (name for name, handler in handlers.items() if isinstance(handler, kind))
+def _kind(handler: Field) -> type[Field] | None:
+    """The class of FFCV that the field has the metadata of, or these and more; None where they are unknown."""
+    for kind in _KNOWN:
+        if isinstance(handler, kind):
+            theirs, own = kind.metadata_type.fget(handler), handler.metadata_type
+            if theirs.names is None:
+                return kind if own == theirs else None
+            return kind if all(own.names and own.fields.get(n, [None])[0] == theirs[n] for n in theirs.names) else None
+    return None
+
+
+def _names_of(kinds: dict[str, type[Field] | None], wanted: type[Field]) -> Iterator[str]:
+    return (name for name, kind in kinds.items() if kind is wanted)
 
 
 def _check_bytes(field: str, column: np.ndarray, allocations: Allocations) -> np.ndarray:

@@ -34,9 +34,11 @@ class PlannedDecoder(Operation):
 
     Attributes:
         scaled: whether JPEG images may be decoded at a scale, see `native_code.task`.
+        random: whether `plan` draws random numbers: `seed` is then another one for each such operation of a loader.
     """
 
     scaled = False
+    random = False
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         state, memory = super().declare_state_and_memory(previous_state)
@@ -97,6 +99,7 @@ class RandomResizedCrop(CropDecoder, RandomResizedCropRGBImageDecoder):
         ratio: range of the crop's aspect ratio.
     """
 
+    random = True
     flips = True
 
     def __init__(
@@ -154,6 +157,8 @@ class PadCropFlip(Operation):
         alternating: flip each sample in every second epoch, half of them in the even ones (Jordan, arXiv:2404.00498);
             else with probability 1/2.
     """
+
+    random = True
 
     def __init__(self, padding: int = 4, fill: tuple[int, int, int] = (0, 0, 0), alternating: bool = False) -> None:
         super().__init__()

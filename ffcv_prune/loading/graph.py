@@ -33,10 +33,18 @@ _NUMBERS = (FloatDecoder, IntDecoder, Label)
 
 
 class PlannedImages(NamedTuple):
-    """Images that the loader's workers make: the decoder, what moves them, the node whose memory they are written to,
-    and the number of the field."""
+    """Images that the loader's workers make.
+
+    Attributes:
+        decoder: of the images.
+        decoder_node: the decoder's number.
+        move: what moves them.
+        node: number of the node whose memory they are written to; that of `move`, if there is one.
+        field: number of the field.
+    """
 
     decoder: PlannedDecoder
+    decoder_node: int
     move: PadCropFlip | None
     node: int
     field: int
@@ -71,7 +79,7 @@ class PipelineGraph(Graph):
             if isinstance(node, DecoderNode) and isinstance(node.decoder, PlannedDecoder):
                 mover = self._mover(node)
                 move = None if mover is None else mover.operation
-                found.append(PlannedImages(node.decoder, move, (mover or node).id, node.f_ix))
+                found.append(PlannedImages(node.decoder, node.id, move, (mover or node).id, node.f_ix))
         return found
 
     def _mover(self, node: DecoderNode) -> TransformNode | None:
@@ -130,6 +138,11 @@ class PipelineGraph(Graph):
 
     def operations_of(self, kind: type[Kind]) -> Iterator[tuple[int, Kind]]:
         return ((node, operation) for node, operation in self.operations() if isinstance(operation, kind))
+
+    @property
+    def random_nodes(self) -> list[int]:
+        """The nodes whose operations draw random numbers by the loader's seed."""
+        return [node for node, operation in self.operations() if getattr(operation, "random", False)]
 
     @property
     def output_sizes(self) -> tuple[tuple[int, int] | None, ...]:

@@ -9,9 +9,9 @@ calls. Hence everything is in one file, which calls only FFCV's C library. What 
 No argument is a writeable uint8[::1]. Building one of FFCV's own loaders changes numba's type of that name for the
 whole process. Code compiled for it before is then not found.
 
-Random numbers are a hash of (seed, epoch, sample id). FFCV's own come from numba's generator, which cannot be seeded
-from outside and is shared by the threads of a batch. So a run repeats bit by bit on any number of threads, from the
-middle of an epoch, and whatever else is in the batch.
+Random numbers are a hash of (seed, epoch, sample id), and each operation has a seed of its own. FFCV's own come from
+numba's generator, which cannot be seeded from outside and is shared by the threads of a batch. So a run repeats bit by
+bit on any number of threads, from the middle of an epoch, and whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -65,6 +65,15 @@ def stream_key(seed, epoch, sample):
     key = mix(np.uint64(seed) + _GOLDEN)
     key = mix((key ^ np.uint64(epoch)) + _GOLDEN)
     return mix((key ^ np.uint64(sample)) + _GOLDEN)
+
+
+@njit("int64(int64, int64)", nogil=True, cache=True)
+def operation_seed(seed, number):
+    """int64: the seed of the random operation `number` of a loader: two views of a sample are not drawn alike.
+
+    The first has the loader's own seed.
+    """
+    return seed if number == 0 else np.int64(mix(np.uint64(seed) + np.uint64(number) * _GOLDEN))
 
 
 @njit("float64(uint64, int64)", nogil=True, cache=True)

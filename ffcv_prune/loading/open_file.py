@@ -75,6 +75,7 @@ class OpenFile:
 
     Attributes:
         info: what `check_beton` found.
+        pointers: of each field outside the metadata, uint64[n]: the address of each sample's data.
         sample_bytes: mean size of a sample.
         memory_manager: FFCV's, with its tables of addresses and sizes, and the mapping.
     """
@@ -83,6 +84,7 @@ class OpenFile:
         tables = read_tables(path, custom_fields)
         self.info = tables.info
         self.memory_manager = _LeanOSCache(path, tables, custom_fields)
+        self.pointers = tables.pointers
         self.sample_bytes = int(tables.sizes.sum()) / self.info.num_samples
         mapped = self.memory_manager.context.mmap
         self._guard = Guard(mapped)

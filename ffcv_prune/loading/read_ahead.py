@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import ffcv_prune.ffcv_import  # noqa: F401 - before FFCV  # isort: skip
 import numpy as np
-from ffcv.fields import BytesField, NDArrayField, RGBImageField
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import uninterrupted
@@ -106,19 +105,8 @@ def windows(ids: NDArray[np.int64], batch_size: int, sample_bytes: float) -> dic
 
 def addresses(opened: OpenFile, fields: Sequence[str], ids: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Where the data of the samples begin in the file: uint64, one for each sample and field outside the metadata."""
-    reader = opened.memory_manager.reader
-    found = [np.empty(0, dtype=np.uint64)]
-    for number, (name, handler) in enumerate(reader.handlers.items()):
-        if name not in fields:
-            continue
-        column = reader.metadata[f"f{number}"]
-        if isinstance(handler, RGBImageField):
-            found.append(column["data_ptr"][ids])
-        elif isinstance(handler, BytesField):
-            found.append(column["ptr"][ids])
-        elif isinstance(handler, NDArrayField):
-            found.append(column[ids])
-    return np.concatenate(found)
+    found = [pointers[ids] for name, pointers in opened.pointers.items() if name in fields]
+    return np.concatenate([np.empty(0, dtype=np.uint64), *found])
 
 
 def byte_ranges(

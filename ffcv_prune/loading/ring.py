@@ -15,7 +15,7 @@ from ffcv.loader.epoch_iterator import select_buffer
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError
-from ffcv_prune.loading import native_code
+from ffcv_prune.loading import kernels, native_code
 from ffcv_prune.loading.augment import PadCropFlip, PlannedDecoder
 from ffcv_prune.loading.graph import PipelineGraph, PlannedImages
 from ffcv_prune.loading.native_code import StoredSamples
@@ -81,7 +81,10 @@ class Ring:
         self.buffers |= {f"shared_memory_{node}": b for node, b in memory["shared"].items()}
         self.planned = graph.planned
         moved = {images.node for images in self.planned if images.move is not None}
-        self.keys = [memory["operation"][node][1] for node, _ in graph.operations_of(PadCropFlip) if node not in moved]
+        self.keys = {
+            node: memory["operation"][node][1] for node, _ in graph.operations_of(PadCropFlip) if node not in moved
+        }
+        self._random_nodes = graph.random_nodes
         self._size = min(decoding.batch_size, samples)
         size = self._size, len(native_code.JOB)
         self.jobs = [[np.zeros(size, np.int64) for _ in self.planned] for _ in range(self.slots)]
@@ -146,8 +149,9 @@ class Ring:
         """Prepare for a new epoch; the thread of the previous one has ended."""
         self.take_back()  # the device may still be reading the last batch of the previous epoch
         self.seed, self.epoch = seed, epoch
-        for key in self.keys:
-            key[...] = seed, epoch
+        self.seeds = {node: kernels.operation_seed(seed, i) for i, node in enumerate(self._random_nodes)}
+        for node, key in self.keys.items():
+            key[...] = self.seeds[node], epoch
 
     def hand_out(self, slot: int) -> None:
         """Let the consumer's current stream use a slot, once its copies have arrived."""
@@ -186,9 +190,10 @@ class Ring:
             own = jobs[: len(ids)]
             if whole is None:
                 column = decoding.file.column(images.field)
-                images.decoder.plan(own, ids, column, storage_state, self.seed, self.epoch)
+                seed = self.seeds.get(images.decoder_node, self.seed)
+                images.decoder.plan(own, ids, column, storage_state, seed, self.epoch)
             if images.move is not None:
-                images.move.plan(own, ids, self.seed, self.epoch)
+                images.move.plan(own, ids, self.seeds[images.node], self.epoch)
         self.workers.submit(slot, ids, stored)
 
     def finish_batch(self, decoding: Decoding, ids: NDArray[np.int64], slot: int) -> tuple[Any, ...]:
