@@ -61,6 +61,8 @@ def test_ffcv_arguments_mean_what_they_mean_in_ffcv(beton: Beton) -> None:
     loader = PrunedLoader(str(beton.path), order_kwargs={}, with_ids=True, **options)
     stock = Loader(str(beton.path), **options)
     assert len(loader) == len(stock) == 3
+    np.testing.assert_array_equal(loader.indices, stock.indices)
+    np.testing.assert_array_equal(PrunedLoader(beton.path, 8).indices, np.arange(203))
     for (images, ids), (expected,) in zip(loader, stock, strict=True):
         np.testing.assert_array_equal(images, expected)
         np.testing.assert_array_equal(images, beton.images[ids])

@@ -90,6 +90,13 @@ class Drawing(SmallNet):
         return super().forward(images) * (1 if isinstance(images, Tensor) else 2)
 
 
+class Faint(Drawing):
+    """As a regression of small numbers may be."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * 1e-4
+
+
 def compiled() -> nn.Module:
     return torch.compile(SmallNet(), backend="eager")
 
@@ -106,13 +113,13 @@ def hooked() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("build", [Branching, Island, compiled, compiled_in_place, hooked, nn.Flatten])
+@pytest.mark.parametrize("build", [Branching, Island, NormTwice, compiled, compiled_in_place, hooked, nn.Flatten])
 @torch.inference_mode()
 def test_what_cannot_be_folded_is_not(build: Callable[[], nn.Module]) -> None:
     assert fold_batch_norm(trained(build())) is None
 
 
-@pytest.mark.parametrize("build", [NormTwice, Drawing])
+@pytest.mark.parametrize("build", [Faint, Drawing])
 @torch.inference_mode()
 def test_a_model_traced_wrongly_is_found_out(build: Callable[[], nn.Module]) -> None:
     model = trained(build())

@@ -20,6 +20,7 @@ from ffcv.pipeline.operation import Operation
 from ffcv_prune import PrunedLoader
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
+from ffcv_prune.loading.arguments import usable_cores
 from ffcv_prune.loading.augment import CentreCrop, PadCropFlip, RandomResizedCrop, StoredImage
 from ffcv_prune.loading.epoch import LoaderError
 from ffcv_prune.loading.pipelines import score_pipelines, train_pipelines
@@ -430,6 +431,18 @@ def test_a_replaced_or_deleted_file_is_noticed(beton: Beton, tmp_path: Path) -> 
         iter(loader)
 
 
+def test_a_relative_path_is_that_of_the_directory_it_was_given_in(
+    beton: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(beton.path, tmp_path / "train.beton")
+    monkeypatch.chdir(tmp_path)
+    loader = PrunedLoader("train.beton", BATCH)
+    monkeypatch.chdir("/")
+    assert len(list(loader)) == len(loader)
+    with pytest.raises(UserError, match=r"^/train\.beton does not exist"):
+        PrunedLoader("train.beton", BATCH)
+
+
 class FailingOperation(Operation):
     """Runs in the loader's thread, outside compiled code."""
 
@@ -525,3 +538,44 @@ def test_a_batch_size_set_between_epochs_holds(beton: Beton, size: int) -> None:
         batches = [[part.clone() for part in batch] for batch in loader]
         assert {len(part) for part in batches[0]} == {size}
         assert sum(len(batch[0]) for batch in batches) == 203
+
+
+def test_a_number_of_workers_set_between_epochs_holds(beton: Beton) -> None:
+    loader = make_loader(beton, num_workers=1)
+    expected = serve(loader)
+    loader.num_workers = usable_cores()
+    loader.set_epoch(0)
+    for one, other in zip(serve(loader), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert loader.ring.size[2] == usable_cores()
+    loader.num_workers = usable_cores() + 1
+    with pytest.raises(UserError, match="this process may use"):
+        iter(loader)
+
+
+def test_an_epoch_that_its_own_thread_drops_ends_without_a_word(beton: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector runs in any thread: the loader's once waited for its own end."""
+    errors: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", errors.append)
+    loader = make_loader(beton, batch_size=50)
+    dropped, collected = threading.Event(), threading.Event()
+
+    def draw_ahead(epoch: int) -> None:
+        dropped.wait(60)
+        gc.collect()
+        collected.set()
+
+    monkeypatch.setattr(loader.traversal_order, "draw_ahead", draw_ahead)
+    gc.disable()
+    try:
+        circle: list[Any] = [iter(loader)]
+        circle.append(circle)
+        next(circle[0])
+        del circle
+        dropped.set()
+        assert collected.wait(60)
+    finally:
+        gc.enable()
+    assert not errors
+    monkeypatch.undo()
+    assert len(serve(loader)[0]) == 200

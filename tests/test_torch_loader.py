@@ -430,6 +430,18 @@ def test_labels_that_are_not_stated_take_one_pass() -> None:
     np.testing.assert_array_equal(loader.selection, HALF)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labels_are_read_while_an_epoch_is_running(workers: int) -> None:
+    dataset = Coloured(change=torch_data.position)
+    loader = make(dataset, num_workers=workers)
+    expected = served(loader)
+    loader.set_epoch(0)
+    epoch = iter(loader)
+    first = [next(epoch)]
+    np.testing.assert_array_equal(loader.labels, dataset.classes)
+    assert [batch[-1].tolist() for batch in [*first, *epoch]] == expected
+
+
 def test_a_pruner_that_needs_no_labels_reads_none() -> None:
     """Defect: it compared those of both loaders, and made a pass over each for it."""
     reads: list[int] = []

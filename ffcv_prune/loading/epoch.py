@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ffcv_prune.errors import UserError, uninterrupted
-from ffcv_prune.loading.read_ahead import ReadAhead
+from ffcv_prune.loading.read_ahead import ReadAhead, end
 from ffcv_prune.loading.ring import Decoding, Ring
 from ffcv_prune.loading.selectable import Position
 from ffcv_prune.protocols import Batch
@@ -140,8 +140,7 @@ class _Producer:
                 with self.lock:
                     if self.ring.direct and self.ring.producer is self:  # else a later epoch has the buffers
                         self.ring.workers.clear()
-                if self.thread.is_alive():
-                    self.thread.join()
+                end(self.thread)
         if self.read_ahead:
             self.read_ahead.stop()
         self.ring.settle()

@@ -113,7 +113,7 @@ class PrunedLoader(SelectableLoader, Loader):
                 whole("batch_size", batch_size, 1),
                 num_workers=usable_workers(num_workers),
                 seed=None if seed is None else whole("seed", seed, 0),
-                indices=np.empty(0, dtype=np.int64),  # in place of all positions, which nothing of ours reads
+                indices=served,
                 pipelines=copied_pipelines(pipelines, info),
                 drop_last=drop_last,
                 distributed=False,  # FFCV's own sharding pads the selection; PrunedOrder shards
@@ -164,21 +164,22 @@ class PrunedLoader(SelectableLoader, Loader):
 
     @property
     def ring(self) -> Ring:
-        """The buffers, allocated at the first epoch, and anew where their size was set since.
+        """The buffers and their workers, made at the first epoch, and anew where their size or number was set since.
 
         The compiled code takes the size from the buffers, so that nothing is compiled.
         """
         ring = self._ring
-        size = (self.batch_size, self.batches_ahead, self.graph.output_sizes)
-        if ring is None or (ring.size, ring.process) != (size, os.getpid()):
+        decoding = self._decoding
+        if ring is None or (ring.size, ring.process) != (Ring.size_of(decoding), os.getpid()):
             # Whatever mode the consumer is in: the loader's thread writes into the buffers outside inference mode.
             with torch.inference_mode(False):
-                ring = self._ring = Ring(self._decoding)
+                ring = self._ring = Ring(decoding)
         return ring
 
     @property
     def _decoding(self) -> Decoding:
-        own = (self.batch_size, self.batches_ahead, self.num_workers, self.read_ahead, self.seed, self.with_ids)
+        threads = usable_workers(self.num_workers)
+        own = (self.batch_size, self.batches_ahead, threads, self.read_ahead, self.seed, self.with_ids)
         return Decoding(self.file, self.graph, self.code, *own)
 
     @property

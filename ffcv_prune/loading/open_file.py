@@ -140,6 +140,7 @@ _lock = threading.RLock()
 def open_file(path: Path, custom_fields: CustomFields | None = None) -> OpenFile:
     """Return the file as a living loader opened it, or open it. UserError for a missing or damaged one."""
     custom_fields = dict(custom_fields or {})
+    path = path.absolute()  # the process may change its directory
     with _lock:
         state = _file_state(path)  # before the check: what changes after it is noticed
         key = path, state, frozenset(custom_fields.items())

@@ -92,8 +92,16 @@ class ReadAhead(threading.Thread):
         self._stopped = True
         self._room.release()
         with uninterrupted():
-            if self.is_alive():
-                self.join()
+            end(self)
+
+
+def end(thread: threading.Thread) -> None:
+    """Wait for the end of a thread that has been asked to stop.
+
+    Not where this is the thread itself: the garbage collector may drop an epoch in any thread.
+    """
+    if thread.is_alive() and thread is not threading.current_thread():
+        thread.join()
 
 
 def windows(ids: NDArray[np.int64], batch_size: int, sample_bytes: float) -> dict[int, NDArray[np.int64]]:

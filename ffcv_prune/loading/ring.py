@@ -61,7 +61,7 @@ class Ring:
 
     Attributes:
         direct: whether `finish_batch` only makes views of what the native code makes.
-        size: what it was allocated for: samples of a batch, batches ahead, and the sizes of the images.
+        size: what it was made for, see `size_of`.
         process: number of the process that it was made in; in a fork, its threads are not there.
     """
 
@@ -69,7 +69,7 @@ class Ring:
         graph = decoding.graph
         samples = decoding.file.info.num_samples
         self.slots = min(decoding.batches_ahead, -(-samples // decoding.batch_size)) + 2  # no epoch has more batches
-        self.size = (decoding.batch_size, decoding.batches_ahead, graph.output_sizes)
+        self.size = self.size_of(decoding)
         try:
             memory = graph.allocate_memory(min(decoding.batch_size, samples), self.slots)
         except (MemoryError, RuntimeError) as error:
@@ -126,6 +126,11 @@ class Ring:
                 if tensor.is_cuda:  # a copy may be on its way when the loader is dropped
                     tensor.record_stream(stream)
                     self._on_device.append(tensor)
+
+    @staticmethod
+    def size_of(decoding: Decoding) -> tuple[Any, ...]:
+        """Samples of a batch, batches ahead, threads, and the sizes of the images."""
+        return decoding.batch_size, decoding.batches_ahead, decoding.num_workers, decoding.graph.output_sizes
 
     @staticmethod
     def _stored(file: OpenFile, images: PlannedImages) -> native_code.StoredImages | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -152,16 +151,28 @@ class TorchLoader(SelectableLoader):
     def labels(self) -> NDArray[np.int64] | None:
         """int64[n], the class of each sample; None where the targets are not classes.
 
-        They come from the data set's `targets`, where it has them. Otherwise one pass over all samples reads them.
+        They come from the data set's `targets`, where it has them. Otherwise one pass over all samples reads them, by
+        workers of its own: an epoch may be running.
         """
         if self._stated_labels is not None:
             return self._stated_labels
+        own = TorchLoader(
+            self.dataset,
+            self.batch_size,
+            seed=self.seed,
+            shuffle=False,
+            drop_last=False,
+            collate_fn=self.collate_fn,
+            **self._options,
+        )
         labels = np.empty(self.num_samples, np.int64)
-        with closing(self._start(TorchBatches, Position(0, 0, None), np.arange(self.num_samples))) as batches:
-            for batch in batches:
+        try:
+            for batch in own.batches(0):
                 if not are_classes(batch.targets):
                     return None
                 labels[batch.ids.numpy()] = batch.targets.numpy()
+        finally:
+            own.end_workers()
         return labels
 
     @cached_property
