@@ -13,14 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ffcv_prune import methods, strict_args
+from ffcv_prune import methods, strict_args, yaml_settings
 from ffcv_prune.errors import TRAIN, WRITE, UserError, nearest
 from ffcv_prune.methods import Method
 from ffcv_prune.methods.method import parameters_of
 from ffcv_prune.methods.sources import SOURCES, Source
 from ffcv_prune.sections import Data, Model, Run, StaticScores, Train
 from ffcv_prune.settings import key
-from ffcv_prune.strict_args import Setting
+from ffcv_prune.yaml_settings import Setting
 
 USAGE = f"""\
 usage: {TRAIN} --config FILE | --resume RUN | --init-from RUN [--profile] [--section.key=value ...]
@@ -124,7 +124,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as a config file that `load` reads back as the same."""
-        return strict_args.to_yaml(self.sections)
+        return yaml_settings.to_yaml(self.sections)
 
 
 def _ramp_faults(data: Data) -> list[str]:
@@ -220,7 +220,7 @@ def _config_file(name: str) -> Path:
 
 
 def _resolve(path: Path, overrides: dict[str, str]) -> Config:
-    settings = strict_args.read_settings(path)
+    settings = yaml_settings.read_settings(path)
     if strict_args.is_foreign(settings, own=SECTIONS, other=RECIPE_SECTIONS):
         raise UserError(f"{path} is a recipe, not a training config: use {WRITE} --dataset {path}")
     settings |= {name: Setting(text, "command line", -1) for name, text in overrides.items()}

@@ -18,7 +18,8 @@ import torch
 
 from ffcv_prune import config, methods
 from ffcv_prune.config import Config
-from ffcv_prune.data.beton import check_beton, fingerprint
+from ffcv_prune.data.beton import check_beton
+from ffcv_prune.data.fingerprint import fingerprint
 from ffcv_prune.errors import UserError
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.run_folder import RunFolder, replace_file

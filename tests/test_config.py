@@ -15,7 +15,8 @@ from ffcv_prune import methods
 from ffcv_prune.config import RECIPE_SECTIONS, SECTIONS, Config, load
 from ffcv_prune.data.recipe import RECIPES, Recipe
 from ffcv_prune.errors import UserError
-from ffcv_prune.strict_args import PATTERNS, parse_command_line, read_yaml
+from ffcv_prune.strict_args import PATTERNS, parse_command_line
+from ffcv_prune.yaml_settings import read_yaml
 
 CONFIGS = Path(__file__).parents[1] / "rn_configs"
 MINIMAL = """\

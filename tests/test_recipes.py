@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from ffcv_prune import strict_args
+from ffcv_prune import strict_args, yaml_settings
 from ffcv_prune.data.recipe import RECIPES, Recipe, Subset, load_recipe, recipe_names
 from ffcv_prune.data.sources import hold_out, open_source, subsample
 from ffcv_prune.errors import UserError
@@ -106,7 +106,7 @@ def test_any_override_is_taken_or_refused_in_one_line(overrides: dict[str, str])
         recipe = load_recipe("imagenet", overrides)
     except UserError:
         return
-    content = yaml.safe_load(strict_args.to_yaml(dataclasses.asdict(recipe)))
+    content = yaml.safe_load(yaml_settings.to_yaml(dataclasses.asdict(recipe)))
     assert set(content) == {"dataset", "source", "splits", "image", "subset"}
 
 

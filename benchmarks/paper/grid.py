@@ -23,11 +23,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ffcv_prune import strict_args
+from ffcv_prune import strict_args, yaml_settings
 from ffcv_prune.config import Config, resolve
 from ffcv_prune.errors import UserError, nearest
 from ffcv_prune.settings import key
-from ffcv_prune.strict_args import Setting
+from ffcv_prune.yaml_settings import Setting
 
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 METHODS = EXPERIMENTS / "methods.yaml"
@@ -163,7 +163,7 @@ def find(name: str) -> Path:
 
 def title(name: str) -> str:
     """What the experiment shows, in one line."""
-    return strict_args.read_yaml(find(name))["about"]["title"]
+    return yaml_settings.read_yaml(find(name))["about"]["title"]
 
 
 def load(path: Path, scale: str) -> tuple[About, list[Run]]:
@@ -172,7 +172,7 @@ def load(path: Path, scale: str) -> tuple[About, list[Run]]:
     Raises:
         UserError: a scale that it does not have, and whatever is wrong with the file.
     """
-    content = strict_args.read_yaml(path)
+    content = yaml_settings.read_yaml(path)
     scales = {scale: content.pop(scale) for scale in SCALES if scale in content}
     if scale not in scales:
         raise UserError(f"{path.name} has no scale {scale}; add --scale {' or '.join(scales)}")
@@ -200,7 +200,7 @@ class _Layers:
     @cached_property
     def below(self) -> dict[str, Setting]:
         """The keys of the config and of the experiment, for all methods: those that one does not take do not count."""
-        config = strict_args.read_settings(self.path.parent / self.experiment.grid.config)
+        config = yaml_settings.read_settings(self.path.parent / self.experiment.grid.config)
         return {word: setting._replace(level=1 + setting.level) for word, setting in (config | self.settings).items()}
 
 
@@ -212,9 +212,9 @@ def _read(path: Path, scale: str, layers: Sequence[Mapping[str, Any]]) -> _Layer
         for name in layer.keys() - set(SECTIONS):
             raise UserError(f'{path.name}: unknown key "{name}"{nearest(name, (*SECTIONS, *SCALES, "parts"))}')
         layer = {name: value for name, value in layer.items() if value != ""}  # a section of comments only
-        settings |= strict_args.flatten(layer.pop("settings", {}), path.name)
+        settings |= yaml_settings.flatten(layer.pop("settings", {}), path.name)
         sweeps = layer.pop("sweeps", sweeps)
-        declared |= strict_args.flatten(layer, path.name)
+        declared |= yaml_settings.flatten(layer, path.name)
     return _Layers(strict_args.resolve(Experiment, declared), settings, sweeps, path, scale)
 
 
@@ -222,8 +222,8 @@ def _read(path: Path, scale: str, layers: Sequence[Mapping[str, Any]]) -> _Layer
 def methods() -> dict[str, tuple[Method, dict[str, Setting]]]:
     """The methods of methods.yaml, each with its keys of a training config."""
     made = {}
-    for name, entry in strict_args.read_yaml(METHODS).items():
-        settings = strict_args.flatten(entry, f"{METHODS.name}, {name}")
+    for name, entry in yaml_settings.read_yaml(METHODS).items():
+        settings = yaml_settings.flatten(entry, f"{METHODS.name}, {name}")
         own = {f"method.{word}": setting for word, setting in settings.items() if "." not in word}
         method = strict_args.resolve(_MethodFile, own).method
         made[name] = method, {word: setting for word, setting in settings.items() if "." in word}

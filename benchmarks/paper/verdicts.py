@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.paper.cells import Cell
 from ffcv_prune.analysis.intervals import Difference, difference
-from ffcv_prune.strict_args import read_yaml
+from ffcv_prune.yaml_settings import read_yaml
 
 CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"

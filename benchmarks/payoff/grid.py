@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.grid import key_of
-from ffcv_prune import strict_args
+from ffcv_prune import yaml_settings
 from ffcv_prune.config import Config, resolve
 from ffcv_prune.errors import UserError, nearest
-from ffcv_prune.strict_args import Setting
+from ffcv_prune.yaml_settings import Setting
 
 GRID = Path(__file__).with_name("grid.yaml")
 KEYS = (
@@ -221,7 +221,7 @@ class Grid:
 
 def load(path: Path = GRID) -> Grid:
     """Read a grid; UserError for keys that are unknown or missing."""
-    content = strict_args.read_yaml(path)
+    content = yaml_settings.read_yaml(path)
     for name in content.keys() - {*KEYS, *OPTIONAL}:
         raise UserError(f'{path.name}: unknown key "{name}"{nearest(name, (*KEYS, *OPTIONAL))}')
     for name in set(KEYS) - content.keys():
@@ -246,7 +246,7 @@ def _made(path: Path, content: Mapping[str, Any]) -> Grid:
     claim, confirm = content["claim"], content.get("confirm")
     return Grid(
         name=path.name,
-        base=strict_args.read_settings(path.parent / content["config"]),
+        base=yaml_settings.read_settings(path.parent / content["config"]),
         epochs=int(content["epochs"]),
         seeds=int(content["seeds"]),
         hopeless=float(content["hopeless"]),

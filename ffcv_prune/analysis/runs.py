@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ffcv_prune.analysis.counts import method_selections, selection_counts
 from ffcv_prune.errors import UserError
-from ffcv_prune.strict_args import flatten, read_yaml
+from ffcv_prune.yaml_settings import flatten, read_yaml
 
 PLACE = ("run.seed", "run.name", "run.out", "run.save_every", "run.profile", "run.tracker", "data.num_workers")
 

@@ -7,7 +7,6 @@ FFCV could not have written. It reads the tables whole (48 bytes a sample), of t
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -46,8 +45,6 @@ MAX_JPEG_PROBES = 10_000
 
 _WITH_DATA = (RGBImageField, BytesField, NDArrayField)  # outside the metadata
 _KNOWN = (*_WITH_DATA, IntField)
-
-FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK_BYTES = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -95,22 +92,6 @@ class BetonTables:
     pointers: dict[str, np.ndarray]
     lengths: dict[str, np.ndarray]
     checksums: np.ndarray | None
-
-
-def fingerprint(info: BetonInfo) -> str:
-    """A short text that differs between data sets: 16 hexadecimal digits.
-
-    Made from the tables already in memory and from `FINGERPRINT_BLOCKS` pieces of the file, so that it costs
-    milliseconds at any size. Path and date of the file do not enter: a copy has the same fingerprint.
-    """
-    digest = hashlib.blake2b(repr((info.num_samples, info.page_size, info.bytes, info.fields)).encode(), digest_size=8)
-    for column in (info.labels, info.image_heights, info.image_widths, info.image_modes):
-        if column is not None:
-            digest.update(column.tobytes())
-    with info.path.open("rb") as file:
-        for offset in np.linspace(0, info.bytes, FINGERPRINT_BLOCKS, endpoint=False, dtype=np.int64):
-            digest.update(os.pread(file.fileno(), FINGERPRINT_BLOCK_BYTES, int(offset)))
-    return digest.hexdigest()
 
 
 def require_labels(info: BetonInfo) -> tuple[str, np.ndarray]:

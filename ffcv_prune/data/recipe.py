@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
-from ffcv_prune import strict_args
+from ffcv_prune import strict_args, yaml_settings
 from ffcv_prune.config import SECTIONS
 from ffcv_prune.errors import TRAIN, UserError, nearest
 from ffcv_prune.settings import key
-from ffcv_prune.strict_args import Setting
+from ffcv_prune.yaml_settings import Setting
 
 RECIPES = Path(__file__).parents[1] / "write_datasets"  # in a clone a link to that at its root
 
@@ -144,7 +144,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
             remedy = nearest(name_or_path, recipe_names())
             raise UserError(f'unknown recipe "{name_or_path}"{remedy} (or give the path of a .yaml file)')
         path = RECIPES / f"{name_or_path}.yaml"
-    settings = strict_args.read_settings(path)
+    settings = yaml_settings.read_settings(path)
     if strict_args.is_foreign(settings, own=get_type_hints(Recipe), other=SECTIONS):
         raise UserError(f"{path} is a training config, not a recipe: use {TRAIN} --config {path}")
     settings |= {name: Setting(text, "command line") for name, text in (overrides or {}).items()}

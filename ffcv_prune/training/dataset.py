@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ffcv_prune.data.beton import BetonInfo, check_beton, fingerprint, require_labels
+from ffcv_prune.data.beton import BetonInfo, check_beton, require_labels
+from ffcv_prune.data.fingerprint import fingerprint
 from ffcv_prune.data.manifest import Manifest, manifest_path
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.targets import CLASSIFICATION, Target, find_target

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ffcv_prune import strict_args
+from ffcv_prune import yaml_settings
 from ffcv_prune.config import dotted
 from ffcv_prune.errors import UserError, wrong_kind
 from ffcv_prune.pruner import Pruner, Swap
@@ -78,7 +78,7 @@ class RunWriter:
         self._last = time.perf_counter()
         if self._folder is not None:
             config = self._config()
-            self._folder.describe(strict_args.to_yaml(config), names, self._counts, n, test_samples)
+            self._folder.describe(yaml_settings.to_yaml(config), names, self._counts, n, test_samples)
             self._folder.set_status("running")
             self._tracker = open_tracker(tracker, self.path, dotted(config)) if isinstance(tracker, str) else tracker
 
