@@ -18,6 +18,7 @@ from ffcv_prune import PrunedLoader, score_dataset, tasks
 from ffcv_prune.data.beton import check_beton
 from ffcv_prune.errors import UserError
 from ffcv_prune.loading.pipelines import score_pipelines
+from ffcv_prune.training.epoch import evaluate
 from tests.betons import Beton, write_label_first, write_targets
 from tests.devices import BOTH, RING_GUARDS, Unwaited, lag, leave_out, without_tf32
 from tests.nets import SmallNet
@@ -420,3 +421,27 @@ def test_a_pass_gives_a_module_its_mode_back_by_its_own_way(score_loader: Pruned
     frozen.training = False
     score_dataset(model, score_loader)
     assert model.training and not model.merged and not frozen.training
+
+
+class Keeps(SmallNet):
+    """Makes what it needs at its first forward pass, as models with positions or lazy layers do."""
+
+    scale: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = torch.full((10,), 2.0)
+        return super().forward(images) * self.scale
+
+
+def test_a_model_that_keeps_tensors_can_be_trained_after_a_pass(score_loader: PrunedLoader) -> None:
+    for first in (score_dataset, lambda model, loader: evaluate(model, loader, tasks.Classification(), None)):
+        model = Keeps()
+        first(model, score_loader)
+        images = next(score_loader.batches(0)).inputs
+        model.train()(images).sum().backward()
+        assert model.head.weight.grad is not None

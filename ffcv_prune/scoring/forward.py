@@ -79,7 +79,7 @@ def score_dataset(
     order = torch.empty(share, dtype=torch.int64)  # of the loader's `indices`, which need not be sorted
     with (
         evaluating(model),
-        torch.inference_mode(),
+        torch.no_grad(),  # not inference mode, as fast on a CPU: a model may keep a tensor, which training then needs
         # Before the loader's thread runs, which may hold modules.
         nullcontext(fold_batch_norm(plain) if folds else None) as folded,
         closing(score_loader.batches(0, scored)) as batches,

@@ -211,7 +211,7 @@ def mean_loss(losses: Tensor, ids: Tensor, outputs: Any, targets: Any) -> Tensor
     return losses.mean()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: a model may keep a tensor, which training then needs
 def evaluate(
     model: nn.Module,
     loader: SampleLoader,
