@@ -86,9 +86,9 @@ def make_trainer(
 
 
 def plain_run(
-    pruner: Pruner, accumulate: int = 1, rate: Callable[[int], float] = lambda step: LR
+    pruner: Pruner, accumulate: int = 1, rate: Callable[[int], float] = lambda step: LR, warmup: int = 0
 ) -> tuple[list[list[int]], dict[str, Tensor]]:
-    """`rate`: of a step, before the pruner's factor."""
+    """`rate`: of a step, before the pruner's factor, which counts after `warmup` steps."""
     model = make_model()
     optimizer = sgd(model)
     steps: list[list[int]] = []
@@ -100,7 +100,7 @@ def plain_run(
             losses = F.cross_entropy(outputs.logits, labels, reduction="none")
             (pruner.batch_loss(losses, batch["ids"], outputs, labels) / accumulate).backward()
             for group in optimizer.param_groups:
-                group["lr"] = rate(len(steps)) * pruner.lr_factor
+                group["lr"] = rate(len(steps)) * (pruner.lr_factor if len(steps) >= warmup else 1)
             steps.append(batch["ids"].tolist())
             if len(steps) % accumulate == 0:
                 optimizer.step()
@@ -121,13 +121,22 @@ def test_a_run_is_the_plain_loop_step_by_step(method: str, workers: int, tmp_pat
         assert trainer.state.max_steps >= len(steps)  # it sizes its selections itself
 
 
-@pytest.mark.parametrize("accumulate", [2, 3])
-def test_gradients_are_accumulated_over_the_steps_of_the_plan(accumulate: int, tmp_path: Path) -> None:
+def by_the_accelerator(steps: int) -> dict[str, Any]:
+    return {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": steps}}}
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "options"),
+    [(2, {"gradient_accumulation_steps": 2}), (3, {"gradient_accumulation_steps": 3}), (2, by_the_accelerator(2))],
+)
+def test_gradients_are_accumulated_over_the_steps_of_the_plan(
+    accumulate: int, options: dict[str, Any], tmp_path: Path
+) -> None:
     """Across the ends of epochs; what is left of it in the end makes no step."""
     random = {"method": "random", "keep": 0.4, "period": 2, "final": 1, "final_mode": "full"}
     steps, weights = plain_run(make_pruner(**random), accumulate)
     assert len(steps) == 32
-    trainer = make_trainer(make_pruner(**random), tmp_path, gradient_accumulation_steps=accumulate)
+    trainer = make_trainer(make_pruner(**random), tmp_path, **options)
     trainer.train()
     assert trainer.steps == steps[: 32 // accumulate * accumulate]
     assert trainer.state.global_step == trainer.state.max_steps == 32 // accumulate
@@ -140,6 +149,20 @@ def test_accumulation_is_refused_where_selections_follow_from_training(method: s
     """All batches of a step are drawn before one is trained on, and so the next selection may be made."""
     with pytest.raises(UserError, match=f"gradient_accumulation_steps is 2: .* selection of method {method} too early"):
         make_trainer(make_pruner(method), tmp_path, gradient_accumulation_steps=2)
+    with pytest.raises(UserError, match="gradient_accumulation_steps is 2"):
+        make_trainer(make_pruner(method), tmp_path, **by_the_accelerator(2))
+
+
+def test_the_factor_of_the_learning_rate_counts_after_the_warm_up(tmp_path: Path) -> None:
+    """Of the schedule, to its middle in the second epoch, where samples are hidden already."""
+    warmup = LENGTHS[-1] * 3 // 2  # the last epoch has all samples, as the first has here
+    _, weights = plain_run(make_pruner("kakurenbo"), rate=lambda step: LR * min(1, step / warmup), warmup=warmup)
+    trainer = make_trainer(
+        make_pruner("kakurenbo"), tmp_path, lr_scheduler_type="constant_with_warmup", warmup_steps=warmup
+    )
+    trainer.train()
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, weights[name], msg=lambda found, name=name: f"{name}: {found}")
 
 
 def test_the_factor_of_the_learning_rate_is_of_the_step_alone(tmp_path: Path) -> None:

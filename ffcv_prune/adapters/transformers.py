@@ -52,7 +52,7 @@ class PrunedTrainer(Trainer):
     def __init__(self, model: nn.Module, args: TrainingArguments, *, pruner: Pruner, **options: Any) -> None:
         _check(args, pruner, options)
         args = copy.copy(args)
-        args.max_steps = pruner.total_steps() // args.gradient_accumulation_steps
+        args.max_steps = pruner.total_steps() // _accumulated(args)
         pruner.check_schedule(options.get("optimizers", (None, None))[1], args.max_steps)
         args.ignore_data_skip = True  # the loader itself goes on where it was
         super().__init__(model, args, **options)
@@ -108,7 +108,7 @@ def _check(args: TrainingArguments, pruner: Pruner, options: Mapping[str, Any]) 
             f"{args.world_size} processes train, and {pruner.loader.world_size} share the loader: build it with "
             f"distributed={args.world_size > 1}"
         )
-    together = args.gradient_accumulation_steps
+    together = _accumulated(args)
     follows_training = pruner.method.records_losses or not isinstance(pruner.method.weight, NoWeight)
     if together > 1 and follows_training:
         # The Trainer draws all batches of a step before it trains on the first of them.
@@ -118,6 +118,12 @@ def _check(args: TrainingArguments, pruner: Pruner, options: Mapping[str, Any]) 
         )
     if pruner.loader.with_ids:
         _check_loss(args, options)
+
+
+def _accumulated(args: TrainingArguments) -> int:
+    """Batches of a step. Either setting says so; of both, the Trainer refuses one."""
+    more = args.accelerator_config.gradient_accumulation_kwargs or {}
+    return int(more.get("num_steps", args.gradient_accumulation_steps))
 
 
 def _check_loss(args: TrainingArguments, options: Mapping[str, Any]) -> None:
@@ -167,7 +173,8 @@ class _SavesState(TrainerCallback):
 
 
 class _MultipliesLearningRate(TrainerCallback):
-    """Makes each step with the pruner's factor of the learning rate, of which schedule and log see nothing."""
+    """Makes each step after the warm-up with the pruner's factor of the learning rate, of which schedule and log see
+    nothing."""
 
     def __init__(self, pruner: Pruner) -> None:
         self._pruner = pruner
@@ -176,8 +183,9 @@ class _MultipliesLearningRate(TrainerCallback):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **options: Any) -> None:
         groups = options["optimizer"].param_groups
         self._scheduled = [group["lr"] for group in groups]
-        for group in groups:
-            group["lr"] = group["lr"] * self._pruner.lr_factor
+        if state.global_step >= args.get_warmup_steps(state.max_steps):
+            for group in groups:
+                group["lr"] = group["lr"] * self._pruner.lr_factor
 
     def on_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **options: Any) -> None:
         for group, scheduled in zip(options["optimizer"].param_groups, self._scheduled, strict=True):
