@@ -142,7 +142,8 @@ class PipelineGraph(Graph):
     @property
     def random_nodes(self) -> list[int]:
         """The nodes whose operations draw random numbers by the loader's seed."""
-        return [node for node, operation in self.operations() if getattr(operation, "random", False)]
+        ours = (PlannedDecoder, PadCropFlip)
+        return [node for node, operation in self.operations() if isinstance(operation, ours) and operation.random]
 
     @property
     def output_sizes(self) -> tuple[tuple[int, int] | None, ...]:

@@ -111,7 +111,7 @@ class PrunedLoader(SelectableLoader, Loader):
             super().__init__(
                 str(self.path),
                 whole("batch_size", batch_size, 1),
-                num_workers=usable_workers(num_workers),
+                num_workers=num_workers,
                 seed=None if seed is None else whole("seed", seed, 0),
                 indices=served,
                 pipelines=copied_pipelines(pipelines, info),
@@ -126,6 +126,15 @@ class PrunedLoader(SelectableLoader, Loader):
     @property
     def name(self) -> str:
         return str(self.path)
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that decode, at least one; may be set between epochs."""
+        return self._num_workers
+
+    @num_workers.setter
+    def num_workers(self, asked: int) -> None:
+        self._num_workers = usable_workers(asked)
 
     @property
     def label_range(self) -> tuple[int, int] | None:
@@ -178,8 +187,7 @@ class PrunedLoader(SelectableLoader, Loader):
 
     @property
     def _decoding(self) -> Decoding:
-        threads = usable_workers(self.num_workers)
-        own = (self.batch_size, self.batches_ahead, threads, self.read_ahead, self.seed, self.with_ids)
+        own = (self.batch_size, self.batches_ahead, self.num_workers, self.read_ahead, self.seed, self.with_ids)
         return Decoding(self.file, self.graph, self.code, *own)
 
     @property

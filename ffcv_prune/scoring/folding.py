@@ -34,7 +34,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module | None:
     (torch.nn.utils.fuse_conv_bn_eval). The tracer of torch.fx finds the pairs. The result is None for a model without
     batch norm, a compiled model, and a model that cannot be traced. It is also None for a model that sets its own
     precision (torch.autocast): a trace would lose it. It is None for a model with hooks: a copy would not call them.
-    It is None for a model that uses a batch norm or a convolution twice: torch would fold it twice.
+    It is None for a model that uses a layer twice which could be folded: torch would fold it twice.
     The copy may be wrong where the model takes another path under a tracer: ask `agrees`.
 
     Not to be called while other threads run modules: the tracer takes over `nn.Module.__call__`.
