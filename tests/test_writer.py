@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import shutil
@@ -81,8 +82,12 @@ def temporaries(source: Path) -> list[Path]:
 
 def children(pid: int) -> list[int]:
     """Return the writer processes of `pid`: its forks, not Python's tracker of shared memory."""
-    pids = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid for pid in pids if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a short one may end meanwhile
+            if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 def is_running(pid: int) -> bool:
