@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar, get_type_hints
 
@@ -132,12 +132,20 @@ def parse_command_line(
         if not equals:
             value = next(arguments, "--")
             if value.startswith("--"):
-                if name not in options and "." not in name:  # keys have a dot
-                    close = closest(name, (*options, *without_value))
-                    raise UserError(f"unknown option --{name}; {f'did you mean --{close}?' if close else 'see --help'}")
+                _refuse_unknown([] if name in options else [name], (*options, *without_value))
                 raise UserError(f"--{name} needs a value; write --{name}=VALUE")
         (given if name in options else overrides)[name] = value
+    if not given:  # an option is needed, and so it may be one of these
+        _refuse_unknown(overrides, (*options, *flags))
     return given, overrides
+
+
+def _refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
+    """UserError for the first name that is no key: keys have a dot."""
+    for name in names:
+        if "." not in name:
+            close = closest(name, known)
+            raise UserError(f"unknown option --{name}; {f'did you mean --{close}?' if close else 'see --help'}")
 
 
 def _to_text(value: Any) -> Text:

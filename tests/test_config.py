@@ -268,6 +268,8 @@ def test_malformed_command_lines(argv: list[str]) -> None:
         (["--profil"], "unknown option --profil; did you mean --profile?"),
         (["--profil", "--config=a.yaml"], "unknown option --profil; did you mean --profile?"),
         (["--xyz"], "unknown option --xyz; see --help"),
+        (["--confg", "a.yaml"], "unknown option --confg; did you mean --config?"),
+        (["--confg=a.yaml", "--train.lr=1"], "unknown option --confg; did you mean --config?"),
         (["--config"], "--config needs a value; write --config=VALUE"),
         (["--train.lr"], "--train.lr needs a value; write --train.lr=VALUE"),
         (["--profile=yes"], "--profile takes no value; write --profile"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import math
 import re
@@ -93,6 +94,12 @@ class Page(HTMLParser):
         self._in_cell = False
 
 
+def npy(values: list[float]) -> bytes:
+    content = io.BytesIO()
+    np.save(content, np.array(values))
+    return content.getvalue()
+
+
 def test_the_report_holds_the_numbers_of_the_log_and_its_own_pictures(tmp_path: Path) -> None:
     rows = [log_row(epoch, accuracy, 1.0) for epoch, accuracy in enumerate([0.25, None, None, 0.8125])]
     rows[3]["phase"] = "random"
@@ -175,6 +182,23 @@ def test_selections_are_counted_in_the_order_of_their_epochs(tmp_path: Path) -> 
     files = selection_files(run)
     assert [file.name for file in files] == ["epoch_0000.npy", "epoch_0040.npy", "epoch_12000.npy"]
     assert selection_counts(files, 6).tolist() == [1, 0, 0, 3, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"x", ".*"),
+        (npy([0, 9]), "id 9 is outside the data set's positions 0 … 5"),
+        (npy([0.5]), "a selection holds int64 dataset positions, not float64"),
+        (None, "Is a directory"),
+    ],
+)
+def test_a_damaged_selection_is_one_line(content: bytes | None, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "epoch_0001.npy"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=f"cannot read the selection {path}: {reason}.*; remove the file") as caught:
+        selection_counts([path], 6)
+    assert "\n" not in str(caught.value)
 
 
 def test_class_fractions_count_what_is_kept_of_each_class() -> None:

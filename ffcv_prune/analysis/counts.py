@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ffcv_prune.errors import UserError
+from ffcv_prune.loading.order import validate_ids
+
 
 def selection_files(run: Path) -> list[Path]:
     """The run's selections, one file each, in the order of the epochs."""
@@ -33,10 +36,17 @@ def selection_counts(files: Sequence[Path], num_samples: int) -> NDArray[np.int6
 
     Returns:
         int64[n]; each entry is between 0 and ``len(files)``.
+
+    Raises:
+        UserError: a file that is damaged, or of other samples.
     """
     counts = np.zeros(num_samples, dtype=np.int64)
     for file in files:
-        counts[np.load(file)] += 1
+        try:
+            counts[validate_ids(np.load(file), num_samples)] += 1
+        except (OSError, ValueError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"cannot read the selection {file}: {reason}; remove the file to leave it out") from None
     return counts
 
 
