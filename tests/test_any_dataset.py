@@ -223,6 +223,15 @@ def test_existing_files_are_replaced_only_when_told(tmp_path: Path, name: str) -
     assert {file.name for file in tmp_path.iterdir()} == {"train.beton", "train.json", "train.txt"}
 
 
+@pytest.mark.parametrize("name", ["train.beton", "train.json", "train.txt"])
+def test_a_folder_of_that_name_is_refused_before_anything_is_replaced(name: str, tmp_path: Path) -> None:
+    """Defect: the manifest and the names were replaced first."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder: remove it, or choose another"):
+        write(Pairs(IMAGES["pil"], int), tmp_path / "train.beton", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_failed_write_keeps_the_file_before(tmp_path: Path) -> None:
     path = write(Pairs(IMAGES["pil"], int), tmp_path / "train.beton")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}

@@ -171,7 +171,12 @@ def _shown(value: Any) -> Any:
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, and leave nothing under it; OSError becomes UserError."""
+    """Give a temporary name beside `path`, and leave nothing under it; OSError becomes UserError.
+
+    A folder of that name could not be replaced, which would show only when other files have been.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: remove it, or choose another --out-dir or path")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
