@@ -18,7 +18,7 @@ from tests.betons import Beton
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "ffcv_questions.md"
 BEGINNING, *ANSWERS = PAGE.read_text(encoding="utf-8").split("\n## ")
-ISSUES = ("152", "208", "344", "87", "343", "381", "392", "164", "394")
+ISSUES = ("152", "208", "344", "87", "343", "381", "77", "392", "164", "394")
 
 
 def code(section: str, language: str) -> str:
@@ -84,6 +84,12 @@ def test_381_serves_the_samples_that_are_named(names: dict[str, Any], beton: Bet
     assert names["found"].keys() == {3, 12, 50}
     for i, image in names["found"].items():
         np.testing.assert_array_equal(image.numpy(), beton.images[i])
+
+
+def test_77_serves_two_crops_of_each_image(names: dict[str, Any], beton: Beton) -> None:
+    exec(answer("77"), names)
+    assert names["first"].shape == names["second"].shape == (16, 8, 8, 3)
+    assert (names["first"] != names["second"]).flatten(1).any(1).float().mean() > 0.9
 
 
 def test_392_and_164_repeat(names: dict[str, Any]) -> None:
