@@ -329,12 +329,12 @@ def test_the_first_checkpoint_is_of_both_runs() -> None:
 
 
 def test_where_nothing_can_be_saved_the_line_does_not_say_to_ask_for_less() -> None:
-    for batch, setup, most, remedy in (
-        (32, 1.0, "0.000", "lower train.batch_size"),
-        (32, 97.5, "-0.500", "lower train.batch_size"),
-        (16, 193.0, "-0.497", "train longer"),
+    for batch, setup, remedy in (
+        (32, 1.0, "lower train.batch_size"),
+        (32, 97.5, "lower train.batch_size"),
+        (16, 193.0, "train longer"),
     ):
-        with pytest.raises(UserError, match=rf"can save {most} at most .* here; {remedy}, or leave prune\.save out"):
+        with pytest.raises(UserError, match=rf"can save nothing of .* here; {remedy}, or leave prune\.save out"):
             scale = Scale(32, batch, 6, 6, setup=setup, full_setup=1.0)
             Plan.make(0.4, methods.build("random", period=1), Pace(step=1.0), scale)
 
@@ -476,7 +476,7 @@ def test_what_cannot_be_saved_is_refused_and_nothing_is_written(config_file: Pat
     done = command("train_imagenet.py", *options, "--prune.save=0.97")
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "prune.save" in line]
-    assert re.search(r"method ucb can save -?\d+\.\d{3} at most of a full run of 6 epochs", line), line
+    assert re.search(r"method ucb can save (nothing|\d+\.\d{3} at most) of a full run of 6 epochs", line), line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
 

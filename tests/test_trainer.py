@@ -226,9 +226,12 @@ def test_ctrl_c_in_an_epoch_leaves_a_readable_folder_and_no_threads(settings: Se
     assert (status["status"], status["epochs"]) == ("interrupted", 2)
 
 
-def test_a_diverged_model_stops_the_run_with_an_error(settings: Settings, loaders: Loaders) -> None:
-    own = settings(train__lr=1e30, run__save_every=0)
-    with pytest.raises(UserError, match=r"diverged.*train\.lr"):
+@pytest.mark.parametrize(("amp", "remedy"), [("off", ""), ("bf16", ", or set train.amp=off")])
+def test_a_diverged_model_stops_the_run_with_an_error(
+    amp: str, remedy: str, settings: Settings, loaders: Loaders
+) -> None:
+    own = settings(train__lr=1e30, train__amp=amp, run__save_every=0)
+    with pytest.raises(UserError, match=rf"diverged; begin a new run with a lower train\.lr{remedy}$"):
         train(own, loaders)
     run = Path(own.run.out) / "small"
     assert json.loads((run / "status.json").read_text())["status"] == "failed"

@@ -257,3 +257,8 @@ def choose_amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "fp16" and device.type == "cpu":
         raise UserError("train.amp=fp16 needs a CUDA device; use bf16 or off")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+
+
+def or_amp_off(amp_dtype: torch.dtype | None) -> str:
+    """The second remedy against a model that diverged; none where training is in float32 already."""
+    return "" if amp_dtype is None else ", or set train.amp=off"

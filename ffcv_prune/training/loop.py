@@ -22,7 +22,7 @@ from ffcv_prune.pruner import Swap
 from ffcv_prune.training import checkpoint
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.dataset import image_sides
-from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, evaluate, or_amp_off
 from ffcv_prune.training.loaders import Loaders
 from ffcv_prune.training.pace import measure
 from ffcv_prune.training.plan import Plan, Scale
@@ -35,11 +35,11 @@ from ffcv_prune.training.trackers import Tracker
 CUDA_ASKS = 8  # steps from one question to the other ranks to the next: over the CPU it is long beside a short step
 
 
-def check_converges(loss: float) -> None:
+def check_converges(loss: float, amp_dtype: torch.dtype | None) -> None:
     if not math.isfinite(loss):
         raise UserError(
-            f"the training loss is {loss}, the model diverged; "
-            "begin a new run with a lower train.lr, or with train.amp=off"
+            f"the training loss is {loss}, the model diverged; begin a new run with a lower train.lr"
+            f"{or_amp_off(amp_dtype)}"
         )
 
 
@@ -137,7 +137,7 @@ class Trainer:
                 self._compile()
             loss, steps = self._train_epoch(epoch, folder, stop)
             if loss is not None:
-                check_converges(loss)
+                check_converges(loss, self.stepper.amp_dtype)
             elif self.world.is_main:
                 warnings.warn(
                     f"epoch {epoch} made no step: of its {steps} batches, method {self.pruner.method.name} chose fewer "
@@ -280,7 +280,8 @@ class Trainer:
     def _save(self, folder: RunFolder | None, state: dict[str, Any] | None = None) -> None:
         """Write a checkpoint of `state`, None: that of now. All ranks must call."""
         state = self.state_dict() if state is None else state
-        check_converges(sum(own["loss_sum"] for own in state["ranks"]))  # keep the checkpoint before
+        losses = sum(own["loss_sum"] for own in state["ranks"])
+        check_converges(losses, self.stepper.amp_dtype)  # keep the checkpoint before
         with self.world.together():
             if folder is not None:
                 checkpoint.save(folder.path, self.config, self.dataset.fingerprints, state)

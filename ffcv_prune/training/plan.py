@@ -137,10 +137,12 @@ class Plan:
             longer = longer or sum(seconds_of(smallest, pace, scale).values()) < full
         if not solved:
             remedy = "train longer" if longer else "lower train.batch_size"  # with a batch an epoch no length helps
-            remedy = f"ask for less, or {remedy}" if round(most, 3) > 0 else f"{remedy}, or leave prune.save out"
+            saves_any = round(most, 3) > 0
+            most_of = f"can save {most:.3f} at most of" if saves_any else "can save nothing of"
+            remedy = f"ask for less, or {remedy}" if saves_any else f"{remedy}, or leave prune.save out"
             raise UserError(
-                f"prune.save={asked:g}: method {preset.name} can save {most:.3f} at most of a full run of "
-                f"{scale.epochs} epochs here; {remedy}"
+                f"prune.save={asked:g}: method {preset.name} {most_of} a full run of {scale.epochs} epochs here; "
+                f"{remedy}"
             )
         solved = [choice for choice in solved if _has_time(choice, scale.epochs)] or solved
         enough = min(ENOUGH * scale.n, NEARLY * max(map(scale.least_trained, solved)))

@@ -28,7 +28,7 @@ from ffcv_prune.scoring.static_formulas import ForgetCounts, el2n, grand
 from ffcv_prune.training import score_file
 from ffcv_prune.training.clock import Clock
 from ffcv_prune.training.dataset import side_of
-from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss
+from ffcv_prune.training.epoch import Stepper, choose_amp_dtype, mean_loss, or_amp_off
 from ffcv_prune.training.loaders import Loaders, settings_of
 from ffcv_prune.training.pruning import training_sides
 from ffcv_prune.training.run_folder import provenance
@@ -116,7 +116,9 @@ class _Scorer:
         self.clock.start()
         scores = np.stack([self._score(number, seed) for number, seed in enumerate(seeds)])
         if not np.isfinite(scores).all():
-            raise UserError("some static scores are not finite: a model diverged; lower train.lr, or set train.amp=off")
+            raise UserError(
+                f"some static scores are not finite: a model diverged; lower train.lr{or_amp_off(self.amp_dtype)}"
+            )
         return scores, {phase: seconds for phase, seconds in self.clock.take().items() if phase in _PHASES}
 
     def _score(self, number: int, seed: int) -> NDArray[np.float32]:
@@ -154,7 +156,9 @@ class _Scorer:
                 loss = stepper.train_epoch(loader, epoch, mean_loss, bar, lambda: None)
             assert loss is not None
             if not math.isfinite(loss):
-                raise UserError(f"{description}: the loss is {loss}, the model diverged; lower train.lr")
+                raise UserError(
+                    f"{description}: the loss is {loss}, the model diverged; lower train.lr{or_amp_off(self.amp_dtype)}"
+                )
             print(f"{description}: loss {loss:.4f}", flush=True)
         self.clock.lap("train", load=loader.wait_seconds - waited)
 
