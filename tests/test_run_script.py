@@ -1,6 +1,6 @@
 """`run` on machines it does not have: a copy of it, a PATH of stubs that write down how they were called.
 
-FFCV, pip and apt are not run here; the commands that `run` would have them do are compared.
+FFCV, uv, pip and apt are not run here; the commands that `run` would have them do are compared.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ case "$*" in
     for i in {1..30}; do echo "Collecting package $i"; done
     [ ! -e "$STATE/pip-dies" ] || kill -9 "$PPID"
     [ ! -e "$STATE/pip-fails" ] || { echo "ERROR: no network" >&2 && exit 1; } ;;
+"-m uv "*) [ ! -e "$STATE/uv-fails" ] ;;
 "-m mypy "*) [ ! -e "$STATE/mypy-fails" ] ;;
 *test_mixture.py) [ ! -e "$STATE/fits-fail" ] ;;
 esac
@@ -121,16 +122,20 @@ def test_complete_machine_is_not_touched_and_a_repeat_installs_nothing(machine: 
     first = machine.run("python", "-c", "print()")
     assert first.returncode == 0, first.stderr
     assert machine.calls("apt-get") == []
-    assert len([call for call in machine.calls("python") if "-m pip" in call]) == 1
+    python = machine.root / ".venv" / "bin" / "python"
+    assert [call for call in machine.calls("python") if " install " in call] == [
+        "python -m pip install --disable-pip-version-check uv",
+        f"python -m uv pip install --python {python} --compile-bytecode --editable {machine.root}[test]",
+    ]
     assert first.stderr.splitlines() == [
         "run: system packages: present",
         "run: making .venv with Python 3.11.2",
-        "run: installing python packages into .venv (pip; several minutes and gigabytes the first time)",
+        "run: installing python packages into .venv (uv; several minutes and gigabytes the first time)",
     ]
     second = machine.run("python", "-c", "print()")
     assert second.returncode == 0
     assert machine.calls("python")[-1] == "python -c print()"
-    assert not [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]
+    assert not [call for call in machine.calls("python") if " install " in call or "-m venv" in call]
     assert second.stderr.splitlines()[-1] == "run: python packages: up to date in .venv"
 
 
@@ -241,9 +246,17 @@ def test_changed_dependencies_are_installed_into_the_same_environment(machine: M
     with (machine.root / changed).open("a") as file:
         file.write("# changed\n")
     assert machine.run("python").returncode == 0
-    calls = [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]
-    assert len(calls) == 1
-    assert "-m pip install" in calls[0]
+    calls = [call for call in machine.calls("python") if " install " in call or "-m venv" in call]
+    assert [call.split()[2] for call in calls] == ["pip", "uv"]
+
+
+@needs_certificates
+def test_where_uv_gets_no_packages_pip_does(machine: Machine) -> None:
+    machine.set("uv-fails")
+    assert machine.run("python").returncode == 0
+    _, by_uv, by_pip = (call for call in machine.calls("python") if " install " in call)
+    assert by_uv.startswith("python -m uv pip install ")
+    assert by_pip == f"python -m pip install --disable-pip-version-check --editable {machine.root}[test]"
 
 
 @needs_certificates
@@ -303,13 +316,14 @@ def test_all_tests_fit_the_mixture_too_in_an_environment_of_its_own(machine: Mac
     assert [call for call in machine.calls("python3") if "-m venv" in call] == [
         f"python3 -m venv {machine.root}/{name}" for name in (".venv-analysis", ".venv")
     ]
-    installed, *others = machine.calls("python")
-    assert installed == "python -m pip install --disable-pip-version-check pymc pytest pytest-timeout"
+    _, installed, *others = machine.calls("python")
+    assert installed.startswith("python -m uv pip install ")
+    assert installed.endswith(" pymc pytest pytest-timeout")
     others.remove("python -m pytest --noconftest -m  tests/test_mixture.py")  # beside the next, in any order
-    assert [call.split()[2] for call in others] == ["pip", "ruff", "ruff", "mypy", "pytest"]
+    assert [call.split()[2] for call in others] == ["pip", "uv", "ruff", "ruff", "mypy", "pytest"]
     assert others[-1] == "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder"
     assert machine.run("test").returncode == 0
-    assert not [call for call in machine.calls("python") if "-m pip" in call or "-m venv" in call]
+    assert not [call for call in machine.calls("python") if " install " in call or "-m venv" in call]
     (machine.root / ".venv-analysis" / "incomplete").touch()
     assert "removing .venv-analysis: it is incomplete" in machine.run("test").stderr
 
